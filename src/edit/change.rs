@@ -1,0 +1,128 @@
+//! What an edit changes, as taps.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Int, Tensor};
+
+use crate::model::tap::{Span, Tap, Weight};
+
+/// What an edit changes.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Change {
+    /// Deltas added to weights and biases.
+    Weights(WeightChange),
+}
+
+/// Deltas by the name of the weight they are added to.
+#[derive(Debug, Clone, Default)]
+pub struct WeightChange {
+    /// Added to weight matrices.
+    pub matrices: BTreeMap<Weight, Delta>,
+    /// Added to the biases of the matrices, `[d_out]`.
+    pub biases: BTreeMap<Weight, Tensor<1>>,
+}
+
+/// A change of one matrix `[d_in, d_out]`.
+#[derive(Debug, Clone)]
+pub enum Delta {
+    /// `ΔW = A·B`.
+    LowRank {
+        /// `[d_in, rank]`
+        a: Tensor<2>,
+        /// `[rank, d_out]`
+        b: Tensor<2>,
+    },
+    /// `ΔW` itself, `[d_in, d_out]`.
+    Dense(Tensor<2>),
+}
+
+impl Delta {
+    /// `[d_in, d_out]`
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Delta::LowRank { a, b } => [a.dims()[0], b.dims()[1]],
+            Delta::Dense(delta) => delta.dims(),
+        }
+    }
+
+    /// The rank it is stored with: an upper bound of its rank.
+    pub fn rank(&self) -> usize {
+        match self {
+            Delta::LowRank { a, .. } => a.dims()[1],
+            Delta::Dense(delta) => delta.dims()[0].min(delta.dims()[1]),
+        }
+    }
+
+    /// ΔW, multiplied out.
+    pub fn dense(&self) -> Tensor<2> {
+        match self {
+            Delta::LowRank { a, b } => a.clone().matmul(b.clone()),
+            Delta::Dense(delta) => delta.clone(),
+        }
+    }
+
+    /// The Frobenius norm ‖ΔW‖, without multiplying out: `‖AB‖² = ⟨AᵀA, BBᵀ⟩`.
+    pub fn norm(&self) -> f64 {
+        let square: f64 = match self {
+            Delta::LowRank { a, b } => {
+                let left = a.clone().transpose().matmul(a.clone());
+                let right = b.clone().matmul(b.clone().transpose());
+                left.mul(right).sum().into_data().iter::<f64>().sum()
+            }
+            Delta::Dense(delta) => delta.clone().square().sum().into_data().iter::<f64>().sum(),
+        };
+        square.max(0.0).sqrt()
+    }
+}
+
+/// Adds `(x·A)·B` and biases to the outputs of weights, the same for every row.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Deltas {
+    pub(super) matrices: BTreeMap<Weight, (Tensor<2>, Tensor<2>)>,
+    pub(super) biases: BTreeMap<Weight, Tensor<1>>,
+}
+
+impl Tap for &Deltas {
+    fn linear(&mut self, at: Weight, _span: &Span, input: &Tensor<3>, output: Tensor<3>) -> Tensor<3> {
+        let mut output = output;
+        if let Some((a, b)) = self.matrices.get(&at) {
+            let [rows, cells, d_in] = input.dims();
+            let change = input.clone().reshape([rows * cells, d_in]).matmul(a.clone()).matmul(b.clone());
+            output = output + change.reshape([rows, cells, b.dims()[1]]);
+        }
+        if let Some(bias) = self.biases.get(&at) {
+            output = output + bias.clone().unsqueeze();
+        }
+        output
+    }
+}
+
+/// A low-rank delta for each record of a batch, so that independent edits share one forward pass.
+#[derive(Debug, Clone, Default)]
+pub struct RecordDeltas {
+    /// For each weight `A [records, d_in, rank]` and `B [records, rank, d_out]`.
+    pub matrices: BTreeMap<Weight, (Tensor<3>, Tensor<3>)>,
+}
+
+impl Tap for RecordDeltas {
+    fn linear(&mut self, at: Weight, span: &Span, input: &Tensor<3>, output: Tensor<3>) -> Tensor<3> {
+        let Some((a, b)) = self.matrices.get(&at) else { return output };
+        let [rows, cells, d_in] = input.dims();
+        let [records, rank, d_out] = b.dims();
+        let per_record = rows / records;
+        let grouped = rows == records * per_record
+            && span.rows.iter().enumerate().all(|(index, row)| row.record == index / per_record.max(1));
+        if grouped {
+            // Rows of one record stand together: its factors serve them in one product.
+            let x = input.clone().reshape([records, per_record * cells, d_in]);
+            let change = x.matmul(a.clone()).matmul(b.clone());
+            return output + change.reshape([rows, cells, d_out]);
+        }
+        let index: Vec<i64> = span.rows.iter().map(|row| row.record as i64).collect();
+        let index = Tensor::<1, Int>::from_data(index.as_slice(), &input.device().inner());
+        debug_assert_eq!(b.dims()[1], rank);
+        let change = input.clone().matmul(a.clone().select(0, index.clone())).matmul(b.clone().select(0, index));
+        output + change
+    }
+}

@@ -1,0 +1,206 @@
+//! A frozen base and an ordered stack of edits.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+use super::change::{Change, Delta, Deltas};
+use super::Edit;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::decoder::Decoder;
+use crate::model::past::Past;
+use crate::model::tap::{Both, Span, Tap, Weight};
+use crate::model::tokens::Tokens;
+
+/// A frozen base with edits on it: all that evaluation, prediction and generation see. Cheap to clone.
+#[derive(Clone)]
+pub struct Edited {
+    base: Arc<Model>,
+    edits: Vec<Arc<Edit>>,
+    /// The base's decoder, with the weights replaced whose changes are too large to run as factors.
+    decoder: Decoder,
+    deltas: Deltas,
+    id: String,
+}
+
+impl Edited {
+    /// The base without edits.
+    pub fn new(base: Arc<Model>) -> Self {
+        let decoder = base.decoder.clone();
+        let id = base.fingerprint.clone();
+        Edited { base, edits: vec![], decoder, deltas: Deltas::default(), id }
+    }
+
+    /// The frozen base.
+    pub fn base(&self) -> &Arc<Model> {
+        &self.base
+    }
+
+    /// The edits, lowest first.
+    pub fn edits(&self) -> &[Arc<Edit>] {
+        &self.edits
+    }
+
+    /// The base's fingerprint, or the hash of it and of the edits' ids.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The ids of the edits, lowest first: what a further edit is computed on.
+    pub fn edit_ids(&self) -> Vec<String> {
+        self.edits.iter().map(|edit| edit.id().to_owned()).collect()
+    }
+
+    /// The same model with one edit more on top.
+    ///
+    /// # Errors
+    /// An edit made on another base, or of weights this model does not have.
+    pub fn with(&self, edit: impl Into<Arc<Edit>>) -> Result<Edited> {
+        let edit = edit.into();
+        if edit.provenance.base != self.base.fingerprint {
+            return Err(Error::OtherBase {
+                what: format!("edit {}", edit.id()),
+                made_on: edit.provenance.base.clone(),
+                model: self.base.fingerprint.clone(),
+            });
+        }
+        self.with_foreign(edit)
+    }
+
+    /// As [`Edited::with`], for an edit that may have been made on another base.
+    ///
+    /// # Errors
+    /// An edit of weights this model does not have, or has in another shape.
+    pub fn with_foreign(&self, edit: impl Into<Arc<Edit>>) -> Result<Edited> {
+        let edits = self.edits.iter().cloned().chain([edit.into()]).collect();
+        Edited::stack(self.base.clone(), edits)
+    }
+
+    /// The same model without one edit of the stack, and the ids of later edits that were computed on it.
+    ///
+    /// # Errors
+    /// There is no such edit.
+    pub fn without(&self, id: &str) -> Result<(Edited, Vec<String>)> {
+        let mut edits = self.edits.clone();
+        let index = edits.iter().position(|edit| edit.id() == id);
+        let index = index.ok_or_else(|| Error::Input(format!("there is no edit {id} on this model")))?;
+        edits.remove(index);
+        let later = edits[index..].iter().filter(|edit| edit.provenance.computed_on.iter().any(|on| on == id));
+        let dependent = later.map(|edit| edit.id().to_owned()).collect();
+        Ok((Edited::stack(self.base.clone(), edits)?, dependent))
+    }
+
+    fn stack(base: Arc<Model>, edits: Vec<Arc<Edit>>) -> Result<Edited> {
+        let mut edited = Edited::new(base);
+        if edits.is_empty() {
+            return Ok(edited);
+        }
+        let mut changes: BTreeMap<Weight, Vec<&Delta>> = BTreeMap::new();
+        for edit in &edits {
+            let Change::Weights(change) = &edit.change;
+            for (at, delta) in &change.matrices {
+                changes.entry(*at).or_default().push(delta);
+            }
+            for (at, bias) in &change.biases {
+                let linear = edited.decoder.linear(*at)?;
+                check_shape(edit, *at, &[linear.weight.val().dims()[1]], &bias.dims())?;
+                let sum = match edited.deltas.biases.remove(at) {
+                    Some(known) => known + bias.clone(),
+                    None => bias.clone(),
+                };
+                edited.deltas.biases.insert(*at, sum);
+            }
+            for (at, delta) in &change.matrices {
+                check_shape(edit, *at, &edited.base.decoder.linear(*at)?.weight.val().dims(), &delta.shape())?;
+            }
+        }
+        for (at, deltas) in changes {
+            let linear = edited.base.decoder.linear(at)?;
+            let [d_in, d_out] = linear.weight.val().dims();
+            let rank: usize = deltas.iter().map(|delta| delta.rank()).sum();
+            let dense = deltas.iter().any(|delta| matches!(delta, Delta::Dense(_)));
+            // Factors cost rank·(d_in + d_out) a token, the product d_in·d_out: from there on the sum is cheaper.
+            if dense || rank * (d_in + d_out) >= d_in * d_out {
+                let weight = deltas.iter().fold(linear.weight.val(), |sum, delta| sum + delta.dense());
+                let bias = linear.bias.as_ref().map(|bias| bias.val());
+                edited.decoder = edited.decoder.with_linear(at, weight, bias)?;
+            } else {
+                let factors = deltas.into_iter().filter_map(|delta| match delta {
+                    Delta::LowRank { a, b } => Some((a.clone(), b.clone())),
+                    Delta::Dense(_) => None,
+                });
+                let (a, b): (Vec<_>, Vec<_>) = factors.unzip();
+                edited.deltas.matrices.insert(at, (Tensor::cat(a, 1), Tensor::cat(b, 0)));
+            }
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(edited.base.fingerprint.as_bytes());
+        for edit in &edits {
+            hasher.update(edit.id().as_bytes());
+        }
+        edited.id = hasher.finalize().to_hex().to_string();
+        edited.edits = edits;
+        Ok(edited)
+    }
+
+    /// The number of layers.
+    pub fn layers(&self) -> usize {
+        self.decoder.spec.layers
+    }
+
+    /// The lowest layer whose result may differ between two stacks on one base; the number of layers if none does.
+    pub fn first_difference(&self, other: &Edited) -> usize {
+        let common = self.edits.iter().zip(&other.edits).take_while(|(a, b)| a.id() == b.id()).count();
+        let changed = self.edits[common..].iter().chain(&other.edits[common..]).flat_map(|edit| {
+            let Change::Weights(change) = &edit.change;
+            change.matrices.keys().chain(change.biases.keys()).map(|at| at.layer)
+        });
+        changed.min().unwrap_or(self.layers())
+    }
+
+    /// Tokens to the input of the first block, `[batch, tokens, width]`.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, or a position outside the context.
+    pub fn embed(&self, tokens: &Tokens, tap: &mut dyn Tap) -> Result<Tensor<3>> {
+        self.decoder.embed(tokens, tap)
+    }
+
+    /// The residual stream through the edited blocks of `layers`. The tap sees what the edits made.
+    ///
+    /// # Errors
+    /// A past of another model, or one that does not fit the batch.
+    pub fn blocks(
+        &self,
+        hidden: Tensor<3>,
+        layers: Range<usize>,
+        span: &Span,
+        past: Option<&mut Past>,
+        tap: &mut dyn Tap,
+    ) -> Result<Tensor<3>> {
+        if let Some(past) = &past {
+            past.check_owner(&self.id)?;
+        }
+        self.decoder.blocks(hidden, layers, span, past, &mut Both(&self.deltas, tap))
+    }
+
+    /// Logits `[positions, vocabulary]` at (row, cell) pairs.
+    pub fn head(&self, hidden: Tensor<3>, positions: &[(usize, usize)]) -> Tensor<2> {
+        self.decoder.head(hidden, positions)
+    }
+
+    /// An empty past of this model.
+    pub fn past(&self) -> Past {
+        Past::new(self.id.clone(), self.layers())
+    }
+}
+
+fn check_shape(edit: &Edit, at: Weight, model: &[usize], delta: &[usize]) -> Result<()> {
+    if model == delta {
+        return Ok(());
+    }
+    Err(Error::Input(format!("edit {} changes {at} as {delta:?}, but the model has it as {model:?}", edit.id())))
+}

@@ -1,0 +1,107 @@
+//! Edits as values, and a frozen model with a stack of them.
+
+pub mod change;
+pub mod edited;
+pub mod file;
+pub mod generate;
+pub mod score;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::data::record::EditRecord;
+use crate::error::{Error, Result};
+
+pub use change::{Change, Delta, RecordDeltas, WeightChange};
+pub use edited::Edited;
+
+/// What an editor is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EditRequest {
+    /// The sentence to edit, with the subject in its place.
+    pub prompt: String,
+    /// What the model is to answer.
+    pub target_new: String,
+    /// The thing the fact is about; it occurs in `prompt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// What the model answers before, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_true: Option<String>,
+}
+
+impl From<&EditRecord> for EditRequest {
+    fn from(record: &EditRecord) -> Self {
+        EditRequest {
+            prompt: record.prompt.clone(),
+            target_new: record.target_new.clone(),
+            subject: record.subject.clone(),
+            target_true: record.target_true.clone(),
+        }
+    }
+}
+
+/// Where an edit comes from: enough to make it again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The editor's name ("mend", "rome", ...).
+    pub method: String,
+    /// Its settings, as the editor's config has them.
+    pub settings: serde_json::Value,
+    /// What was asked for.
+    pub requests: Vec<EditRequest>,
+    /// The seed of every random draw.
+    pub seed: u64,
+    /// The version of this program.
+    pub version: String,
+    /// The fingerprint of the frozen base.
+    pub base: String,
+    /// The ids of the edits it was computed on, lowest first.
+    pub computed_on: Vec<String>,
+}
+
+/// A change of what a model believes: a value that can be saved, stacked and taken back. It mutates nothing.
+#[derive(Debug, Clone)]
+pub struct Edit {
+    id: String,
+    /// Where it comes from.
+    pub provenance: Provenance,
+    /// What it changes.
+    pub change: Change,
+    /// What its editor wants back for its next edit.
+    pub state: BTreeMap<String, Tensor<2>>,
+}
+
+impl Edit {
+    /// An edit; its id is the hash of its contents.
+    pub fn new(provenance: Provenance, change: Change, state: BTreeMap<String, Tensor<2>>) -> Self {
+        let mut edit = Edit { id: String::new(), provenance, change, state };
+        edit.id = blake3::hash(&file::contents(&edit)).to_hex()[..32].to_owned();
+        edit
+    }
+
+    /// The hash of its contents: 32 hexadecimal digits.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Writes it as one safetensors file, whole or not at all.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        crate::files::write(path, &file::contents(self))
+    }
+
+    /// Reads an edit file; its tensors go to `device`.
+    ///
+    /// # Errors
+    /// A file that is missing, broken, or no edit.
+    pub fn load(path: &Path, device: &Device) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        file::read(&bytes, device).map_err(|message| Error::file(path, message))
+    }
+}

@@ -1,0 +1,109 @@
+//! What an edited model says of given continuations.
+
+use burn::tensor::{Int, Tensor, activation};
+
+use super::Edited;
+use crate::error::Result;
+use crate::model::tap::NoTap;
+use crate::model::tokenizer::Continuation;
+use crate::model::tokens::Tokens;
+
+/// Cells that one forward pass of scoring holds at most: enough to fill the products, little enough to stay in memory.
+const CELLS: usize = 2048;
+
+/// A model's word on one continuation, token by token of the target, under teacher forcing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The target's tokens.
+    pub target: Vec<u32>,
+    /// ln p of each, given the prompt and the target's tokens before it.
+    pub log_probabilities: Vec<f32>,
+    /// The likeliest token in the place of each.
+    pub argmax: Vec<u32>,
+}
+
+impl Scored {
+    /// Mean negative log-likelihood a token.
+    pub fn nll(&self) -> f64 {
+        -self.log_probabilities.iter().map(|&value| f64::from(value)).sum::<f64>() / self.log_probabilities.len() as f64
+    }
+
+    /// Probability of the whole target.
+    pub fn probability(&self) -> f64 {
+        self.log_probabilities.iter().map(|&value| f64::from(value)).sum::<f64>().exp()
+    }
+
+    /// Whether every token of the target is the likeliest.
+    pub fn exact(&self) -> bool {
+        self.argmax == self.target
+    }
+}
+
+/// Scores continuations on several stacks over one base; the layers below their first difference run once.
+///
+/// Gives one list a model, each in the order of `continuations`.
+///
+/// # Errors
+/// A continuation longer than the context.
+pub fn score(models: &[&Edited], continuations: &[Continuation]) -> Result<Vec<Vec<Scored>>> {
+    let mut results = vec![vec![None; continuations.len()]; models.len()];
+    let Some(first) = models.first() else { return Ok(vec![]) };
+    let shared = models.iter().map(|model| first.first_difference(model)).min().unwrap_or(0);
+    for batch in buckets(continuations.iter().map(|continuation| continuation.ids.len())) {
+        // The last token of a target is predicted, never read.
+        let rows = batch.iter().map(|&index| {
+            let ids = &continuations[index].ids;
+            ids[..ids.len() - 1].to_vec()
+        });
+        let tokens = Tokens::new(rows.collect());
+        let reads = batch.iter().enumerate().flat_map(|(row, &index)| continuations[index].reads().map(move |cell| (row, cell)));
+        let reads: Vec<_> = reads.collect();
+        let targets: Vec<u32> = batch.iter().flat_map(|&index| continuations[index].target().iter().copied()).collect();
+        let hidden = first.embed(&tokens, &mut NoTap)?;
+        let hidden = first.blocks(hidden, 0..shared, tokens.span(), None, &mut NoTap)?;
+        for (model, results) in models.iter().zip(&mut results) {
+            let hidden = model.blocks(hidden.clone(), shared..model.layers(), tokens.span(), None, &mut NoTap)?;
+            let (log_probabilities, argmax) = read(model.head(hidden, &reads), &targets);
+            let mut from = 0;
+            for &index in &batch {
+                let target = continuations[index].target().to_vec();
+                let here = from..from + target.len();
+                from = here.end;
+                results[index] = Some(Scored {
+                    target,
+                    log_probabilities: log_probabilities[here.clone()].to_vec(),
+                    argmax: argmax[here].to_vec(),
+                });
+            }
+        }
+    }
+    Ok(results.into_iter().map(|list| list.into_iter().flatten().collect()).collect())
+}
+
+/// ln p of `targets` and the likeliest tokens, from logits `[targets, vocabulary]`.
+fn read(logits: Tensor<2>, targets: &[u32]) -> (Vec<f32>, Vec<u32>) {
+    let log = activation::log_softmax(logits, 1);
+    let argmax = log.clone().argmax(1).into_data().iter::<i64>().map(|id| id as u32).collect();
+    (target_log_probabilities(log, targets).into_data().iter::<f32>().collect(), argmax)
+}
+
+/// The entries of `log [targets, vocabulary]` at the targets, `[targets]`.
+pub fn target_log_probabilities(log: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+    let index: Vec<i64> = targets.iter().map(|&id| id as i64).collect();
+    let index = Tensor::<1, Int>::from_data(index.as_slice(), &log.device().inner());
+    log.gather(1, index.unsqueeze_dim(1)).squeeze_dim(1)
+}
+
+/// Indices in batches of like length, none of more than [`CELLS`] cells (a longer text stands alone).
+pub fn buckets(lengths: impl Iterator<Item = usize>) -> Vec<Vec<usize>> {
+    let mut order: Vec<(usize, usize)> = lengths.enumerate().map(|(index, length)| (length, index)).collect();
+    order.sort();
+    let mut batches: Vec<Vec<usize>> = vec![];
+    for (length, index) in order {
+        match batches.last_mut() {
+            Some(batch) if (batch.len() + 1) * length <= CELLS => batch.push(index),
+            _ => batches.push(vec![index]),
+        }
+    }
+    batches
+}

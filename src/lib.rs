@@ -1,0 +1,11 @@
+//! Train, apply and compare editors of what a language model believes.
+
+pub mod data;
+pub mod edit;
+pub mod error;
+pub mod files;
+pub mod model;
+
+pub use edit::{Change, Delta, Edit, EditRequest, Edited, Provenance};
+pub use error::{Error, Result};
+pub use model::Model;

@@ -1,0 +1,151 @@
+//! Causal attention over absolute positions, with rotary embedding and shared key-value heads.
+
+use burn::tensor::{DType, Device, Tensor, TensorData, activation};
+
+use super::past::Past;
+use super::spec::{DecoderSpec, Positions, Rotary};
+use super::tap::Span;
+
+/// What all layers of one pass share: rotary angles of the batch's cells and who sees whom.
+pub(super) struct Geometry {
+    /// Cosines and sines `[batch or 1, tokens, 1, width / 2]`.
+    rotary: Option<[Tensor<4>; 2]>,
+    /// For each window that occurs, `[batch or 1, 1, tokens, past + tokens]`: 0 where a cell sees another, −∞ elsewhere.
+    /// Nothing where every cell sees all.
+    masks: Vec<(Option<usize>, Option<Tensor<4>>)>,
+}
+
+impl Geometry {
+    pub(super) fn new(spec: &DecoderSpec, span: &Span, seen: &[Vec<Option<usize>>], device: &Device, dtype: DType) -> Self {
+        // Rows that stand alike share one mask and one table of angles.
+        let alike = span.rows.windows(2).all(|pair| pair[0].start == pair[1].start && pair[0].len == pair[1].len)
+            && seen.windows(2).all(|pair| pair[0] == pair[1]);
+        let rows = if alike { 1 } else { span.rows.len() };
+        let rotary = match &spec.positions {
+            Positions::Rotary(rotary) => Some(angles(rotary, span, rows, device, dtype)),
+            Positions::Learned => None,
+        };
+        let mut masks: Vec<(Option<usize>, Option<Tensor<4>>)> = vec![];
+        for &window in &spec.windows {
+            if masks.iter().all(|(known, _)| *known != window) {
+                masks.push((window, mask(window, span, seen, rows, device, dtype)));
+            }
+        }
+        Geometry { rotary, masks }
+    }
+
+    fn mask(&self, window: Option<usize>) -> Option<Tensor<4>> {
+        self.masks.iter().find(|(known, _)| *known == window).and_then(|(_, mask)| mask.clone())
+    }
+}
+
+fn angles(rotary: &Rotary, span: &Span, rows: usize, device: &Device, dtype: DType) -> [Tensor<4>; 2] {
+    let frequencies = rotary.frequencies();
+    let cells = (0..rows).flat_map(|row| (0..span.width).map(move |cell| (row, cell)));
+    let positions: Vec<f64> = cells.map(|(row, cell)| span.position(row, cell).unwrap_or(0) as f64).collect();
+    [f64::cos, f64::sin].map(|of: fn(f64) -> f64| {
+        let values: Vec<f64> = positions.iter().flat_map(|position| frequencies.iter().map(move |f| of(position * f))).collect();
+        Tensor::from_data(TensorData::new(values, [rows, span.width, 1, frequencies.len()]), (device, dtype))
+    })
+}
+
+fn mask(window: Option<usize>, span: &Span, seen: &[Vec<Option<usize>>], rows: usize, device: &Device, dtype: DType) -> Option<Tensor<4>> {
+    let before = seen.first().map_or(0, Vec::len);
+    let mut values = Vec::with_capacity(rows * span.width * (before + span.width));
+    for row in 0..rows {
+        let new = (0..span.width).map(|cell| span.position(row, cell));
+        let keys: Vec<Option<usize>> = seen[row].iter().copied().chain(new).collect();
+        for cell in 0..span.width {
+            let query = span.position(row, cell);
+            values.extend(keys.iter().enumerate().map(|(index, key)| {
+                let visible = match (query, key) {
+                    (Some(query), Some(key)) => *key <= query && window.is_none_or(|window| query - key < window),
+                    // A padded cell sees itself, so that its softmax is finite; nobody reads it.
+                    (None, _) => index == before + cell,
+                    (Some(_), None) => false,
+                };
+                if visible { 0.0 } else { f32::NEG_INFINITY }
+            }));
+        }
+    }
+    if values.iter().all(|&value| value == 0.0) {
+        return None;
+    }
+    let data = TensorData::new(values, [rows, 1, span.width, before + span.width]);
+    Some(Tensor::from_data(data, (device, dtype)))
+}
+
+/// Rotates the first `width` channels of each head of `x [batch, tokens, heads, head width]`.
+fn rotate(x: Tensor<4>, rotary: &Rotary, [cos, sin]: &[Tensor<4>; 2]) -> Tensor<4> {
+    let [batch, tokens, heads, head_width] = x.dims();
+    let half = rotary.width / 2;
+    if rotary.interleaved {
+        let pairs = x.clone().slice([0..batch, 0..tokens, 0..heads, 0..rotary.width]).reshape([batch, tokens, heads * half, 2]);
+        let part = |index: usize| {
+            let part = pairs.clone().slice([0..batch, 0..tokens, 0..heads * half, index..index + 1]);
+            part.reshape([batch, tokens, heads, half])
+        };
+        let (a, b) = (part(0), part(1));
+        let first = a.clone() * cos.clone() - b.clone() * sin.clone();
+        let second = b * cos.clone() + a * sin.clone();
+        let turned = Tensor::cat(
+            vec![first.reshape([batch, tokens, heads * half, 1]), second.reshape([batch, tokens, heads * half, 1])],
+            3,
+        );
+        let turned = turned.reshape([batch, tokens, heads, rotary.width]);
+        return with_rest(turned, x, rotary.width);
+    }
+    let part = |from: usize| x.clone().slice([0..batch, 0..tokens, 0..heads, from..from + half]);
+    let (a, b) = (part(0), part(half));
+    let first = a.clone() * cos.clone() - b.clone() * sin.clone();
+    let second = b * cos.clone() + a * sin.clone();
+    let turned = Tensor::cat(vec![first, second], 3);
+    debug_assert!(rotary.width <= head_width);
+    with_rest(turned, x, rotary.width)
+}
+
+fn with_rest(turned: Tensor<4>, x: Tensor<4>, width: usize) -> Tensor<4> {
+    let [batch, tokens, heads, head_width] = x.dims();
+    if width == head_width {
+        return turned;
+    }
+    Tensor::cat(vec![turned, x.slice([0..batch, 0..tokens, 0..heads, width..head_width])], 3)
+}
+
+/// `softmax(q kᵀ / √d + mask) v` for each head; queries, keys and values `[batch, tokens, heads · head width]`.
+///
+/// The query heads that share a key-value head are stacked below one another, so that keys and values are never repeated.
+pub(super) fn attend(
+    spec: &DecoderSpec,
+    layer: usize,
+    span: &Span,
+    geometry: &Geometry,
+    [query, key, value]: [Tensor<3>; 3],
+    past: Option<&mut Past>,
+) -> Tensor<3> {
+    let [batch, tokens, _] = query.dims();
+    let (shared, width) = (spec.key_value_heads, spec.head_width);
+    let group = spec.heads / shared;
+    let turn = |x: Tensor<4>| match (&spec.positions, &geometry.rotary) {
+        (Positions::Rotary(rotary), Some(angles)) => rotate(x, rotary, angles),
+        _ => x,
+    };
+    let query = query.mul_scalar(1.0 / (width as f64).sqrt());
+    let query = turn(query.reshape([batch, tokens, spec.heads, width]));
+    let query = query.swap_dims(1, 2).reshape([batch, shared, group * tokens, width]);
+    let key = turn(key.reshape([batch, tokens, shared, width])).swap_dims(1, 2);
+    let value = value.reshape([batch, tokens, shared, width]).swap_dims(1, 2);
+    let (key, value) = match past {
+        Some(past) => past.append(layer, span, key, value),
+        None => (key, value),
+    };
+    let keys = key.dims()[2];
+    let scores = query.matmul(key.swap_dims(2, 3)).reshape([batch, spec.heads, tokens, keys]);
+    let scores = match geometry.mask(spec.windows[layer]) {
+        Some(mask) => scores + mask,
+        None => scores,
+    };
+    let weights = activation::softmax(scores, 3).reshape([batch, shared, group * tokens, keys]);
+    let mixed = weights.matmul(value).reshape([batch, spec.heads, tokens, width]);
+    mixed.swap_dims(1, 2).reshape([batch, tokens, spec.heads * width])
+}

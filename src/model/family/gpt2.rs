@@ -1,0 +1,117 @@
+//! GPT-2 (Radford et al., 2019), and what shares its architecture.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::super::decoder::Tensors;
+use super::super::spec::{Activation, Biases, DecoderSpec, NormKind, Positions, Residual};
+use super::super::tap::Role;
+use super::{Family, Place, checked, head_width, read};
+
+pub(super) struct Gpt2;
+
+#[derive(Deserialize)]
+struct Config {
+    vocab_size: usize,
+    n_positions: usize,
+    n_embd: usize,
+    n_layer: usize,
+    n_head: usize,
+    n_inner: Option<usize>,
+    #[serde(default = "activation")]
+    activation_function: String,
+    #[serde(default = "epsilon")]
+    layer_norm_epsilon: f64,
+    #[serde(default = "yes")]
+    tie_word_embeddings: bool,
+    #[serde(default = "yes")]
+    scale_attn_weights: bool,
+    #[serde(default)]
+    scale_attn_by_inverse_layer_idx: bool,
+}
+
+fn activation() -> String {
+    "gelu_new".into()
+}
+
+fn epsilon() -> f64 {
+    1e-5
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Family for Gpt2 {
+    fn name(&self) -> &'static str {
+        "gpt2"
+    }
+
+    fn spec(&self, config: &Value) -> Result<DecoderSpec, String> {
+        let config: Config = read(config)?;
+        if !config.scale_attn_weights || config.scale_attn_by_inverse_layer_idx {
+            return Err("attention that is not scaled by the root of the head width is not supported".into());
+        }
+        let activation = Activation::from_name(&config.activation_function)
+            .ok_or_else(|| format!("activation_function \"{}\" is not known here", config.activation_function))?;
+        checked(DecoderSpec {
+            vocabulary: config.vocab_size,
+            width: config.n_embd,
+            layers: config.n_layer,
+            heads: config.n_head,
+            key_value_heads: config.n_head,
+            head_width: head_width(config.n_embd, config.n_head)?,
+            mlp_width: config.n_inner.unwrap_or(config.n_embd.saturating_mul(4)),
+            context: config.n_positions,
+            norm: NormKind::LayerNorm,
+            norm_epsilon: config.layer_norm_epsilon,
+            positions: Positions::Learned,
+            activation,
+            gated: false,
+            residual: Residual::Sequential,
+            windows: vec![None; config.n_layer.min(10_001)],
+            biases: Biases { query_key_value: true, attention_out: true, mlp: true },
+            tied_head: config.tie_word_embeddings,
+        })
+    }
+
+    fn place(&self, tensor: Tensors, spec: &DecoderSpec) -> Place {
+        let kind = |matrix: bool| if matrix { "weight" } else { "bias" };
+        let linear = |layer, role, matrix| Place {
+            columns: match role {
+                Role::Query => Some(0..spec.width),
+                Role::Key => Some(spec.width..2 * spec.width),
+                Role::Value => Some(2 * spec.width..3 * spec.width),
+                _ => None,
+            },
+            ..Place::plain(format!("{}.{}", self.module(layer, role), kind(matrix)))
+        };
+        match tensor {
+            Tensors::Embedding => Place::plain("wte.weight"),
+            Tensors::Positions => Place::plain("wpe.weight"),
+            Tensors::Head => Place::transposed("lm_head.weight"),
+            Tensors::FinalGamma => Place::plain("ln_f.weight"),
+            Tensors::FinalBeta => Place::plain("ln_f.bias"),
+            Tensors::AttentionGamma(layer) => Place::plain(format!("h.{layer}.ln_1.weight")),
+            Tensors::AttentionBeta(layer) => Place::plain(format!("h.{layer}.ln_1.bias")),
+            Tensors::MlpGamma(layer) => Place::plain(format!("h.{layer}.ln_2.weight")),
+            Tensors::MlpBeta(layer) => Place::plain(format!("h.{layer}.ln_2.bias")),
+            Tensors::Matrix(layer, role) => linear(layer, role, true),
+            Tensors::Bias(layer, role) => linear(layer, role, false),
+        }
+    }
+
+    fn prefixes(&self) -> &'static [&'static str] {
+        &["transformer.", ""]
+    }
+
+    fn module(&self, layer: usize, role: Role) -> String {
+        let name = match role {
+            Role::Query | Role::Key | Role::Value => "attn.c_attn",
+            Role::Out => "attn.c_proj",
+            Role::MlpDown => "mlp.c_proj",
+            _ => "mlp.c_fc",
+        };
+        format!("h.{layer}.{name}")
+    }
+}

@@ -1,0 +1,106 @@
+//! Families of models: a Hugging Face config to our spec, tensor names to our tensors. Nothing else knows a family.
+
+mod gpt2;
+mod llama;
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::decoder::Tensors;
+use super::spec::DecoderSpec;
+use super::tap::Role;
+use crate::error::Result;
+
+/// Where a tensor of ours stands in a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its name there.
+    pub name: String,
+    /// Whether a matrix is stored `[d_out, d_in]`, as PyTorch's `Linear` does.
+    pub transposed: bool,
+    /// The columns that are ours, where the matrix `[d_in, d_out]` or bias `[d_out]` holds several roles side by side.
+    pub columns: Option<Range<usize>>,
+}
+
+impl Place {
+    fn plain(name: impl Into<String>) -> Self {
+        Place { name: name.into(), transposed: false, columns: None }
+    }
+
+    fn transposed(name: impl Into<String>) -> Self {
+        Place { name: name.into(), transposed: true, columns: None }
+    }
+}
+
+/// How a family writes its models down.
+pub trait Family: Sync {
+    /// `model_type` in config.json.
+    fn name(&self) -> &'static str;
+    /// The architecture that a config describes.
+    ///
+    /// # Errors
+    /// What the config lacks, or asks for that we do not have.
+    fn spec(&self, config: &Value) -> Result<DecoderSpec, String>;
+    /// Where a tensor stands.
+    fn place(&self, tensor: Tensors, spec: &DecoderSpec) -> Place;
+    /// What may stand before every name, likeliest first.
+    fn prefixes(&self) -> &'static [&'static str];
+    /// The module's name without prefix, as PyTorch code calls it, for adapters.
+    fn module(&self, layer: usize, role: Role) -> String;
+}
+
+static FAMILIES: [&dyn Family; 2] = [&gpt2::Gpt2, &llama::Llama];
+
+/// The family of a config, by its `model_type`.
+///
+/// # Errors
+/// Names the type found and the types known.
+pub fn of(config: &Value) -> Result<&'static dyn Family, String> {
+    let known = || FAMILIES.map(|family| family.name()).join(", ");
+    let Some(name) = config.get("model_type").and_then(Value::as_str) else {
+        return Err(format!("\"model_type\" is missing; the families known are {}", known()));
+    };
+    let family = FAMILIES.iter().find(|family| family.name() == name);
+    family.copied().ok_or_else(|| format!("model_type \"{name}\" is not a family known here; known are {}", known()))
+}
+
+/// Reads a family's config struct.
+fn read<T: serde::de::DeserializeOwned>(config: &Value) -> Result<T, String> {
+    serde_json::from_value(config.clone()).map_err(|error| error.to_string())
+}
+
+/// The limits that keep a hostile config from asking for absurd memory, and the divisions that must come out even.
+fn checked(spec: DecoderSpec) -> Result<DecoderSpec, String> {
+    let sizes = [
+        ("layers", spec.layers, 10_000),
+        ("width", spec.width, 1 << 20),
+        ("heads", spec.heads, 1 << 16),
+        ("key-value heads", spec.key_value_heads, 1 << 16),
+        ("head width", spec.head_width, 1 << 16),
+        ("MLP width", spec.mlp_width, 1 << 24),
+        ("vocabulary", spec.vocabulary, 1 << 26),
+        ("context", spec.context, 1 << 30),
+    ];
+    for (what, size, most) in sizes {
+        if size == 0 || size > most {
+            return Err(format!("{what} is {size}; it must lie between 1 and {most}"));
+        }
+    }
+    if spec.heads % spec.key_value_heads != 0 {
+        return Err(format!("{} heads cannot share {} key-value heads evenly", spec.heads, spec.key_value_heads));
+    }
+    if !(spec.norm_epsilon > 0.0 && spec.norm_epsilon < 1.0) {
+        return Err(format!("the norm's epsilon is {}; it must lie between 0 and 1", spec.norm_epsilon));
+    }
+    Ok(spec)
+}
+
+/// Head width of `width` over `heads`.
+fn head_width(width: usize, heads: usize) -> Result<usize, String> {
+    match heads {
+        0 => Err("the number of heads is 0".into()),
+        _ if width % heads != 0 => Err(format!("a width of {width} cannot be split over {heads} heads")),
+        _ => Ok(width / heads),
+    }
+}

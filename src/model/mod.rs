@@ -1,0 +1,90 @@
+//! Frozen models with taps.
+
+mod attention;
+pub mod checkpoint;
+pub mod decoder;
+pub mod family;
+pub mod hub;
+pub mod past;
+pub mod spec;
+pub mod tap;
+pub mod taps;
+pub mod tokenizer;
+pub mod tokens;
+
+use std::path::PathBuf;
+
+use burn::tensor::{DType, Device};
+
+use crate::data::pocket;
+use crate::error::{Error, Result};
+use checkpoint::Checkpoint;
+use decoder::Decoder;
+use tokenizer::Tokenizer;
+
+/// A model as it was loaded. Nothing changes it; edits stand beside it (`crate::edit::Edited`).
+pub struct Model {
+    /// The network.
+    pub decoder: Decoder,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The files it came from.
+    pub checkpoint: Checkpoint,
+    /// BLAKE3 of config and weights, in hexadecimal.
+    pub fingerprint: String,
+}
+
+impl Model {
+    /// Loads a model by name: the embedded `pocket`, a folder in Hugging Face layout, a name under `$EMEND_MODELS`, or a hub id.
+    ///
+    /// # Errors
+    /// What of the name or of the files is wrong.
+    pub fn load(name: &str, device: &Device, dtype: DType) -> Result<Self> {
+        let _span = tracing::debug_span!("load", name).entered();
+        let (checkpoint, tokenizer) = if name == pocket::NAME && !PathBuf::from(name).is_dir() {
+            (pocket::checkpoint()?, pocket::tokenizer()?)
+        } else {
+            let folder = hub::resolve(name)?;
+            (Checkpoint::open(&folder)?, Tokenizer::open(&folder)?)
+        };
+        Model::from_parts(checkpoint, tokenizer, device, dtype)
+    }
+
+    /// A model from its files and its tokenizer.
+    ///
+    /// # Errors
+    /// Tensors that do not fit the config.
+    pub fn from_parts(checkpoint: Checkpoint, tokenizer: Tokenizer, device: &Device, dtype: DType) -> Result<Self> {
+        let decoder = checkpoint.decoder(device, dtype)?;
+        let fingerprint = checkpoint.fingerprint();
+        Ok(Model { decoder, tokenizer, checkpoint, fingerprint })
+    }
+
+    /// The name to print: the folder's, or that of the embedded model.
+    pub fn name(&self) -> String {
+        let origin = self.checkpoint.origin();
+        origin.file_name().unwrap_or(origin.as_os_str()).to_string_lossy().into_owned()
+    }
+}
+
+/// The device of a name: `cpu`, `cuda`, `cuda:N` or `wgpu`.
+///
+/// # Errors
+/// A name that is none of these, or whose support is not compiled in.
+pub fn device(name: &str) -> Result<Device> {
+    let absent = |feature: &str| {
+        Error::Config(format!("device {name} is not in this build; build with --features {feature}, or use --device cpu"))
+    };
+    match name.split_once(':').unwrap_or((name, "0")) {
+        ("cpu", "0") => Ok(Device::flex()),
+        #[cfg(feature = "cuda")]
+        ("cuda", index) if index.parse::<usize>().is_ok() => Ok(Device::cuda(index.parse::<usize>().unwrap_or(0))),
+        #[cfg(not(feature = "cuda"))]
+        ("cuda", index) if index.parse::<usize>().is_ok() => Err(absent("cuda")),
+        #[cfg(feature = "wgpu")]
+        ("wgpu", "0") => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        #[cfg(not(feature = "wgpu"))]
+        ("wgpu", "0") => Err(absent("wgpu")),
+        _ => Err(Error::Config(format!("device \"{name}\" is not known; known are cpu, cuda, cuda:N, wgpu"))),
+    }
+}

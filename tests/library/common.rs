@@ -1,0 +1,86 @@
+//! Fixtures and comparisons.
+
+use std::path::PathBuf;
+
+use burn::tensor::{DType, Device, Tensor};
+use emend::model::Model;
+use emend::model::checkpoint::{Checkpoint, floats};
+use emend::model::tokenizer::Tokenizer;
+use safetensors::SafeTensors;
+
+pub fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+pub fn model(name: &str, dtype: DType) -> Model {
+    let folder = fixture(name);
+    let device = Device::flex();
+    Model::from_parts(Checkpoint::open(&folder).unwrap(), Tokenizer::open(&folder).unwrap(), &device, dtype).unwrap()
+}
+
+/// The elements of a tensor in f64, row by row.
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    tensor.into_data().iter::<f64>().collect()
+}
+
+/// max|a − b| / max|b|
+pub fn difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let largest = b.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let apart = a.iter().zip(b).fold(0.0f64, |m, (x, y)| m.max((x - y).abs()));
+    assert!(apart.is_finite());
+    apart / largest
+}
+
+/// A file of golden tensors.
+pub struct Golden(Vec<u8>);
+
+impl Golden {
+    pub fn open(path: PathBuf) -> Self {
+        Golden(std::fs::read(path).unwrap())
+    }
+
+    pub fn shape(&self, name: &str) -> Vec<usize> {
+        SafeTensors::deserialize(&self.0).unwrap().tensor(name).unwrap().shape().to_vec()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        SafeTensors::deserialize(&self.0).unwrap().tensor(name).is_ok()
+    }
+
+    pub fn floats(&self, name: &str) -> Vec<f64> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let view = file.tensor(name).unwrap_or_else(|_| panic!("no golden tensor {name}"));
+        match view.dtype() {
+            safetensors::Dtype::F64 => view.data().chunks(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+            safetensors::Dtype::I64 => {
+                view.data().chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect()
+            }
+            dtype => {
+                let stored = emend::model::checkpoint::Stored { dtype, shape: view.shape(), bytes: view.data() };
+                floats(stored).unwrap().into_iter().map(f64::from).collect()
+            }
+        }
+    }
+
+    /// The rows of `input_ids` that `attention_mask` calls real.
+    pub fn ids(&self) -> Vec<Vec<u32>> {
+        let width = self.shape("input_ids")[1];
+        let (ids, mask) = (self.floats("input_ids"), self.floats("attention_mask"));
+        let rows = ids.chunks(width).zip(mask.chunks(width));
+        rows.map(|(ids, mask)| ids.iter().zip(mask).filter(|(_, real)| **real == 1.0).map(|(id, _)| *id as u32).collect())
+            .collect()
+    }
+}
+
+/// SmolLM2-135M where it is to be had, else nothing and a word that the test was skipped.
+pub fn smollm2() -> Option<Model> {
+    let root = std::env::var_os("EMEND_MODELS").map(PathBuf::from);
+    let root = root.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/emend-models")))?;
+    let folder = root.join("smollm2-135m");
+    if !folder.is_dir() {
+        println!("skipped: no smollm2-135m under $EMEND_MODELS");
+        return None;
+    }
+    Some(Model::from_parts(Checkpoint::open(&folder).unwrap(), Tokenizer::open(&folder).unwrap(), &Device::flex(), DType::F32).unwrap())
+}

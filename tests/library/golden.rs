@@ -1,0 +1,129 @@
+//! Against tiny random models and their activations written by `transformers` (tests/fixtures/README.md).
+
+use burn::tensor::{DType, Tensor};
+use emend::model::tap::{Place, Role, Site, Span, Stack, Tap, Weight};
+use emend::model::taps::{GradientProbes, Recorder};
+use emend::model::tokens::Tokens;
+
+use crate::common::{Golden, difference, fixture, model, values};
+
+const MODELS: [&str; 4] = ["gpt2-tiny", "llama-tiny", "llama3-tiny", "llama-linear-tiny"];
+const TOLERANCE: f64 = 2e-5;
+
+/// Zeroes the padded cells, as the golden files do.
+fn real(x: Tensor<3>, span: &Span) -> Vec<f64> {
+    let [rows, cells, width] = x.dims();
+    let mut all = values(x);
+    for row in 0..rows {
+        for cell in (0..cells).filter(|&cell| span.position(row, cell).is_none()) {
+            let start = (row * cells + cell) * width;
+            all[start..start + width].fill(0.0);
+        }
+    }
+    all
+}
+
+#[test]
+fn logits_and_every_site_match_pytorch() {
+    for name in MODELS {
+        let golden = Golden::open(fixture(name).join("golden.safetensors"));
+        let model = model(name, DType::F32);
+        let decoder = &model.decoder;
+        let tokens = Tokens::new(golden.ids());
+        let span = tokens.span();
+        let layers = decoder.spec.layers;
+        let places = [
+            (Place::AttentionOut, "attention_out"),
+            (Place::MlpHidden, "mlp_hidden"),
+            (Place::MlpOut, "mlp_out"),
+            (Place::BlockOut, "block_out"),
+        ];
+        let site = |layer, place| Site { stack: Stack::Decoder, layer, place };
+        let sites = (0..layers).flat_map(|layer| places.map(|(place, _)| site(layer, place)));
+        let mut recorder = Recorder::at(sites.chain([site(0, Place::Embedding)]));
+        let hidden = decoder.embed(&tokens, &mut recorder).unwrap();
+        let hidden = decoder.blocks(hidden, 0..layers, span, None, &mut recorder).unwrap();
+        let cells: Vec<_> = (0..2).flat_map(|row| (0..span.width).map(move |cell| (row, cell))).collect();
+        let logits = decoder.head(hidden, &cells).reshape([2, span.width, decoder.spec.vocabulary]);
+
+        let check = |what: &str, ours: Tensor<3>| {
+            let apart = difference(&real(ours, span), &golden.floats(what));
+            assert!(apart < TOLERANCE, "{name} {what}: {apart:e}");
+        };
+        check("logits", logits);
+        check("embedding", recorder.values[&site(0, Place::Embedding)].clone());
+        for layer in 0..layers {
+            for (place, label) in places {
+                check(&format!("{label}.{layer}"), recorder.values[&site(layer, place)].clone());
+            }
+        }
+    }
+}
+
+/// The NLL that the golden gradients belong to: the summed NLL of the last three tokens of row 0.
+fn golden_nll(logits: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+    let log = burn::tensor::activation::log_softmax(logits, 1);
+    let index: Vec<i64> = targets.iter().map(|&id| id as i64).collect();
+    let index = Tensor::<1, burn::tensor::Int>::from_data(index.as_slice(), &log.device().inner()).unsqueeze_dim::<2>(1);
+    log.gather(1, index).sum().neg()
+}
+
+#[test]
+fn probes_give_the_gradients_of_pytorch() {
+    for name in ["gpt2-tiny", "llama-tiny"] {
+        let golden = Golden::open(fixture(name).join("golden.safetensors"));
+        let model = model(name, DType::F64);
+        let decoder = &model.decoder;
+        let ids = golden.ids()[..1].to_vec();
+        let tokens = Tokens::new(ids.clone());
+        let roles = [Role::Query, Role::Key, Role::Value, Role::Out, Role::MlpGate, Role::MlpUp, Role::MlpDown];
+        let weights = roles.map(|role| Weight::decoder(1, role));
+        let mut probes = GradientProbes::at(weights);
+        let hidden = decoder.embed(&tokens, &mut probes).unwrap();
+        let hidden = decoder.blocks(hidden, 0..decoder.spec.layers, tokens.span(), None, &mut probes).unwrap();
+        let last = ids[0].len();
+        let reads: Vec<_> = (last - 4..last - 1).map(|cell| (0, cell)).collect();
+        let loss = golden_nll(decoder.head(hidden, &reads), &ids[0][last - 3..]);
+        let gradients = loss.backward();
+        assert!(difference(&values(loss.inner()), &golden.floats("nll")) < 1e-5);
+        let read = probes.read(&gradients);
+        for weight in weights {
+            let key = format!("grad.1.{}", weight.role);
+            if !golden.has(&key) {
+                assert_eq!(weight.role, Role::MlpGate);
+                continue;
+            }
+            let (u, delta) = read[&weight].clone();
+            let gradient = u.squeeze_dim::<2>(0).transpose().matmul(delta.squeeze_dim(0));
+            let apart = difference(&values(gradient), &golden.floats(&key));
+            assert!(apart < TOLERANCE, "{name} {key}: {apart:e}");
+        }
+    }
+}
+
+/// A tap that changes nothing, to see that a pass with taps is the pass without.
+struct Idle;
+impl Tap for Idle {}
+
+#[test]
+fn smollm2_predicts_what_pytorch_predicts() {
+    let Some(model) = crate::common::smollm2() else { return };
+    let text = std::fs::read_to_string(fixture("smollm2-135m.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let cases = golden.as_array().or_else(|| golden["prompts"].as_array()).expect("a list of prompts");
+    for case in cases {
+        let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+        assert_eq!(model.tokenizer.encode(case["prompt"].as_str().unwrap()).unwrap(), ids);
+        let tokens = Tokens::new(vec![ids.clone()]);
+        let hidden = model.decoder.embed(&tokens, &mut Idle).unwrap();
+        let hidden = model.decoder.blocks(hidden, 0..30, tokens.span(), None, &mut Idle).unwrap();
+        let logits = values(model.decoder.head(hidden, &[(0, ids.len() - 1)]));
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        for (rank, entry) in case["top"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(order[rank] as u64, entry["id"].as_u64().unwrap(), "{}", case["prompt"]);
+            let apart = (logits[order[rank]] - entry["logit"].as_f64().unwrap()).abs() / logits[order[0]].abs();
+            assert!(apart < 1e-4, "{}: {apart:e}", case["prompt"]);
+        }
+    }
+}

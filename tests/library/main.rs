@@ -1,0 +1,5 @@
+//! What a user of the library relies on.
+
+mod common;
+mod golden;
+mod tokens;
