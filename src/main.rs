@@ -1,1 +1,37 @@
-fn main(){}
+//! Parses the command line, calls a command, and turns an error into one clear line and an exit code.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use emend::command;
+
+/// Train, apply and compare editors of what a language model believes.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Fetch(command::fetch::Args),
+    Pretrain(command::pretrain::Args),
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("EMEND_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    command::handle_interrupts();
+    let result = match Cli::parse().command {
+        Command::Fetch(args) => command::fetch::run(&args).map_err(Into::into),
+        Command::Pretrain(args) => command::pretrain::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -1,3 +1,20 @@
-//! Edit records and where they come from.
-pub mod record;
+//! Edit records, and where they come from.
+
+mod counterfact;
+mod error;
+mod form;
+mod json;
+mod knowedit;
+mod load;
+mod own;
 pub mod pocket;
+mod problem;
+pub mod record;
+
+pub mod sets;
+pub mod world;
+mod zsre;
+
+pub use error::DataError;
+pub use load::load_records;
+pub use record::{EditRecord, Probe};

@@ -1,7 +1,7 @@
 //! What an edited model says next, and how it goes on.
 
 use burn::tensor::{Tensor, activation};
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Edited;

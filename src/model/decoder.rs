@@ -344,7 +344,7 @@ impl Norm {
 
 impl Block {
     fn build(spec: &DecoderSpec, layer: usize, weights: &mut dyn Weights) -> Result<Self> {
-        let mut linear = |role| {
+        let mut linear = |role| -> Result<Linear> {
             let [d_in, d_out] = spec.shape(role);
             let weight = Param::from_tensor(weights.matrix(Tensors::Matrix(layer, role), [d_in, d_out])?);
             let bias = match spec.biases.of(role) {

@@ -6,6 +6,7 @@ pub mod decoder;
 pub mod family;
 pub mod hub;
 pub mod past;
+pub mod save;
 pub mod spec;
 pub mod tap;
 pub mod taps;

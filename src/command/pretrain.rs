@@ -1,0 +1,141 @@
+//! `emend pretrain`: makes a small model that knows a world of facts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::{print, stop};
+use crate::config::pretrain::Config;
+use crate::data::world::World;
+use crate::edit::Edited;
+use crate::edit::score::score;
+use crate::error::{Error, Result};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{Model, device};
+use crate::train::pretrain::{END, pretrain, sentences, tokenizer};
+
+/// Make a small model that knows a world of facts.
+///
+/// Learns a tokenizer and a GPT-2 from the sentences of a world file, and writes config.json, tokenizer.json and
+/// model.safetensors (16 bits) beside it. `configs/pocket.toml` rebuilds the model that is part of the program.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Where the model goes; the world's folder unless given
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Lay a value over the configuration
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// cpu, cuda, cuda:N or wgpu
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
+    /// Print one JSON document instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A config or a world that is wrong, a folder that cannot be written.
+pub fn run(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    let config = Config::read(&args.config, &args.sets)?;
+    let device = device(&args.device)?;
+    let path = config.world(&args.config);
+    let contents = std::fs::read(&path).map_err(Error::io(&path))?;
+    let world = World::parse(&contents, &path)?;
+    let folder = match (&args.out, path.parent()) {
+        (Some(out), _) => out.clone(),
+        (None, Some(parent)) => parent.to_owned(),
+        (None, None) => PathBuf::from("."),
+    };
+    let learnt = tokenizer(&world, config.model.vocabulary)?;
+    let end = learnt.token_to_id(END).unwrap_or(0);
+    let encode = |text: String| -> Result<Vec<u32>> {
+        let encoding = learnt.encode(text, false).map_err(|error| Error::Training(error.to_string()))?;
+        Ok(std::iter::once(end).chain(encoding.get_ids().iter().copied()).chain([end]).collect())
+    };
+    let rows = sentences(&world).into_iter().map(encode).collect::<Result<Vec<_>>>()?;
+    let spec = config.spec();
+    let settings = config.settings();
+
+    let bar = ProgressBar::new(settings.steps as u64);
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} {msg}") {
+        bar.set_style(style);
+    }
+    let mut average = 0.0;
+    let decoder = pretrain(spec.clone(), &rows, &settings, &device, |step, loss| {
+        average = if step == 0 { loss } else { 0.98 * average + 0.02 * loss };
+        bar.inc(1);
+        bar.set_message(format!("loss {average:.3}"));
+        if step % 100 == 0 {
+            tracing::info!(step, loss = average, "pretraining");
+        }
+        if stop() { Err(Error::Interrupted(String::new())) } else { Ok(()) }
+    })?;
+    bar.finish_and_clear();
+
+    crate::model::save::gpt2(&folder, &decoder, &learnt, end)?;
+    let model = Model::from_parts(Checkpoint::open(&folder)?, Tokenizer::open(&folder)?, &device, burn::tensor::DType::F32)?;
+    let edited = Edited::new(Arc::new(model));
+    let (mut seen, mut unseen) = (vec![], vec![]);
+    for (index, fact) in world.facts().iter().enumerate() {
+        let (known, held_out) = world.prompts(index);
+        let continuation = |prompt: &String| edited.base().tokenizer.continuation(prompt, &fact.object);
+        // The first held-out and the first known prompt of every fact: prompts rotate with the fact.
+        seen.push(continuation(&known[index % known.len()])?);
+        unseen.extend(held_out.iter().map(continuation).collect::<Result<Vec<_>>>()?);
+    }
+    let share = |probes: &[_]| -> Result<f64> {
+        let scored = score(&[&edited], probes)?.remove(0);
+        Ok(scored.iter().filter(|scored| scored.exact()).count() as f64 / probes.len() as f64)
+    };
+    let (seen, unseen) = (share(&seen)?, share(&unseen)?);
+    let bytes: u64 = ["config.json", "tokenizer.json", "model.safetensors"]
+        .iter()
+        .filter_map(|name| std::fs::metadata(folder.join(name)).ok())
+        .map(|file| file.len())
+        .sum();
+    let several = |text: &str| {
+        let encoded = edited.base().tokenizer.encode(&format!(" {text}"));
+        encoded.map(|ids| ids.len() > 1).unwrap_or(false)
+    };
+    let share_of = |texts: std::collections::BTreeSet<&String>| {
+        texts.iter().filter(|text| several(text)).count() as f64 / texts.len().max(1) as f64
+    };
+    let objects = share_of(world.facts().iter().map(|fact| &fact.object).collect());
+    let subjects = share_of(world.facts().iter().map(|fact| &fact.subject).collect());
+    let seconds = start.elapsed().as_secs_f64();
+    let document = json!({
+        "folder": folder,
+        "facts": world.facts().len(),
+        "relations": world.relations().count(),
+        "known": { "seen_prompts": seen, "unseen_prompts": unseen },
+        "several_tokens": { "objects": objects, "subjects": subjects },
+        "bytes": bytes,
+        "seconds": seconds,
+    });
+    if args.json {
+        return print(&format!("{document:#}\n"));
+    }
+    print(&format!(
+        "{} facts in {} relations\nknown on prompts it learnt    {:6.2} %\nknown on prompts held out    {:6.2} %\n\
+         several tokens: {:.0} % of objects, {:.0} % of subjects\n{:.2} MB in {}, {seconds:.0} s\n",
+        world.facts().len(),
+        world.relations().count(),
+        100.0 * seen,
+        100.0 * unseen,
+        100.0 * objects,
+        100.0 * subjects,
+        bytes as f64 / 1e6,
+        folder.display(),
+    ))
+}

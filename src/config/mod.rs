@@ -1,0 +1,130 @@
+//! Configuration files as types: TOML, every key known, every error with its file and key.
+
+pub mod pretrain;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use crate::error::{Error, Result};
+
+/// Reads a file and lays `--set key=value` over it.
+///
+/// # Errors
+/// A file that cannot be read or is no TOML, an unknown key (with the nearest known one), a value of the wrong type.
+pub fn read<T: DeserializeOwned>(path: &Path, sets: &[String]) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(|error| Error::Config(format!("{}: {error}", path.display())))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|error| Error::Config(format!("{}: not UTF-8 (byte {})", path.display(), error.utf8_error().valid_up_to())))?;
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| not_toml(path, &text, &error))?;
+    for set in sets {
+        lay_over(&mut table, set)?;
+    }
+    parse(Value::Table(table), &path.display().to_string())
+}
+
+/// A value as a type; `origin` names it in errors.
+///
+/// # Errors
+/// An unknown key or a value of the wrong type.
+pub fn parse<T: DeserializeOwned>(value: Value, origin: &str) -> Result<T> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let key = error.path().to_string();
+        let key = if key == "." { String::new() } else { format!("{key}: ") };
+        Error::Config(format!("{origin}: {key}{}", explain(&error.into_inner().to_string())))
+    })
+}
+
+fn not_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    Error::Config(format!("{}: line {line}: {}", path.display(), error.message().replace('\n', " ")))
+}
+
+/// serde's word in one line; an unknown key with the nearest known one.
+fn explain(message: &str) -> String {
+    let message = message.lines().next().unwrap_or_default();
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = message.strip_prefix("unknown field").or(message.strip_prefix("unknown variant")).and(quoted.next());
+    let Some(unknown) = unknown else { return message.to_owned() };
+    let what = if message.starts_with("unknown field") { "key" } else { "value" };
+    let known: Vec<&str> = quoted.collect();
+    let nearest = known.iter().max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
+    let nearest = nearest.map_or(String::new(), |nearest| format!(", did you mean `{nearest}`?"));
+    format!("unknown {what} `{unknown}`{nearest} (known: {})", known.join(", "))
+}
+
+/// `a.b.c=value`; the value is TOML, or a string where it is not.
+fn lay_over(table: &mut Table, set: &str) -> Result<()> {
+    let wrong = |why: &str| Error::Config(format!("--set {set}: {why}; write --set section.key=value"));
+    let (key, value) = set.split_once('=').ok_or_else(|| wrong("there is no \"=\""))?;
+    let value = match format!("value = {value}").parse::<Table>() {
+        Ok(mut parsed) => parsed.remove("value").unwrap_or(Value::Boolean(false)),
+        Err(_) => Value::String(value.to_owned()),
+    };
+    let mut path: Vec<&str> = key.trim().split('.').collect();
+    let last = path.pop().filter(|last| !last.is_empty()).ok_or_else(|| wrong("there is no key"))?;
+    let mut place = table;
+    for part in path {
+        let inner = place.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        place = inner.as_table_mut().ok_or_else(|| wrong(&format!("\"{part}\" is no section")))?;
+    }
+    place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// `[model]`: the frozen base.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// `pocket`, a folder, a name under `$EMEND_MODELS`, or a hub id.
+    pub path: String,
+    /// The element type to compute with.
+    #[serde(default)]
+    pub dtype: Precision,
+}
+
+/// An element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 64 bits, for checks on the CPU.
+    F64,
+    /// 16 bits, for a large base on a GPU.
+    Bf16,
+}
+
+impl From<Precision> for DType {
+    fn from(precision: Precision) -> DType {
+        match precision {
+            Precision::F32 => DType::F32,
+            Precision::F64 => DType::F64,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// A path of a config, relative to the config's folder.
+pub fn beside(config: &Path, path: &str) -> PathBuf {
+    config.parent().unwrap_or(Path::new("")).join(path)
+}
+
+/// Refuses a number outside its range.
+///
+/// # Errors
+/// Names the key, the number and the range.
+pub fn within(key: &str, value: f64, least: f64, most: f64) -> Result<()> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    let range = match most == f64::INFINITY {
+        true => format!("it must be at least {least}"),
+        false => format!("it must lie between {least} and {most}"),
+    };
+    Err(Error::Config(format!("{key} = {value}: {range}")))
+}

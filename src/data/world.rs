@@ -1,0 +1,211 @@
+//! A small world of facts, each told by many prompts, and the edits and neighbours drawn from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use rand::RngExt;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
+
+use super::record::{EditRecord, Probe};
+use crate::error::{Error, Result};
+
+/// Prompts that a fact is never told with when a model learns the world: they show whether it knows the fact or the sentence.
+const HELD_OUT: usize = 2;
+
+/// The classes of locality prompts, from the loosest to the tightest neighbour.
+pub const CLASSES: [&str; 4] = ["random", "same relation", "same old object", "same subject"];
+
+/// A world of facts.
+#[derive(Debug, Clone)]
+pub struct World {
+    relations: Vec<Relation>,
+    facts: Vec<Fact>,
+    /// Fact indices by subject and by object.
+    by_subject: BTreeMap<String, Vec<usize>>,
+    by_object: BTreeMap<String, Vec<usize>>,
+    by_relation: Vec<Vec<usize>>,
+}
+
+#[derive(Debug, Clone)]
+struct Relation {
+    name: String,
+    /// Statements, then questions; `{}` stands for the subject, and the object comes directly after.
+    prompts: Vec<String>,
+    objects: Vec<String>,
+}
+
+/// A true fact.
+#[derive(Debug, Clone)]
+pub struct Fact {
+    relation: usize,
+    /// What it is about.
+    pub subject: String,
+    /// The answer.
+    pub object: String,
+    /// Where it may be used.
+    pub split: Split,
+}
+
+/// Facts are split by subject: all facts of a subject stand in one part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// For training editors.
+    Train,
+    /// For choosing settings.
+    Validation,
+    /// For reported figures.
+    Test,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    relations: Vec<FileRelation>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRelation {
+    name: String,
+    templates: Vec<String>,
+    questions: Vec<String>,
+    facts: Vec<(String, String)>,
+}
+
+impl Split {
+    /// By the hash of the subject: 1 in 16 validation, 1 in 12 test.
+    fn of(subject: &str) -> Self {
+        let draw = u16::from_le_bytes([blake3::hash(subject.as_bytes()).as_bytes()[0], blake3::hash(subject.as_bytes()).as_bytes()[1]]) % 48;
+        match draw {
+            0..3 => Split::Validation,
+            3..7 => Split::Test,
+            _ => Split::Train,
+        }
+    }
+}
+
+impl World {
+    /// Reads a world file; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// Contents that are no world, a prompt without its one `{}`, a relation with fewer than two objects.
+    pub fn parse(contents: &[u8], origin: &Path) -> Result<Self> {
+        let wrong = |message: String| Error::file(origin, message);
+        let file: File = serde_json::from_slice(contents).map_err(|error| wrong(error.to_string()))?;
+        let mut world =
+            World { relations: vec![], facts: vec![], by_subject: BTreeMap::new(), by_object: BTreeMap::new(), by_relation: vec![] };
+        for (relation, read) in file.relations.into_iter().enumerate() {
+            let prompts: Vec<String> = read.templates.into_iter().chain(read.questions).collect();
+            if prompts.len() <= HELD_OUT || prompts.iter().any(|prompt| prompt.matches("{}").count() != 1) {
+                let message = format!("relation {}: it needs more than {HELD_OUT} prompts, each with one {{}}", read.name);
+                return Err(wrong(message));
+            }
+            let objects: BTreeSet<String> = read.facts.iter().map(|(_, object)| object.clone()).collect();
+            if objects.len() < 2 {
+                return Err(wrong(format!("relation {}: it needs at least two objects, or no fact can be changed", read.name)));
+            }
+            world.relations.push(Relation { name: read.name, prompts, objects: objects.into_iter().collect() });
+            world.by_relation.push(vec![]);
+            for (subject, object) in read.facts {
+                let index = world.facts.len();
+                world.by_subject.entry(subject.clone()).or_default().push(index);
+                world.by_object.entry(object.clone()).or_default().push(index);
+                world.by_relation[relation].push(index);
+                world.facts.push(Fact { relation, split: Split::of(&subject), subject, object });
+            }
+        }
+        Ok(world)
+    }
+
+    /// All facts.
+    pub fn facts(&self) -> &[Fact] {
+        &self.facts
+    }
+
+    /// The names of the relations.
+    pub fn relations(&self) -> impl Iterator<Item = &str> {
+        self.relations.iter().map(|relation| relation.name.as_str())
+    }
+
+    /// The indices of the facts of one part.
+    pub fn split(&self, split: Split) -> Vec<usize> {
+        (0..self.facts.len()).filter(|&index| self.facts[index].split == split).collect()
+    }
+
+    /// The prompts of a fact with its subject in place, those it is learnt with and those held out.
+    pub fn prompts(&self, index: usize) -> (Vec<String>, Vec<String>) {
+        let fact = &self.facts[index];
+        let templates = &self.relations[fact.relation].prompts;
+        let hash = blake3::hash(format!("{}\n{}", fact.subject, self.relations[fact.relation].name).as_bytes());
+        let first = usize::from(hash.as_bytes()[0]) % templates.len();
+        let step = 1 + usize::from(hash.as_bytes()[1]) % (templates.len() - 1);
+        let held: Vec<usize> = (0..HELD_OUT).map(|number| (first + number * step) % templates.len()).collect();
+        let fill = |wanted: bool| {
+            let chosen = (0..templates.len()).filter(|number| held.contains(number) == wanted);
+            chosen.map(|number| templates[number].replace("{}", &fact.subject)).collect()
+        };
+        (fill(false), fill(true))
+    }
+
+    /// A counterfactual edit of one fact: another object of its relation, told by one of its prompts, with the others as
+    /// rephrases in random order and `per_class` neighbours of each class that has any among the facts that `allowed` takes.
+    pub fn record(&self, index: usize, per_class: usize, allowed: impl Fn(&Fact) -> bool, rng: &mut ChaCha8Rng) -> EditRecord {
+        let fact = &self.facts[index];
+        let relation = &self.relations[fact.relation];
+        let (mut prompts, held) = self.prompts(index);
+        let others: Vec<&String> = relation.objects.iter().filter(|object| **object != fact.object).collect();
+        let target_new = others.choose(rng).map(|object| (*object).clone()).unwrap_or_default();
+        prompts.shuffle(rng);
+        let prompt = prompts.remove(0);
+        // Held-out prompts first, so that a short list of rephrases holds them.
+        let rephrases = held.into_iter().chain(prompts).collect();
+        let near = |pool: &[usize], fits: &dyn Fn(&Fact) -> bool, rng: &mut ChaCha8Rng| -> Vec<Probe> {
+            let fits = |other: &usize| {
+                let other = &self.facts[*other];
+                other.subject != fact.subject && fits(other) && allowed(other)
+            };
+            let pool: Vec<usize> = pool.iter().copied().filter(fits).collect();
+            pool.sample(rng, per_class.min(pool.len())).map(|&other| self.probe(other, rng_prompt(other, &fact.subject))).collect()
+        };
+        let all: Vec<usize> = (0..8 * per_class.max(1)).map(|_| rng.random_range(0..self.facts.len())).collect();
+        let mut locality = BTreeMap::new();
+        let random = near(&all, &|other| other.relation != fact.relation && other.object != fact.object, rng);
+        let relation_facts = near(&self.by_relation[fact.relation], &|other| other.object != fact.object, rng);
+        let object_facts = near(&self.by_object[&fact.object], &|_| true, rng);
+        let subject_facts: Vec<usize> =
+            self.by_subject[&fact.subject].iter().copied().filter(|&other| self.facts[other].relation != fact.relation).collect();
+        let subject_facts = subject_facts.iter().take(per_class).map(|&other| self.probe(other, rng.random_range(0..1 << 16))).collect();
+        for (class, probes) in CLASSES.into_iter().zip([random, relation_facts, object_facts, subject_facts]) {
+            if !probes.is_empty() {
+                locality.insert(class.to_owned(), probes);
+            }
+        }
+        EditRecord {
+            id: index.to_string(),
+            prompt,
+            target_new,
+            target_true: Some(fact.object.clone()),
+            subject: Some(fact.subject.clone()),
+            template: None,
+            relation: Some(relation.name.clone()),
+            rephrases,
+            locality,
+            ..EditRecord::default()
+        }
+    }
+
+    /// A question about a fact, by a prompt that the fact is learnt with.
+    fn probe(&self, index: usize, draw: usize) -> Probe {
+        let (mut prompts, _) = self.prompts(index);
+        let prompt = prompts.swap_remove(draw % prompts.len());
+        Probe { prompt, target: Some(self.facts[index].object.clone()) }
+    }
+}
+
+/// Which prompt asks for a neighbour: by hash, so that it does not hang on how many draws came before.
+fn rng_prompt(other: usize, subject: &str) -> usize {
+    let hash = blake3::hash(format!("{other} {subject}").as_bytes());
+    usize::from(hash.as_bytes()[0])
+}

@@ -1,0 +1,63 @@
+//! Gradients of a whole module: their norm, their mean, their parts.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+/// Runs over the gradients of a module's parameters, in the module's order.
+struct Visit<'a, F> {
+    gradients: &'a mut GradientsParams,
+    change: F,
+}
+
+/// What is done to the gradient of a parameter, whatever its rank.
+trait Change {
+    fn change<const D: usize>(&mut self, gradient: Tensor<D>) -> Tensor<D>;
+}
+
+impl<F: Change> ModuleVisitor for Visit<'_, F> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.remove::<D>(param.id) {
+            self.gradients.register(param.id, self.change.change(gradient));
+        }
+    }
+}
+
+struct SumOfSquares(f64);
+
+impl Change for SumOfSquares {
+    fn change<const D: usize>(&mut self, gradient: Tensor<D>) -> Tensor<D> {
+        self.0 += gradient.clone().square().sum().into_data().iter::<f64>().sum::<f64>();
+        gradient
+    }
+}
+
+struct Scale(f64);
+
+impl Change for Scale {
+    fn change<const D: usize>(&mut self, gradient: Tensor<D>) -> Tensor<D> {
+        gradient.mul_scalar(self.0)
+    }
+}
+
+/// The norm of all gradients of a module taken together.
+pub fn norm<M: Module>(gradients: &mut GradientsParams, module: &M) -> f64 {
+    let mut visit = Visit { gradients, change: SumOfSquares(0.0) };
+    module.visit(&mut visit);
+    visit.change.0.sqrt()
+}
+
+/// All gradients times a factor.
+pub fn scale<M: Module>(mut gradients: GradientsParams, module: &M, factor: f64) -> GradientsParams {
+    module.visit(&mut Visit { gradients: &mut gradients, change: Scale(factor) });
+    gradients
+}
+
+/// The gradients shrunk so that their global norm is at most `most`, and the norm they had.
+pub fn clip<M: Module>(mut gradients: GradientsParams, module: &M, most: f64) -> (GradientsParams, f64) {
+    let norm = norm(&mut gradients, module);
+    if norm > most {
+        gradients = scale(gradients, module, most / norm);
+    }
+    (gradients, norm)
+}

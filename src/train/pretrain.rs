@@ -1,0 +1,172 @@
+//! Makes a small model that knows a world of facts: a byte-level BPE and a GPT-2 trained on sentences that tell the facts.
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData, activation};
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, TokenizerBuilder};
+
+use super::gradients;
+use super::schedule::Schedule;
+use crate::data::world::World;
+use crate::edit::score::target_log_probabilities;
+use crate::error::{Error, Result};
+use crate::model::decoder::{Decoder, Tensors, Weights};
+use crate::model::spec::DecoderSpec;
+use crate::model::tap::NoTap;
+use crate::model::tokens::Tokens;
+use crate::random;
+
+/// The token that begins and ends every sentence.
+pub const END: &str = "<|endoftext|>";
+
+/// How the model learns.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The seed of every draw.
+    pub seed: u64,
+    /// Optimiser updates.
+    pub steps: usize,
+    /// Sentences an update.
+    pub batch: usize,
+    /// The learning rate at its height.
+    pub learning_rate: f64,
+    /// Updates until it is reached.
+    pub warm_up: usize,
+    /// AdamW's decay.
+    pub weight_decay: f32,
+    /// The largest global norm of the gradient.
+    pub clip: f64,
+}
+
+/// Every sentence that tells a fact by a prompt it may be learnt with.
+pub fn sentences(world: &World) -> Vec<String> {
+    let tell = |index: usize| {
+        let object = &world.facts()[index].object;
+        let (prompts, _) = world.prompts(index);
+        prompts.into_iter().map(move |prompt| format!("{prompt} {object}."))
+    };
+    (0..world.facts().len()).flat_map(tell).collect()
+}
+
+/// A byte-level BPE of `size` entries, [`END`] among them, learnt from the prompts and, each fact once, its sentence.
+///
+/// # Errors
+/// What the trainer says.
+pub fn tokenizer(world: &World, size: usize) -> Result<tokenizers::Tokenizer> {
+    let wrong = |error: tokenizers::Error| Error::Training(format!("the tokenizer cannot be learnt: {error}"));
+    let mut trainer = BpeTrainerBuilder::new()
+        .show_progress(false)
+        .vocab_size(size)
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .special_tokens(vec![AddedToken::from(END, true)])
+        .build();
+    let byte_level = ByteLevel::new(false, true, true);
+    let mut tokenizer = TokenizerBuilder::default()
+        .with_model(BPE::default())
+        .with_normalizer(None::<tokenizers::NormalizerWrapper>)
+        .with_pre_tokenizer(Some(byte_level))
+        .with_post_processor(Some(byte_level))
+        .with_decoder(Some(byte_level))
+        .build()
+        .map_err(wrong)?;
+    // One sentence a fact: were all told, every object would become one token.
+    let once = (0..world.facts().len()).map(|index| {
+        let (prompts, _) = world.prompts(index);
+        format!("{} {}.", prompts[index % prompts.len()], world.facts()[index].object)
+    });
+    tokenizer.train(&mut trainer, once).map_err(wrong)?;
+    Ok(tokenizer.into())
+}
+
+/// Weights drawn as GPT-2's: N(0, 0.02), residual outputs divided by √(2·layers), norms 1, biases 0.
+struct Fresh<'a> {
+    spec: &'a DecoderSpec,
+    device: &'a Device,
+}
+
+impl Weights for Fresh<'_> {
+    fn vector(&mut self, at: Tensors, length: usize) -> Result<Tensor<1>> {
+        let gain = matches!(at, Tensors::FinalGamma | Tensors::AttentionGamma(_) | Tensors::MlpGamma(_));
+        let value = if gain { 1.0 } else { 0.0 };
+        Ok(Tensor::from_data(TensorData::new(vec![value; length], [length]), (self.device, DType::F32)))
+    }
+
+    fn matrix(&mut self, at: Tensors, shape: [usize; 2]) -> Result<Tensor<2>> {
+        use crate::model::tap::Role;
+        let residual = matches!(at, Tensors::Matrix(_, Role::Out | Role::MlpDown));
+        let std = if residual { 0.02 / (2.0 * self.spec.layers as f64).sqrt() } else { 0.02 };
+        Ok(Tensor::random(shape, Distribution::Normal(0.0, std), (self.device, DType::F32)))
+    }
+}
+
+/// Trains a decoder on the token rows; `watch` is told the step and its loss.
+///
+/// # Errors
+/// What the model says of the tokens, or `watch` of going on.
+pub fn pretrain(
+    spec: DecoderSpec,
+    rows: &[Vec<u32>],
+    settings: &Settings,
+    device: &Device,
+    mut watch: impl FnMut(usize, f64) -> Result<()>,
+) -> Result<Decoder> {
+    let device = device.clone().autodiff();
+    device.seed(settings.seed);
+    let fresh = Decoder::build(spec.clone(), &mut Fresh { spec: &spec, device: &device })?;
+    let mut decoder = fresh.map(&mut Track);
+    let mut optimizer = AdamWConfig::new().with_beta_2(0.95).with_weight_decay(settings.weight_decay).init();
+    let schedule = Schedule::cosine(settings.learning_rate, settings.warm_up, settings.steps, 0.02);
+    let mut batches: Vec<Vec<usize>> = vec![];
+    for step in 0..settings.steps {
+        if batches.is_empty() {
+            batches = epoch(rows, settings.batch, &mut random::stream(settings.seed, "sentences", step as u64));
+        }
+        let batch = batches.pop().unwrap_or_default();
+        let (loss, gradients) = gradients_of(&decoder, batch.iter().map(|&row| rows[row].clone()).collect())?;
+        watch(step, loss)?;
+        let (gradients, _) = gradients::clip(gradients, &decoder, settings.clip);
+        decoder = optimizer.step(schedule.at(step), decoder, gradients);
+    }
+    Ok(decoder.valid())
+}
+
+/// One pass over all rows in batches of rows of like length, the batches in random order.
+fn epoch(rows: &[Vec<u32>], batch: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.shuffle(rng);
+    let mut batches = vec![];
+    // Sorted in stretches, so that batches hold rows of like length and yet differ from pass to pass.
+    for stretch in order.chunks_mut(16 * batch) {
+        stretch.sort_by_key(|&row| rows[row].len());
+        batches.extend(stretch.chunks(batch).map(<[usize]>::to_vec));
+    }
+    batches.shuffle(rng);
+    batches
+}
+
+/// Mean loss a token, over all tokens but the first of each row.
+fn gradients_of(decoder: &Decoder, rows: Vec<Vec<u32>>) -> Result<(f64, GradientsParams)> {
+    let reads: Vec<(usize, usize)> =
+        rows.iter().enumerate().flat_map(|(row, ids)| (0..ids.len() - 1).map(move |cell| (row, cell))).collect();
+    let targets: Vec<u32> = rows.iter().flat_map(|ids| ids[1..].iter().copied()).collect();
+    let tokens = Tokens::new(rows.into_iter().map(|ids| ids[..ids.len() - 1].to_vec()).collect());
+    let hidden = decoder.embed(&tokens, &mut NoTap)?;
+    let hidden = decoder.blocks(hidden, 0..decoder.spec.layers, tokens.span(), None, &mut NoTap)?;
+    let log = activation::log_softmax(decoder.head(hidden, &reads), 1);
+    let loss = target_log_probabilities(log, &targets).mean().neg();
+    let gradients = GradientsParams::from_grads(loss.backward(), decoder);
+    Ok((loss.into_data().iter::<f64>().sum(), gradients))
+}
+
+/// Makes every parameter a leaf of the graph.
+struct Track;
+
+impl ModuleMapper for Track {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.set_require_grad(true)
+    }
+}
