@@ -40,6 +40,9 @@ pub enum Error {
         /// The fingerprint of the model at hand.
         model: String,
     },
+    /// A file of records that cannot be read.
+    #[error(transparent)]
+    Data(#[from] crate::data::DataError),
     /// A training that cannot go on.
     #[error("{0}")]
     Training(String),

@@ -38,3 +38,34 @@ fn default_permissions() -> std::io::Result<fs::Permissions> {
 fn default_permissions() -> std::io::Result<fs::Permissions> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
+
+/// A second name for a file, or a copy of it where the file system has no second names.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn link(from: &Path, to: &Path) -> Result<()> {
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    write(to, &fs::read(from).map_err(Error::io(from))?)
+}
+
+/// Makes the names in a folder survive a loss of power.
+///
+/// # Errors
+/// A folder that cannot be opened.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))?;
+    Ok(())
+}
+
+/// Makes a folder and sees that a file can be written there, so that hours of work do not end at a closed door.
+///
+/// # Errors
+/// A folder that cannot be made or written.
+pub fn check_writable(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    tempfile::Builder::new().prefix(".emend-").tempfile_in(folder).map_err(Error::io(folder))?;
+    Ok(())
+}

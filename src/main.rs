@@ -15,6 +15,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Train(command::train::Args),
     Fetch(command::fetch::Args),
     Pretrain(command::pretrain::Args),
 }
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     command::handle_interrupts();
     let result = match Cli::parse().command {
+        Command::Train(args) => command::train::run(&args),
         Command::Fetch(args) => command::fetch::run(&args).map_err(Into::into),
         Command::Pretrain(args) => command::pretrain::run(&args),
     };

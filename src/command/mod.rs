@@ -2,10 +2,17 @@
 
 pub mod fetch;
 pub mod pretrain;
+pub mod train;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::edit::Edited;
+use crate::edit::generate::Sampling;
+use crate::edit::score::score;
 use crate::error::{Error, Result};
+use crate::evaluate::{Kind, ProbeRow};
+use crate::model::tokenizer::Continuation;
+use crate::report::table::{cut, table};
 
 /// Set while a command keeps its state when it is asked to stop; without it Ctrl-C ends the process at once.
 static KEEPS_STATE: AtomicBool = AtomicBool::new(false);
@@ -54,4 +61,57 @@ pub(crate) fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// What a model answers to a prompt: its likeliest continuation, and how likely that is.
+pub(crate) struct Answer {
+    /// The text, without the space before it.
+    pub text: String,
+    /// The probability of the whole of it.
+    pub probability: f64,
+}
+
+/// Tokens of an answer at most.
+const ANSWER: usize = 12;
+
+/// The likeliest continuation of a prompt, up to the end of the sentence.
+pub(crate) fn answer(model: &Edited, prompt: &str) -> Result<Answer> {
+    let tokenizer = &model.base().tokenizer;
+    let ids = tokenizer.encode(prompt)?;
+    let made = model.generate(std::slice::from_ref(&ids), ANSWER, &model.base().stop_tokens(), &Sampling::default())?;
+    let mut made = made.into_iter().next().unwrap_or_default();
+    // The answer ends with the sentence or the line.
+    let ends = |id: &u32| tokenizer.token(*id).contains(['.', '\n', '?', '!']);
+    if let Some(end) = made.iter().position(ends) {
+        made.truncate(end.max(1));
+    }
+    if made.is_empty() {
+        return Ok(Answer { text: String::new(), probability: 1.0 });
+    }
+    let text = tokenizer.decode(&made)?.trim().to_owned();
+    let row = Continuation { ids: ids.iter().chain(&made).copied().collect(), prompt: ids.len(), apart: false };
+    let scored = score(&[model], &[row])?;
+    Ok(Answer { text, probability: scored[0][0].probability() })
+}
+
+/// A before/after table of probes.
+pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow]) -> Result<String> {
+    let lines = rows.iter().map(|row| {
+        let kind = match row.kind {
+            Kind::Rewrite => "edit",
+            Kind::Rephrase => "rephrase",
+            Kind::Locality => "unrelated",
+            Kind::Portability => "consequence",
+        };
+        let (before, after) = (answer(before, &row.prompt)?, answer(after, &row.prompt)?);
+        let show = |answer: &Answer| format!("{} {:.0} %", cut(&answer.text, 28), 100.0 * answer.probability);
+        let as_wished = match row.kind {
+            Kind::Rewrite | Kind::Rephrase | Kind::Portability => row.after.exact(),
+            Kind::Locality => row.before.argmax == row.after.argmax,
+        };
+        let mark = if as_wished { "✓" } else { "✗" };
+        Ok(vec![mark.to_owned(), kind.to_owned(), cut(&row.prompt, 56), show(&before), show(&after)])
+    });
+    let lines = lines.collect::<Result<Vec<_>>>()?;
+    Ok(table(&["", "", "prompt", "before", "after"], &lines))
 }

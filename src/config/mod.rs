@@ -1,11 +1,12 @@
 //! Configuration files as types: TOML, every key known, every error with its file and key.
 
 pub mod pretrain;
+pub mod train;
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
@@ -76,7 +77,7 @@ fn lay_over(table: &mut Table, set: &str) -> Result<()> {
 }
 
 /// `[model]`: the frozen base.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
     /// `pocket`, a folder, a name under `$EMEND_MODELS`, or a hub id.
@@ -87,7 +88,7 @@ pub struct ModelSection {
 }
 
 /// An element type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32 bits.

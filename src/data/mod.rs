@@ -12,6 +12,7 @@ mod problem;
 pub mod record;
 
 pub mod sets;
+pub mod source;
 pub mod world;
 mod zsre;
 

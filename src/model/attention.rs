@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 
+use super::decoder::at_least_f32;
 use super::past::Past;
 use super::spec::{DecoderSpec, Positions, Rotary};
 use super::tap::Span;
@@ -145,7 +146,8 @@ pub(super) fn attend(
         Some(mask) => scores + mask,
         None => scores,
     };
-    let weights = activation::softmax(scores, 3).reshape([batch, shared, group * tokens, keys]);
+    let dtype = scores.dtype();
+    let weights = activation::softmax(at_least_f32(scores), 3).cast(dtype).reshape([batch, shared, group * tokens, keys]);
     let mixed = weights.matmul(value).reshape([batch, spec.heads, tokens, width]);
     mixed.swap_dims(1, 2).reshape([batch, tokens, spec.heads * width])
 }

@@ -252,11 +252,17 @@ impl Decoder {
         let index = Tensor::<1, Int>::from_data(index.as_slice(), &self.device());
         let read = hidden.reshape([rows * cells, width]).select(0, index);
         let read = self.norm.forward(read.unsqueeze_dim(0)).squeeze_dim::<2>(0);
-        match &self.head {
+        let logits = match &self.head {
             Some(head) => read.matmul(head.val()),
             None => read.matmul(self.embedding.val().transpose()),
-        }
+        };
+        at_least_f32(logits)
     }
+}
+
+/// Probabilities are never computed in 16 bits.
+pub(super) fn at_least_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if matches!(x.dtype(), DType::F16 | DType::BF16) { x.cast(DType::F32) } else { x }
 }
 
 /// One product for the whole batch: `[batch · tokens, d_in] × [d_in, d_out]`, then the tap.

@@ -61,6 +61,17 @@ impl Model {
         Ok(Model { decoder, tokenizer, checkpoint, fingerprint })
     }
 
+    /// The tokens that end a text, as config.json has them.
+    pub fn stop_tokens(&self) -> Vec<u32> {
+        let ids = self.checkpoint.config().get("eos_token_id");
+        let number = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match ids {
+            Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(number).collect(),
+            Some(id) => number(id).into_iter().collect(),
+            None => vec![],
+        }
+    }
+
     /// The name to print: the folder's, or that of the embedded model.
     pub fn name(&self) -> String {
         let origin = self.checkpoint.origin();

@@ -1,6 +1,6 @@
 //! Gradients of a whole module: their norm, their mean, their parts.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
@@ -60,4 +60,31 @@ pub fn clip<M: Module>(mut gradients: GradientsParams, module: &M, most: f64) ->
         gradients = scale(gradients, module, most / norm);
     }
     (gradients, norm)
+}
+
+struct Split<'a, F> {
+    gradients: &'a mut GradientsParams,
+    parts: Vec<GradientsParams>,
+    part: F,
+}
+
+impl<F: Fn(ParamId) -> usize> ModuleVisitor for Split<'_, F> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.remove::<D>(param.id) {
+            self.parts[(self.part)(param.id)].register(param.id, gradient);
+        }
+    }
+}
+
+/// The gradients in `count` parts; `part` says where a parameter's gradient goes.
+pub fn split<M: Module>(
+    mut gradients: GradientsParams,
+    module: &M,
+    count: usize,
+    part: impl Fn(ParamId) -> usize,
+) -> Vec<GradientsParams> {
+    let parts = (0..count).map(|_| GradientsParams::new()).collect();
+    let mut split = Split { gradients: &mut gradients, parts, part };
+    module.visit(&mut split);
+    split.parts
 }

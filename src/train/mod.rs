@@ -1,5 +1,8 @@
 //! Training: what learns, and the loop that teaches it.
 
 pub mod gradients;
+pub mod learned;
+pub mod mend;
 pub mod pretrain;
 pub mod schedule;
+pub mod trainer;

@@ -1,0 +1,100 @@
+//! Editors: functions from a model and requests to an edit.
+
+mod mend;
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::edit::{Edit, EditRequest, Edited};
+use crate::error::Result;
+
+pub use mend::MendEditor;
+
+/// An editor is a function: it mutates nothing.
+pub trait Editor {
+    /// One edit that makes the model answer all requests.
+    ///
+    /// # Errors
+    /// A request that the model or the editor cannot take.
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit>;
+
+    /// Its name and settings.
+    fn describe(&self) -> (String, serde_json::Value);
+}
+
+/// How several requests are edited in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Each on the model as it is.
+    Single,
+    /// All by one edit.
+    Batch,
+    /// Each on the model that the last edit gave.
+    Sequential,
+}
+
+impl Mode {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Single => "single",
+            Mode::Batch => "batch",
+            Mode::Sequential => "sequential",
+        }
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        <Mode as clap::ValueEnum>::from_str(text, false)
+    }
+}
+
+/// What came of the requests.
+pub struct Applied {
+    /// One edit a request, or one for all.
+    pub edits: Vec<Arc<Edit>>,
+    /// For each request the model right after its edit.
+    pub immediate: Vec<Edited>,
+    /// For each request the model it is to be judged by: at the end of a sequence the last one.
+    pub after: Vec<Edited>,
+}
+
+/// Edits requests into a model; `watch` is told after each edit.
+///
+/// # Errors
+/// The first request that cannot be edited, by its number.
+pub fn apply(
+    editor: &dyn Editor,
+    model: &Edited,
+    requests: &[EditRequest],
+    mode: Mode,
+    watch: &mut dyn FnMut(),
+) -> Result<Applied> {
+    let mut applied = Applied { edits: vec![], immediate: vec![], after: vec![] };
+    if mode == Mode::Batch {
+        let edit = Arc::new(editor.edit(model, requests)?);
+        let after = model.with(edit.clone())?;
+        watch();
+        applied.edits.push(edit);
+        applied.immediate = vec![after.clone(); requests.len()];
+        applied.after = applied.immediate.clone();
+        return Ok(applied);
+    }
+    let mut current = model.clone();
+    for request in requests {
+        let on = if mode == Mode::Single { model } else { &current };
+        let edit = Arc::new(editor.edit(on, std::slice::from_ref(request))?);
+        let after = on.with(edit.clone())?;
+        watch();
+        applied.edits.push(edit);
+        applied.immediate.push(after.clone());
+        current = after;
+    }
+    applied.after = match mode {
+        Mode::Sequential => vec![current; requests.len()],
+        _ => applied.immediate.clone(),
+    };
+    Ok(applied)
+}

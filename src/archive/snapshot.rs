@@ -1,0 +1,136 @@
+//! The state of a training on disk, switched as a whole.
+//!
+//! Each snapshot is a folder of its own, `training/STEP-N`: progress.json, last.safetensors (the editor), best.safetensors (the
+//! best editor so far) and the optimisers. `training/current` names the one that counts; it is replaced by renaming, after the new
+//! folder is whole on disk. A process killed at any moment leaves the old snapshot or the new one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Best;
+use crate::error::{Error, Result};
+
+/// Where a training stands. It holds no times: a resumed run and one left alone write the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps done.
+    pub step: usize,
+    /// Bytes of metrics.jsonl that belong to them.
+    pub metrics_bytes: u64,
+    /// The best validation so far.
+    pub best: Option<Best>,
+    /// Validations since then.
+    pub without_gain: usize,
+    /// Steps skipped in a row because a loss or gradient was not finite.
+    pub not_finite: usize,
+    /// Whether the training has ended.
+    pub finished: bool,
+    /// The configuration it runs under.
+    pub config: serde_json::Value,
+}
+
+/// What a snapshot holds.
+pub struct Snapshot {
+    /// Where the training stands.
+    pub progress: Progress,
+    /// The editor as it is, a safetensors file.
+    pub last: Vec<u8>,
+    /// The best editor, where it is new; otherwise the previous snapshot's is kept.
+    pub best: Option<Vec<u8>>,
+    /// One state an optimiser.
+    pub optimizers: Vec<Vec<u8>>,
+}
+
+/// The `training` folder of an archive.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// Of the archive in `archive`.
+    pub fn new(archive: &Path) -> Self {
+        Store { folder: archive.join("training") }
+    }
+
+    fn pointer(&self) -> PathBuf {
+        self.folder.join("current")
+    }
+
+    /// The folder of the snapshot that counts, if there is one.
+    ///
+    /// # Errors
+    /// A pointer that names no folder here.
+    pub fn current(&self) -> Result<Option<PathBuf>> {
+        let pointer = self.pointer();
+        if !pointer.is_file() {
+            return Ok(None);
+        }
+        let name = fs::read_to_string(&pointer).map_err(Error::io(&pointer))?;
+        let folder = self.folder.join(name.trim());
+        let inside = Path::new(name.trim()).components().count() == 1 && name.trim().starts_with("step-");
+        if !inside || !folder.is_dir() {
+            return Err(Error::file(&pointer, format!("\"{}\" is no snapshot here; train again with another --out", name.trim())));
+        }
+        Ok(Some(folder))
+    }
+
+    /// The progress of the snapshot that counts.
+    ///
+    /// # Errors
+    /// A snapshot that is broken.
+    pub fn progress(&self) -> Result<Option<Progress>> {
+        let Some(folder) = self.current()? else { return Ok(None) };
+        let path = folder.join("progress.json");
+        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+        serde_json::from_str(&text).map(Some).map_err(|error| Error::file(&path, error))
+    }
+
+    /// Writes a snapshot and makes it the one that counts.
+    ///
+    /// # Errors
+    /// A folder that cannot be written; the old snapshot still counts then.
+    pub fn write(&self, snapshot: &Snapshot) -> Result<()> {
+        let old = self.current()?;
+        let name = format!("step-{:08}{}", snapshot.progress.step, if snapshot.progress.finished { "-end" } else { "" });
+        let folder = self.folder.join(&name);
+        if old.as_ref() == Some(&folder) {
+            return Ok(());
+        }
+        // What a killed process left behind.
+        if folder.exists() {
+            fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
+        }
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        crate::files::write(&folder.join("last.safetensors"), &snapshot.last)?;
+        match (&snapshot.best, &old) {
+            (Some(best), _) => crate::files::write(&folder.join("best.safetensors"), best)?,
+            (None, Some(old)) if old.join("best.safetensors").is_file() => {
+                crate::files::link(&old.join("best.safetensors"), &folder.join("best.safetensors"))?;
+            }
+            (None, _) => {}
+        }
+        for (number, state) in snapshot.optimizers.iter().enumerate() {
+            crate::files::write(&folder.join(format!("optimizer-{number}.bpk")), state)?;
+        }
+        let progress = serde_json::to_string_pretty(&snapshot.progress).unwrap_or_default();
+        crate::files::write(&folder.join("progress.json"), progress.as_bytes())?;
+        crate::files::sync_folder(&folder)?;
+        crate::files::write(&self.pointer(), name.as_bytes())?;
+        crate::files::sync_folder(&self.folder)?;
+        self.clean(&folder)
+    }
+
+    /// Removes all snapshots but one.
+    fn clean(&self, keep: &Path) -> Result<()> {
+        for entry in fs::read_dir(&self.folder).map_err(Error::io(&self.folder))?.flatten() {
+            let path = entry.path();
+            if path != keep && path.is_dir() {
+                fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,235 @@
+//! `emend train`: trains an editor into an archive.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::{keep_state, peak_memory, print, show_rows, stop};
+use crate::archive::{Base, EditorSettings, network_type};
+use crate::config::train::Config;
+use crate::data::source::Source;
+use crate::data::world::Split;
+use crate::edit::Edited;
+use crate::error::{Error, Result};
+use crate::evaluate::probes::Limits;
+use crate::evaluate::{Kind, ProbeRow, Summary, summarize};
+use crate::model::{Model, device};
+use crate::network::mend::Mend;
+use crate::report::table::{percent, table};
+use crate::train::mend::MendTrainer;
+use crate::train::trainer::{EditTrainer, Event, check_folder};
+
+/// Train an editor into an archive.
+///
+/// Writes a folder with archive.toml, network.safetensors and metrics.jsonl that `emend apply --archive` reads. A training
+/// that was stopped or killed goes on with --resume as if nothing had happened.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The archive's folder; checkpoints/NAME, after the configuration's name, unless given
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Go on with a training that was stopped
+    #[arg(long)]
+    pub resume: bool,
+    /// Use another model than the configuration's
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Lay a value over the configuration
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// cpu, cuda, cuda:N or wgpu
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
+    /// Print one JSON document instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A configuration, model, data or folder that is wrong; an interruption, after the state is saved.
+pub fn run(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    let mut config = Config::read(&args.config, &args.sets)?;
+    if let Some(model) = &args.model {
+        config.model.path.clone_from(model);
+    }
+    let folder = match &args.out {
+        Some(out) => out.clone(),
+        None => Path::new("checkpoints").join(args.config.file_stem().unwrap_or_default()),
+    };
+    check_folder(&folder, args.resume)?;
+    let place = args.config.parent().unwrap_or(Path::new(""));
+    let open = |name: &str, split| -> Result<Source> {
+        let source = Source::open(name, split, place)?;
+        if source.is_empty() {
+            return Err(Error::Input(format!("{name} holds no records")));
+        }
+        Ok(source)
+    };
+    let train = open(&config.data.train, Split::Train)?;
+    let validation = open(&config.data.validation, Split::Validation)?;
+    let test = open(&config.data.test, Split::Test)?;
+    let device = device(&args.device)?;
+    let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
+    let base = Edited::new(model.clone());
+
+    let seed = config.train.seed;
+    let training = device.clone().autodiff();
+    training.seed(seed);
+    let EditorSettings::Mend(settings) = config.editor.clone();
+    let mend = Mend::new(settings, &model.decoder.spec, (&training, network_type(model.decoder.dtype())))?;
+    let rates = (config.train.learning_rate, config.train.edit_rate_learning_rate);
+    let editor = MendTrainer::new(mend, base.clone(), config.loss.clone(), config.train.edits_together, rates.0, rates.1)?;
+
+    let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class };
+    let validation = validation.fixed(seed, config.train.validation_records, limits.per_class);
+    let mut trainer = EditTrainer {
+        editor,
+        base: base.clone(),
+        settings: config.train.clone(),
+        description: Base {
+            path: config.model.path.clone(),
+            fingerprint: model.fingerprint.clone(),
+            dtype: config.model.dtype,
+        },
+        config: serde_json::to_value(&config).unwrap_or_default(),
+        train: &train,
+        validation: &validation,
+        limits,
+        folder: folder.clone(),
+    };
+    keep_state();
+    let mut show = Show::new(config.train.max_steps);
+    let progress = trainer.run(&mut |event| show.event(event), &stop)?;
+    show.bar.finish_and_clear();
+    let trained = start.elapsed().as_secs_f64();
+
+    let most = if config.data.test_records == 0 { usize::MAX } else { config.data.test_records };
+    let test = test.fixed(seed, most, limits.per_class);
+    let rows = trainer.evaluate(&test)?;
+    let summary = summarize(&rows);
+    let seconds = json!({"training": trained, "test": start.elapsed().as_secs_f64() - trained});
+    if args.json {
+        let document = json!({
+            "archive": folder,
+            "steps": progress.step,
+            "protocol": "mend",
+            "best": progress.best,
+            "test": summary,
+            "settings": config,
+            "fingerprint": model.fingerprint,
+            "seconds": seconds,
+            "peak_memory_bytes": peak_memory(),
+        });
+        return print(&format!("{document:#}\n"));
+    }
+    let example = &test[0];
+    let mut text = format!(
+        "\n{} steps in {trained:.0} s, the best after step {}\n\n{}",
+        progress.step,
+        progress.best.map_or(0, |best| best.step),
+        figures(&summary)
+    );
+    text += &format!("\nThree test facts, before and after an edit\n\n{}", three(&base, &trainer, &rows)?);
+    text += &format!(
+        "\nNext, an edit of your own:\n\n    emend apply --archive {} --prompt \"{}\" --target \"{}\"\n",
+        folder.display(),
+        example.prompt,
+        example.target_new
+    );
+    print(&text)
+}
+
+/// The figures of a summary, with the name of their protocol.
+pub(super) fn figures(summary: &Summary) -> String {
+    let mut rows = vec![
+        vec!["edit success".to_owned(), percent(summary.edit_success), "the edit's own prompt, whole target exact".to_owned()],
+        vec!["generalization".into(), percent(summary.generalization), "rephrases, whole target exact".into()],
+        vec!["locality".into(), percent(summary.locality), "out of scope, likeliest tokens unchanged".into()],
+    ];
+    rows.extend(summary.locality_by_class.iter().map(|(class, share)| vec![format!("  {class}"), percent(Some(*share)), String::new()]));
+    rows.push(vec!["drawdown".into(), percent(summary.drawdown), "out-of-scope facts no longer answered exactly".into()]);
+    rows.extend(summary.drawdown_by_class.iter().map(|(class, share)| vec![format!("  {class}"), percent(Some(*share)), String::new()]));
+    let header = format!("{} edits", summary.edits);
+    table(&[&header, "share", "protocol mend: teacher-forced"], &rows)
+}
+
+/// The first three test records as a user would see them.
+fn three(base: &Edited, trainer: &EditTrainer<'_, MendTrainer>, rows: &[ProbeRow]) -> Result<String> {
+    use crate::train::learned::LearnedEditor;
+    let mut text = String::new();
+    for record in 0..3 {
+        let mine: Vec<&ProbeRow> = rows.iter().filter(|row| row.record == record).collect();
+        let Some(own) = mine.iter().find(|row| row.kind == Kind::Rewrite) else { break };
+        let request = crate::edit::EditRequest {
+            prompt: own.prompt.clone(),
+            target_new: own.target.clone(),
+            subject: None,
+            target_true: None,
+        };
+        let edit = trainer.editor.edit(base, &[request], trainer.settings.seed)?;
+        let after = base.with(edit)?;
+        let of = |kind: Kind| mine.iter().filter(move |row| row.kind == kind).take(1);
+        let chosen: Vec<&ProbeRow> = of(Kind::Rewrite).chain(of(Kind::Rephrase)).chain(of(Kind::Locality)).copied().collect();
+        text += &show_rows(base, &after, &chosen)?;
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// A bar, and a line a validation.
+struct Show {
+    bar: ProgressBar,
+    loss: f64,
+    note: String,
+}
+
+impl Show {
+    fn new(steps: usize) -> Self {
+        let bar = ProgressBar::new(steps as u64);
+        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} {msg}") {
+            bar.set_style(style);
+        }
+        Show { bar, loss: f64::NAN, note: String::new() }
+    }
+
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Step { step, skipped: true, .. } => {
+                self.bar.set_position(*step as u64);
+                self.bar.suspend(|| eprintln!("step {step}: loss or gradient not finite, skipped"));
+            }
+            Event::Step { step, figures, .. } => {
+                if self.loss.is_nan() {
+                    // What an earlier run did is no measure of this one's speed.
+                    self.bar.set_position(*step as u64);
+                    self.bar.reset_eta();
+                }
+                let loss = figures.first().map_or(f64::NAN, |(_, loss)| *loss);
+                self.loss = if self.loss.is_nan() { loss } else { 0.95 * self.loss + 0.05 * loss };
+                self.bar.set_position(*step as u64);
+                self.bar.set_message(format!("loss {:.3}{}", self.loss, self.note));
+            }
+            Event::Validation { step, summary, best } => {
+                self.note = format!(" · success {} · drawdown {}", percent(summary.edit_success), percent(summary.drawdown));
+                let line = format!(
+                    "step {step:>6}   edit success {}   generalization {}   locality {}   drawdown {}{}",
+                    percent(summary.edit_success),
+                    percent(summary.generalization),
+                    percent(summary.locality),
+                    percent(summary.drawdown),
+                    if *best { "   best so far" } else { "" }
+                );
+                self.bar.suspend(|| eprintln!("{line}"));
+            }
+        }
+    }
+}

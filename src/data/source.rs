@@ -1,0 +1,131 @@
+//! Where a training, a validation or a test takes its records from.
+
+use std::path::Path;
+
+use rand::RngExt;
+use rand::seq::{IndexedMutRandom, SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use super::record::{EditRecord, Probe};
+use super::world::{Split, World};
+use super::{load_records, pocket, sets};
+use crate::error::Result;
+use crate::fetch::Settings;
+use crate::random;
+
+/// The class of locality prompts that other records of a file give.
+pub const OTHER_RECORDS: &str = "other records";
+
+/// Records of one part of the data.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// Facts of a world: each draw is a new counterfactual.
+    World {
+        /// The world.
+        world: World,
+        /// Its part.
+        split: Split,
+        /// The facts of that part.
+        facts: Vec<usize>,
+    },
+    /// Records of a file.
+    Records(Vec<EditRecord>),
+}
+
+impl Source {
+    /// `pocket`, a named set, or a file beside `folder`.
+    ///
+    /// # Errors
+    /// A file that is missing or broken; a named set that was not fetched names the command.
+    pub fn open(name: &str, split: Split, folder: &Path) -> Result<Self> {
+        if name == pocket::NAME {
+            let world = pocket::world()?;
+            let facts = world.split(split);
+            return Ok(Source::World { world, split, facts });
+        }
+        let path = folder.join(name);
+        let named = sets::find(name.split('/').next().unwrap_or(name)).is_some();
+        let path = if named && !path.is_file() { sets::local_path(name, &Settings::from_env())? } else { path };
+        Ok(Source::Records(load_records(&path)?))
+    }
+
+    /// How many records one pass over the data has.
+    pub fn len(&self) -> usize {
+        match self {
+            Source::World { facts, .. } => facts.len(),
+            Source::Records(records) => records.len(),
+        }
+    }
+
+    /// Whether there is no record.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The records of draws `from..from + count` of a training: pass after pass over the data, each in an order of its own.
+    /// `per_class` neighbours of each class are drawn.
+    pub fn draws(&self, seed: u64, from: u64, count: usize, per_class: usize) -> Vec<EditRecord> {
+        let length = self.len() as u64;
+        let mut order: (u64, Vec<usize>) = (u64::MAX, vec![]);
+        let draws = (from..from + count as u64).map(|number| {
+            let (pass, place) = (number / length, (number % length) as usize);
+            if order.0 != pass {
+                let mut indices: Vec<usize> = (0..self.len()).collect();
+                indices.shuffle(&mut random::stream(seed, "order", pass));
+                order = (pass, indices);
+            }
+            self.record(order.1[place], per_class, &mut random::stream(seed, "record", number))
+        });
+        draws.collect()
+    }
+
+    /// At most `limit` records for validation or test: always the same ones.
+    pub fn fixed(&self, seed: u64, limit: usize, per_class: usize) -> Vec<EditRecord> {
+        match self {
+            Source::Records(records) => records.iter().take(limit).cloned().collect(),
+            Source::World { .. } => {
+                let mut indices: Vec<usize> = (0..self.len()).collect();
+                indices.shuffle(&mut random::stream(seed, "fixed order", 0));
+                indices.truncate(limit);
+                let record = |index: usize| self.record(index, per_class, &mut random::stream(seed, "fixed record", index as u64));
+                indices.into_iter().map(record).collect()
+            }
+        }
+    }
+
+    fn record(&self, index: usize, per_class: usize, rng: &mut ChaCha8Rng) -> EditRecord {
+        match self {
+            Source::World { world, split, facts } => {
+                // A training never sees a subject of the other parts, not even as a neighbour.
+                let allowed = |fact: &super::world::Fact| *split != Split::Train || fact.split == Split::Train;
+                world.record(facts[index], per_class, allowed, rng)
+            }
+            Source::Records(records) => {
+                let mut record = records[index].clone();
+                let others: Vec<usize> = (0..per_class).map(|_| rng.random_range(0..records.len())).collect();
+                let others = others.into_iter().map(|other| &records[other]).filter(|other| other.subject != record.subject);
+                let probes: Vec<Probe> = others
+                    .filter_map(|other| Some(Probe { prompt: other.prompt.clone(), target: Some(other.target_true.clone()?) }))
+                    .collect();
+                if !probes.is_empty() {
+                    record.locality.insert(OTHER_RECORDS.into(), probes);
+                }
+                record
+            }
+        }
+    }
+}
+
+/// `count` out-of-scope prompts (fewer where there are fewer), each of a class drawn by its weight.
+pub fn draw_locality<'a>(record: &'a EditRecord, count: usize, weight: impl Fn(&str) -> f64, rng: &mut ChaCha8Rng) -> Vec<&'a Probe> {
+    let mut pools: Vec<(f64, Vec<&Probe>)> =
+        record.locality.iter().map(|(class, probes)| (weight(class), probes.iter().collect())).collect();
+    let mut drawn = vec![];
+    while drawn.len() < count {
+        pools.retain(|(weight, probes)| *weight > 0.0 && !probes.is_empty());
+        let Ok((_, pool)) = pools.choose_weighted_mut(rng, |(weight, _)| *weight) else { break };
+        let index = rng.random_range(0..pool.len());
+        drawn.push(pool.swap_remove(index));
+    }
+    drawn
+}

@@ -1,0 +1,7 @@
+//! Probes of edits in one table, and metrics that are functions of that table alone.
+
+pub mod metrics;
+pub mod probes;
+
+pub use metrics::{Summary, summarize};
+pub use probes::{Kind, ProbeRow, probe_table};

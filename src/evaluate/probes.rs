@@ -1,0 +1,123 @@
+//! The table of probes: what a model said before and after an edit.
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::record::EditRecord;
+use crate::edit::Edited;
+use crate::edit::score::{Scored, score};
+use crate::error::Result;
+use crate::model::tokenizer::Continuation;
+
+/// What a probe asks of an edit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The edit's own prompt: the new target is right.
+    Rewrite,
+    /// Another way to ask for it: the new target is right.
+    Rephrase,
+    /// Out of scope: the answer must stay.
+    Locality,
+    /// A consequence of the edit.
+    Portability,
+}
+
+/// One probe, before and after.
+#[derive(Debug, Clone)]
+pub struct ProbeRow {
+    /// The number of the record in the list.
+    pub record: usize,
+    /// What is asked.
+    pub kind: Kind,
+    /// The class of a locality or portability probe.
+    pub class: Option<String>,
+    /// The prompt.
+    pub prompt: String,
+    /// The target that is scored.
+    pub target: String,
+    /// Whether the target was given, or is the model's own likeliest token before the edit.
+    pub given: bool,
+    /// Before the edit.
+    pub before: Scored,
+    /// After the edit.
+    pub after: Scored,
+}
+
+/// How many probes of each kind a record is asked at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Rephrases.
+    pub rephrases: usize,
+    /// Prompts of each locality class and of each portability class.
+    pub per_class: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { rephrases: usize::MAX, per_class: usize::MAX }
+    }
+}
+
+struct Asked {
+    record: usize,
+    kind: Kind,
+    class: Option<String>,
+    prompt: String,
+    target: String,
+    given: bool,
+    text: Continuation,
+}
+
+/// Asks both models the probes of records: their own prompt, rephrases, locality and portability prompts.
+///
+/// `records` come with their number in the caller's list. A locality prompt without a known answer is asked for the token the
+/// model answered before.
+///
+/// # Errors
+/// A probe that cannot be tokenised, or is longer than the context.
+pub fn probe_table(before: &Edited, after: &Edited, records: &[(usize, &EditRecord)], limits: Limits) -> Result<Vec<ProbeRow>> {
+    let mut asked: Vec<Asked> = vec![];
+    for &(number, record) in records {
+        let mut ask = |kind, class: Option<&String>, prompt: &str, target: Option<&String>| -> Result<()> {
+            let tokenizer = &before.base().tokenizer;
+            let (text, target, given) = match target {
+                Some(target) => (tokenizer.continuation(prompt, target)?, target.clone(), true),
+                None => {
+                    let mut ids = tokenizer.encode(prompt)?;
+                    let prompt = ids.len();
+                    let own = before.next_tokens(&ids, 1)?.first().map_or(0, |token| token.id);
+                    ids.push(own);
+                    let target = tokenizer.token(own).trim().to_owned();
+                    (Continuation { ids, prompt, apart: false }, target, false)
+                }
+            };
+            asked.push(Asked { record: number, kind, class: class.cloned(), prompt: prompt.to_owned(), target, given, text });
+            Ok(())
+        };
+        ask(Kind::Rewrite, None, &record.prompt, Some(&record.target_new))?;
+        for prompt in record.rephrases.iter().take(limits.rephrases) {
+            ask(Kind::Rephrase, None, prompt, Some(&record.target_new))?;
+        }
+        for (kind, classes) in [(Kind::Locality, &record.locality), (Kind::Portability, &record.portability)] {
+            for (class, probes) in classes {
+                for probe in probes.iter().take(limits.per_class) {
+                    ask(kind, Some(class), &probe.prompt, probe.target.as_ref())?;
+                }
+            }
+        }
+    }
+    let texts: Vec<Continuation> = asked.iter().map(|asked| asked.text.clone()).collect();
+    let mut scored = score(&[before, after], &texts)?.into_iter();
+    let (before, after) = (scored.next().unwrap_or_default(), scored.next().unwrap_or_default());
+    let rows = asked.into_iter().zip(before.into_iter().zip(after)).map(|(asked, (before, after))| ProbeRow {
+        record: asked.record,
+        kind: asked.kind,
+        class: asked.class,
+        prompt: asked.prompt,
+        target: asked.target,
+        given: asked.given,
+        before,
+        after,
+    });
+    Ok(rows.collect())
+}

@@ -1,0 +1,352 @@
+//! MEND: the gradient of an edit, decomposed and transformed into a better one (Mitchell et al., 2022).
+//!
+//! For each edited matrix, `ΔW = −α Σ_tokens ũᵀ δ̃`, where `(ũ, δ̃)` is the network's word on `(u, δ)` and α a learned rate.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Int, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::gradient_transform::{GradientTransform, Normalization, Normalizer};
+use crate::edit::score::target_log_probabilities;
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, RecordDeltas, WeightChange};
+use crate::error::{Error, Result};
+use crate::model::spec::DecoderSpec;
+use crate::model::tap::{NoTap, Role, Weight};
+use crate::model::taps::{GradientProbes, cells};
+use crate::model::tokenizer::Continuation;
+use crate::model::tokens::Tokens;
+
+/// `[editor]` of a MEND config.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The layers whose weights are edited.
+    pub layers: Vec<usize>,
+    /// The weights edited in each ("mlp.up", "mlp.down", "attention.out", ...).
+    pub weights: Vec<String>,
+    /// Rank of the network's layers; at most `d_in + d_out`.
+    #[serde(default = "rank")]
+    pub rank: usize,
+    /// The rate of each matrix at the start.
+    #[serde(default = "initial_rate")]
+    pub initial_edit_rate: f64,
+    /// Whether rates are learned as they are or by their logarithm.
+    #[serde(default)]
+    pub edit_rates: Rates,
+    /// Standard deviation of V at the start, times √(d_in + d_out).
+    #[serde(default = "initial_spread")]
+    pub initial_spread: f64,
+    /// How u and δ are normalised.
+    #[serde(default = "normalization")]
+    pub normalization: Normalization,
+    /// Records after which the running normalisation is frozen; 0 for never.
+    #[serde(default)]
+    pub normalization_records: usize,
+    /// The direction of an update. `ascent` is the reference's sign, which learning has to turn first.
+    #[serde(default)]
+    pub direction: Direction,
+}
+
+/// How a matrix's rate is learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rates {
+    /// α = exp(θ): steps are in shares of the rate, and it stays positive.
+    #[default]
+    Log,
+    /// α = θ, as in the reference.
+    Raw,
+}
+
+/// The sign of an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// `W − α ũᵀδ̃`
+    #[default]
+    Descent,
+    /// `W + α ũᵀδ̃`
+    Ascent,
+}
+
+fn rank() -> usize {
+    1920
+}
+
+fn initial_rate() -> f64 {
+    1e-4
+}
+
+fn initial_spread() -> f64 {
+    1.0
+}
+
+fn normalization() -> Normalization {
+    Normalization::Running
+}
+
+/// What is trained.
+#[derive(Module, Debug)]
+pub struct MendNetwork {
+    /// One for each shape of matrix.
+    pub transforms: Vec<GradientTransform>,
+    /// θ `[matrices]`: the rates, or their logarithms.
+    pub rates: Param<Tensor<1>>,
+}
+
+/// An edited matrix: which network serves it, and as which of that network's matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Slot {
+    weight: Weight,
+    shape: usize,
+    matrix: usize,
+}
+
+/// A MEND editor.
+#[derive(Debug, Clone)]
+pub struct Mend {
+    /// Its settings.
+    pub settings: Settings,
+    /// Its network.
+    pub network: MendNetwork,
+    /// One for each shape, in the order of `network.transforms`.
+    pub normalizers: Vec<Normalizer>,
+    /// Records whose gradients the normalisers saw.
+    pub observed: usize,
+    slots: Vec<Slot>,
+    shapes: Vec<[usize; 2]>,
+}
+
+/// The decomposed gradients of edits: for each matrix the tokens' `u [tokens, d_in]`, `δ [tokens, d_out]`, and whose they are.
+pub struct Captured {
+    factors: Vec<(Tensor<2>, Tensor<2>, Vec<usize>)>,
+}
+
+impl Mend {
+    /// A MEND that is the identity: its edits are steps down the normalised gradient. `place` is the network's device and type.
+    ///
+    /// # Errors
+    /// Weights that the model does not have, numbers out of range.
+    pub fn new(settings: Settings, spec: &DecoderSpec, place: (&Device, DType)) -> Result<Self> {
+        if settings.layers.is_empty() || settings.weights.is_empty() {
+            return Err(Error::Config("editor.layers and editor.weights must name at least one layer and one weight".into()));
+        }
+        if settings.rank == 0 || !settings.initial_edit_rate.is_finite() || settings.initial_edit_rate <= 0.0 {
+            return Err(Error::Config("editor.rank and editor.initial_edit_rate must be above 0".into()));
+        }
+        if settings.edit_rates == Rates::Log && settings.direction == Direction::Ascent {
+            let message = "editor.direction = \"ascent\" wants edit_rates = \"raw\": a rate learned by its logarithm cannot turn its sign";
+            return Err(Error::Config(message.into()));
+        }
+        let mut slots: Vec<Slot> = vec![];
+        let mut shapes: Vec<[usize; 2]> = vec![];
+        for &layer in &settings.layers {
+            for name in &settings.weights {
+                let role: Role = name.parse()?;
+                let cross = matches!(role, Role::CrossQuery | Role::CrossKey | Role::CrossValue | Role::CrossOut);
+                if layer >= spec.layers || cross || (role == Role::MlpGate && !spec.gated) {
+                    return Err(Error::Config(format!(
+                        "editor: the model has no weight decoder.{layer}.{role}; it has layers 0 to {}{}",
+                        spec.layers - 1,
+                        if spec.gated { "" } else { ", without mlp.gate" }
+                    )));
+                }
+                let weight = Weight::decoder(layer, role);
+                if slots.iter().any(|slot| slot.weight == weight) {
+                    return Err(Error::Config(format!("editor: {weight} is named twice")));
+                }
+                let found = shapes.iter().position(|shape| *shape == spec.shape(role));
+                let shape = found.unwrap_or_else(|| {
+                    shapes.push(spec.shape(role));
+                    shapes.len() - 1
+                });
+                let matrix = slots.iter().filter(|slot| slot.shape == shape).count();
+                slots.push(Slot { weight, shape, matrix });
+            }
+        }
+        let transforms = shapes.iter().enumerate().map(|(shape, [d_in, d_out])| {
+            let matrices = slots.iter().filter(|slot| slot.shape == shape).count();
+            let std = settings.initial_spread / ((d_in + d_out) as f64).sqrt();
+            GradientTransform::new(d_in + d_out, settings.rank, matrices, std, place)
+        });
+        let rate = match settings.edit_rates {
+            Rates::Log => settings.initial_edit_rate.ln(),
+            Rates::Raw => settings.initial_edit_rate,
+        };
+        let network = MendNetwork {
+            transforms: transforms.collect(),
+            rates: Param::from_tensor(Tensor::full([slots.len()], rate, place)),
+        };
+        let plain = place.0.clone().inner();
+        let normalizers = shapes.iter().map(|[d_in, d_out]| Normalizer::new(d_in + d_out, (&plain, place.1))).collect();
+        Ok(Mend { settings, network, normalizers, observed: 0, slots, shapes })
+    }
+
+    /// The lowest layer it edits: everything below is constant.
+    pub fn lowest_layer(&self) -> usize {
+        self.slots.iter().map(|slot| slot.weight.layer).min().unwrap_or(0)
+    }
+
+    /// The rate α of each matrix.
+    pub fn rates(&self) -> Vec<(Weight, f64)> {
+        let values: Vec<f64> = self.rates_tensor().inner().into_data().iter::<f64>().collect();
+        self.slots.iter().map(|slot| slot.weight).zip(values).collect()
+    }
+
+    fn rates_tensor(&self) -> Tensor<1> {
+        match self.settings.edit_rates {
+            Rates::Log => self.network.rates.val().exp(),
+            Rates::Raw => self.network.rates.val(),
+        }
+    }
+
+    /// The decomposed gradients of `L = −mean ln p(target | prompt)` of each row, on the model as it is.
+    ///
+    /// `hidden [batch, tokens, width]` is the input of the lowest edited layer, the rows of `tokens` are the continuations without
+    /// their last token, and `groups` says to which edit each row belongs.
+    ///
+    /// # Errors
+    /// What the model says of the batch.
+    pub fn capture(
+        &self,
+        model: &Edited,
+        hidden: Tensor<3>,
+        tokens: &Tokens,
+        rows: &[&Continuation],
+        groups: &[usize],
+    ) -> Result<Captured> {
+        let mut probes = GradientProbes::at(self.slots.iter().map(|slot| slot.weight));
+        let hidden = model.blocks(hidden, self.lowest_layer()..model.layers(), tokens.span(), None, &mut probes)?;
+        let reads: Vec<_> = rows.iter().enumerate().flat_map(|(row, text)| text.reads().map(move |cell| (row, cell))).collect();
+        let targets: Vec<u32> = rows.iter().flat_map(|text| text.target().iter().copied()).collect();
+        let weights: Vec<f32> = rows.iter().flat_map(|text| vec![1.0 / text.target().len() as f32; text.target().len()]).collect();
+        let log = burn::tensor::activation::log_softmax(model.head(hidden, &reads), 1);
+        let weights = Tensor::<1>::from_data(weights.as_slice(), (&log.device().inner(), log.dtype()));
+        let loss = (target_log_probabilities(log, &targets) * weights).sum().neg();
+        let mut read = probes.read(&loss.backward());
+        let factors = self.slots.iter().map(|slot| {
+            let (u, delta) = read.remove(&slot.weight).ok_or_else(|| Error::Input(format!("the loss does not reach {}", slot.weight)))?;
+            let [_, width, _] = delta.dims();
+            // A cell that the loss does not reach has δ = 0 and changes nothing.
+            let sizes: Vec<f64> = delta.clone().abs().sum_dim(2).into_data().iter::<f64>().collect();
+            let reached = (0..sizes.len()).filter(|&cell| sizes[cell] != 0.0).map(|cell| (cell / width, cell % width));
+            let reached: Vec<_> = reached.collect();
+            let owners = reached.iter().map(|&(row, _)| groups[row]).collect();
+            Ok((cells(u, &reached), cells(delta, &reached), owners))
+        });
+        Ok(Captured { factors: factors.collect::<Result<_>>()? })
+    }
+
+    /// Shows the captured gradients of `records` records to the normalisers, unless these are frozen by now.
+    pub fn observe(&mut self, captured: &Captured, records: usize) {
+        let limit = self.settings.normalization_records;
+        if limit > 0 && self.observed >= limit {
+            return;
+        }
+        self.observed += records;
+        for (slot, (u, delta, _)) in self.slots.iter().zip(&captured.factors) {
+            let normalizer = &mut self.normalizers[slot.shape];
+            let rows = Tensor::cat(vec![u.clone(), delta.clone()], 1).cast(normalizer.mean.dtype());
+            normalizer.update(rows);
+        }
+    }
+
+    /// The deltas of `groups` edits: `A [groups, d_in, tokens]`, `B [groups, tokens, d_out]` for each matrix, differentiable with
+    /// respect to the network where that is tracked.
+    pub fn deltas(&self, captured: &Captured, groups: usize) -> RecordDeltas {
+        let rates = self.rates_tensor();
+        let sign = match self.settings.direction {
+            Direction::Descent => -1.0,
+            Direction::Ascent => 1.0,
+        };
+        let mut deltas = RecordDeltas::default();
+        for (shape, [d_in, d_out]) in self.shapes.iter().enumerate() {
+            // All tokens of all matrices of a shape go through their network as one batch.
+            let mine: Vec<usize> = (0..self.slots.len()).filter(|&slot| self.slots[slot].shape == shape).collect();
+            let joined = mine.iter().map(|&slot| {
+                let (u, delta, _) = &captured.factors[slot];
+                Tensor::cat(vec![u.clone(), delta.clone()], 1)
+            });
+            let z = Tensor::cat(joined.collect(), 0);
+            let (device, dtype) = (z.device(), z.dtype());
+            let z = z.cast(self.normalizers[shape].mean.dtype());
+            let matrices: Vec<i64> =
+                mine.iter().flat_map(|&slot| vec![self.slots[slot].matrix as i64; captured.factors[slot].2.len()]).collect();
+            if matrices.is_empty() {
+                continue;
+            }
+            let matrices = Tensor::<1, Int>::from_data(matrices.as_slice(), &device);
+            let z = match self.settings.normalization {
+                Normalization::Running => self.normalizers[shape].normalize(z),
+                Normalization::Off => z,
+            };
+            let z = self.network.transforms[shape].forward(z, &matrices);
+            let rows = z.dims()[0];
+            let zero = Tensor::<2>::zeros([1, d_in + d_out], (&device, z.dtype()));
+            let padded = Tensor::cat(vec![z, zero], 0);
+            let mut first = 0;
+            for &slot in &mine {
+                let owners = &captured.factors[slot].2;
+                let (index, rank) = by_owner(owners, groups, first, rows);
+                first += owners.len();
+                let index = Tensor::<1, Int>::from_data(index.as_slice(), &device);
+                let placed = padded.clone().select(0, index).reshape([groups, rank, d_in + d_out]);
+                let a = placed.clone().slice([0..groups, 0..rank, 0..*d_in]).swap_dims(1, 2).cast(dtype);
+                let b = placed.slice([0..groups, 0..rank, *d_in..d_in + d_out]);
+                let rate = rates.clone().slice([slot..slot + 1]).mul_scalar(sign);
+                deltas.matrices.insert(self.slots[slot].weight, (a, (b * rate.unsqueeze()).cast(dtype)));
+            }
+        }
+        deltas
+    }
+
+    /// One edit that makes the model answer all requests.
+    ///
+    /// # Errors
+    /// A request that cannot be tokenised or is longer than the context.
+    pub fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit> {
+        let tokenizer = &model.base().tokenizer;
+        let rows: Vec<Continuation> =
+            requests.iter().map(|request| tokenizer.continuation(&request.prompt, &request.target_new)).collect::<Result<_>>()?;
+        let rows: Vec<&Continuation> = rows.iter().collect();
+        let tokens = without_last(&rows);
+        let hidden = model.embed(&tokens, &mut NoTap)?;
+        let hidden = model.blocks(hidden, 0..self.lowest_layer(), tokens.span(), None, &mut NoTap)?;
+        let captured = self.capture(model, hidden, &tokens, &rows, &vec![0; rows.len()])?;
+        let deltas = self.deltas(&captured, 1).matrices.into_iter();
+        let matrices: BTreeMap<Weight, Delta> = deltas
+            .map(|(at, (a, b))| (at, Delta::LowRank { a: a.inner().squeeze_dim(0), b: b.inner().squeeze_dim(0) }))
+            .collect();
+        let provenance = Provenance {
+            method: "mend".into(),
+            settings: serde_json::to_value(&self.settings).unwrap_or_default(),
+            requests: requests.to_vec(),
+            seed,
+            version: env!("CARGO_PKG_VERSION").into(),
+            base: model.base().fingerprint.clone(),
+            computed_on: model.edit_ids(),
+        };
+        Ok(Edit::new(provenance, Change::Weights(WeightChange { matrices, biases: BTreeMap::new() }), BTreeMap::new()))
+    }
+}
+
+/// The rows that predict: each continuation without its last token.
+pub fn without_last(rows: &[&Continuation]) -> Tokens {
+    Tokens::new(rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()).collect())
+}
+
+/// Where each group's tokens stand: `[groups · rank]` row numbers from `first` on, `zero` where a group has fewer than the rank.
+fn by_owner(owners: &[usize], groups: usize, first: usize, zero: usize) -> (Vec<i64>, usize) {
+    let mut rows = vec![vec![]; groups];
+    for (token, &owner) in owners.iter().enumerate() {
+        rows[owner].push((first + token) as i64);
+    }
+    let rank = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
+    let padded = rows.into_iter().flat_map(|mut rows| {
+        rows.resize(rank, zero as i64);
+        rows
+    });
+    (padded.collect(), rank)
+}

@@ -1,0 +1,5 @@
+//! What training learns, and requests → deltas through it.
+
+pub mod gradient_transform;
+pub mod mend;
+pub mod parameters;

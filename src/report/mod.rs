@@ -1,0 +1,3 @@
+//! Tables and plain words for people.
+
+pub mod table;

@@ -1,0 +1,46 @@
+//! Named tensors as safetensors: the same tensors give the same bytes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use burn::tensor::{DType, TensorData};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::error::{Error, Result};
+
+/// The bytes of a safetensors file.
+pub fn to_bytes(tensors: &BTreeMap<String, TensorData>) -> Vec<u8> {
+    let views = tensors.iter().filter_map(|(name, data)| {
+        let dtype = match data.dtype() {
+            DType::F64 => Dtype::F64,
+            _ => Dtype::F32,
+        };
+        TensorView::new(dtype, data.shape().to_vec(), data.as_bytes()).ok().map(|view| (name.as_str(), view))
+    });
+    safetensors::serialize(views, None::<HashMap<String, String>>).unwrap_or_default()
+}
+
+/// The tensors of a safetensors file of f32 and f64.
+///
+/// # Errors
+/// A file that is missing, broken, or holds other types.
+pub fn read(path: &Path) -> Result<BTreeMap<String, TensorData>> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let wrong = |message: String| Error::file(path, message);
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| wrong(format!("not a whole safetensors file ({error})")))?;
+    let tensors = file.tensors().into_iter().map(|(name, view)| {
+        let data = match view.dtype() {
+            Dtype::F32 => {
+                let values: Vec<f32> = view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+                TensorData::new(values, view.shape().to_vec())
+            }
+            Dtype::F64 => {
+                let values: Vec<f64> = view.data().as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+                TensorData::new(values, view.shape().to_vec())
+            }
+            other => return Err(wrong(format!("tensor \"{name}\" holds {other:?}, not F32 or F64"))),
+        };
+        Ok((name, data))
+    });
+    tensors.collect()
+}

@@ -1,0 +1,73 @@
+//! What the trainer knows of an editor that learns.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::TensorData;
+use rand_chacha::ChaCha8Rng;
+
+use crate::archive::EditorSettings;
+use crate::data::record::EditRecord;
+use crate::edit::{Edit, EditRequest, Edited};
+use crate::error::Result;
+
+/// An editor whose network is trained. Cheap to clone: tensors are shared.
+pub trait LearnedEditor: Clone {
+    /// What is trained. Its parameters have ids derived from their paths (`network::parameters::with_stable_ids`).
+    type Network: Module;
+
+    /// The network.
+    fn network(&self) -> &Self::Network;
+
+    /// Puts the network that an optimiser gave back.
+    fn set_network(&mut self, network: Self::Network);
+
+    /// The groups of parameters, each with an optimiser of its own. A parameter belongs to the first group that takes its path.
+    fn groups(&self) -> Vec<Group>;
+
+    /// The loss of some records: gradients of its mean over them, and figures to show. It may move running figures of the editor.
+    ///
+    /// # Errors
+    /// A record that the model cannot take.
+    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Loss>;
+
+    /// One edit for all requests.
+    ///
+    /// # Errors
+    /// A request that the model cannot take.
+    fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit>;
+
+    /// Everything that an archive holds of it, by name.
+    fn tensors(&self) -> BTreeMap<String, TensorData>;
+
+    /// Puts [`LearnedEditor::tensors`] back.
+    ///
+    /// # Errors
+    /// Tensors that do not fit.
+    fn restore(&mut self, tensors: BTreeMap<String, TensorData>) -> Result<()>;
+
+    /// Its settings, as an archive names them.
+    fn settings(&self) -> EditorSettings;
+
+    /// How many neighbours of each locality class a record is drawn with.
+    fn neighbours(&self) -> usize;
+}
+
+/// Parameters that share an optimiser.
+pub struct Group {
+    /// Its name in files and messages.
+    pub name: &'static str,
+    /// The learning rate at its height.
+    pub learning_rate: f64,
+    /// Whether a parameter of this path belongs to it.
+    pub takes: fn(&str) -> bool,
+}
+
+/// What a step of training gives.
+pub struct Loss {
+    /// The gradient of the mean loss.
+    pub gradients: GradientsParams,
+    /// Named figures; the first is the loss itself.
+    pub figures: Vec<(&'static str, f64)>,
+}

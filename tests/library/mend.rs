@@ -1,0 +1,205 @@
+//! MEND's network against PyTorch, and its gradient against finite differences.
+
+use std::sync::Arc;
+
+use burn::module::Param;
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use emend::data::record::{EditRecord, Probe};
+use emend::edit::{EditRequest, Edited};
+use emend::network::gradient_transform::{GradientTransform, LowRankLayer, Normalizer};
+use emend::network::mend::{Mend, Settings};
+use emend::network::parameters;
+use emend::random;
+use emend::train::learned::LearnedEditor;
+use emend::train::mend::{LossSettings, MendTrainer};
+
+use crate::common::{Golden, difference, fixture, model, values};
+
+fn tensor<const D: usize>(golden: &Golden, name: &str, device: &Device) -> Tensor<D> {
+    let data = TensorData::new(golden.floats(name), golden.shape(name));
+    Tensor::from_data(data, (device, DType::F64))
+}
+
+fn normalizer(golden: &Golden, device: &Device) -> Normalizer {
+    // A running figure of 101 rows with the golden mean and spread.
+    let join = |part: &str| {
+        let [x, delta] = ["x", "delta"].map(|of| tensor::<1>(golden, &format!("norm.{of}_{part}"), device));
+        Tensor::cat(vec![x, delta], 0)
+    };
+    Normalizer { count: 101.0, mean: join("mean"), squares: join("std").square().mul_scalar(100.0) }
+}
+
+#[test]
+fn transform_and_its_gradients_match_pytorch() {
+    let golden = Golden::open(fixture("mend-transform.safetensors"));
+    let plain = Device::flex();
+    let device = plain.clone().autodiff();
+    for (parameters, gradients, outputs) in [("param.", "grad.", "output."), ("init.param.", "init.grad.", "init.output.")] {
+        let layer = |number: usize| {
+            let name = |part: &str| format!("{parameters}layer.{number}.{part}");
+            let matrix = |part: &str| tensor::<2>(&golden, &name(part), &device);
+            LowRankLayer {
+                down: Param::from_tensor(matrix("v").transpose()),
+                up: Param::from_tensor(matrix("u").transpose()),
+                bias: Param::from_tensor(tensor::<1>(&golden, &name("bias"), &device)),
+                scale: Param::from_tensor(matrix("scale")),
+                shift: Param::from_tensor(matrix("shift")),
+            }
+        };
+        let transform = GradientTransform { layers: vec![layer(0), layer(1)] };
+        let (x, delta) = (tensor::<2>(&golden, "input.x", &plain), tensor::<2>(&golden, "input.delta", &plain));
+        let z = normalizer(&golden, &plain).normalize(Tensor::cat(vec![x, delta], 1));
+        let mode: Vec<i64> = golden.floats("input.mode").iter().map(|&mode| mode as i64).collect();
+        let out = transform.forward(z, &Tensor::<1, Int>::from_data(mode.as_slice(), &plain));
+        let widths = [golden.shape("input.x")[1], golden.shape("input.delta")[1]];
+        let rows = out.dims()[0];
+        let x_tilde = out.clone().inner().slice([0..rows, 0..widths[0]]);
+        let delta_tilde = out.clone().inner().slice([0..rows, widths[0]..widths[0] + widths[1]]);
+        assert!(difference(&values(x_tilde), &golden.floats(&format!("{outputs}x_tilde"))) < 1e-9);
+        assert!(difference(&values(delta_tilde), &golden.floats(&format!("{outputs}delta_tilde"))) < 1e-9);
+
+        let loss = (out * tensor::<2>(&golden, "loss_weight", &plain)).sum();
+        let grads = GradientsParams::from_grads(loss.backward(), &transform);
+        for (number, layer) in transform.layers.iter().enumerate() {
+            let matrix = |param: &Param<Tensor<2>>| grads.get::<2>(param.id).unwrap();
+            let found = [
+                ("v", values(matrix(&layer.down).transpose())),
+                ("u", values(matrix(&layer.up).transpose())),
+                ("bias", values(grads.get::<1>(layer.bias.id).unwrap())),
+                ("scale", values(matrix(&layer.scale))),
+                ("shift", values(matrix(&layer.shift))),
+            ];
+            for (part, found) in found {
+                let wanted = golden.floats(&format!("{gradients}layer.{number}.{part}"));
+                if wanted.iter().all(|&value| value == 0.0) {
+                    assert!(found.iter().all(|&value| value == 0.0), "{gradients}{number}.{part}");
+                } else {
+                    assert!(difference(&found, &wanted) < 1e-9, "{gradients}{number}.{part}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn running_figures_are_those_of_all_rows() {
+    let device = Device::flex();
+    let rows: Vec<f64> = (0..60).map(|i| ((i * 37 % 17) as f64).sin() * 3.0 + f64::from(i % 5)).collect();
+    let all = Tensor::<2>::from_data(TensorData::new(rows.clone(), [12, 5]), (&device, DType::F64));
+    let mut running = Normalizer::new(5, (&device, DType::F64));
+    for (from, to) in [(0, 1), (1, 4), (4, 12)] {
+        running.update(all.clone().slice([from..to, 0..5]));
+    }
+    for column in 0..5 {
+        let values: Vec<f64> = (0..12).map(|row| rows[row * 5 + column]).collect();
+        let mean = values.iter().sum::<f64>() / 12.0;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        let at = |tensor: &Tensor<1>| tensor.clone().into_data().iter::<f64>().nth(column).unwrap();
+        assert!((at(&running.mean) - mean).abs() < 1e-12);
+        assert!((at(&running.squares) - squares).abs() < 1e-10);
+    }
+}
+
+fn settings(extra: &str) -> Settings {
+    toml::from_str(&format!("layers = [1, 2]\nweights = [\"mlp.up\", \"mlp.down\", \"attention.query\"]\nrank = 5\n{extra}")).unwrap()
+}
+
+fn records() -> Vec<EditRecord> {
+    let record = |prompt: &str, target: &str, rephrase: &str, near: &str, answer: Option<&str>| EditRecord {
+        id: prompt.into(),
+        prompt: prompt.into(),
+        target_new: target.into(),
+        rephrases: vec![rephrase.into()],
+        locality: [("near".to_owned(), vec![Probe { prompt: near.into(), target: answer.map(str::to_owned) }])].into(),
+        ..EditRecord::default()
+    };
+    vec![
+        record("The river runs to", "the sea", "Where it runs is", "A stone lies on", Some("a hill")),
+        record("Her name is", "Ada", "They call her by the name", "One more word", None),
+        record("Two and two", "make five", "The sum", "It rains", Some("today")),
+    ]
+}
+
+/// Random values in every parameter, so that no gradient is zero by the initialisation.
+fn shaken(trainer: &mut MendTrainer, size: f64) {
+    let mut rng = random::stream(5, "shake", 0);
+    let tensors = parameters::collect(trainer.network());
+    let shaken = tensors.into_iter().map(|(name, data)| {
+        use rand::RngExt;
+        let shape = data.shape().to_vec();
+        let values: Vec<f64> = data.iter::<f64>().map(|value| value + size * (rng.random::<f64>() - 0.5)).collect();
+        (name, TensorData::new(values, shape))
+    });
+    let network = parameters::restore(trainer.network().clone(), shaken.collect()).unwrap();
+    trainer.set_network(network);
+}
+
+fn trainer(settings_extra: &str, loss: &str, together: usize) -> MendTrainer {
+    let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
+    let device = Device::flex().autodiff();
+    device.seed(3);
+    let mend = Mend::new(settings(settings_extra), &base.base().decoder.spec, (&device, DType::F64)).unwrap();
+    let loss: LossSettings = toml::from_str(loss).unwrap();
+    MendTrainer::new(mend, base, loss, together, 1e-3, 1e-3).unwrap()
+}
+
+#[test]
+fn gradient_of_the_loss_is_that_of_finite_differences() {
+    for (extra, loss, together) in [
+        ("initial_edit_rate = 0.02", "edit = 0.7\nlocality = 1.3", 1),
+        ("initial_edit_rate = 0.02\nedit_rates = \"raw\"\ndirection = \"ascent\"", "kl = \"answer\"\nscope = \"edit\"", 2),
+    ] {
+        let mut trainer = trainer(extra, loss, together);
+        shaken(&mut trainer, 0.3);
+        // The running figures are constants of the loss: seen once, then frozen.
+        trainer.loss(&records(), &mut random::stream(1, "draw", 0)).unwrap();
+        let frozen = trainer.clone();
+        let value = |trainer: &MendTrainer| {
+            let mut trainer = trainer.clone();
+            trainer.loss(&records(), &mut random::stream(1, "draw", 0)).unwrap()
+        };
+        // The same figures go in each time: loss() on a clone moves the clone's only, by the same rows.
+        let found = value(&frozen);
+        let names: Vec<String> = parameters::collect(frozen.network()).into_keys().collect();
+        for name in names {
+            let tensors = parameters::collect(frozen.network());
+            let count = tensors[&name].num_elements();
+            let rank = tensors[&name].shape().to_vec().len();
+            let id = parameters::stable_id(&name);
+            let gradient: Vec<f64> = match rank {
+                1 => values(found.gradients.get::<1>(id).unwrap()),
+                _ => values(found.gradients.get::<2>(id).unwrap()),
+            };
+            let largest = gradient.iter().fold(0.0f64, |most, value| most.max(value.abs()));
+            for element in [0, count / 3, count - 1] {
+                let step = 1e-5;
+                let moved = |by: f64| {
+                    let mut tensors = parameters::collect(frozen.network());
+                    let shape = tensors[&name].shape().to_vec();
+                    let mut values: Vec<f64> = tensors[&name].iter::<f64>().collect();
+                    values[element] += by;
+                    tensors.insert(name.clone(), TensorData::new(values, shape));
+                    let mut moved = frozen.clone();
+                    moved.set_network(parameters::restore(frozen.network().clone(), tensors).unwrap());
+                    value(&moved).figures[0].1
+                };
+                let numeric = (moved(step) - moved(-step)) / (2.0 * step);
+                let apart = (numeric - gradient[element]).abs() / largest.max(1e-8);
+                assert!(apart < 1e-4, "{name}[{element}]: {numeric:e} against {:e}", gradient[element]);
+            }
+        }
+    }
+}
+
+#[test]
+fn untrained_mend_steps_down_the_gradient() {
+    let trainer = trainer("initial_edit_rate = 1e-3\nnormalization = \"off\"", "", 1);
+    let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
+    let request = EditRequest::from(&records()[0]);
+    let edit = trainer.edit(&base, std::slice::from_ref(&request), 0).unwrap();
+    let text = base.base().tokenizer.continuation(&request.prompt, &request.target_new).unwrap();
+    let after = base.with(edit).unwrap();
+    let scored = emend::edit::score::score(&[&base, &after], &[text]).unwrap();
+    assert!(scored[1][0].nll() < scored[0][0].nll(), "{} then {}", scored[0][0].nll(), scored[1][0].nll());
+}
