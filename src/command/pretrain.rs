@@ -49,6 +49,10 @@ pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let config = Config::read(&args.config, &args.sets)?;
     let device = device(&args.device)?;
+    // The parts of a batch are what runs side by side; products within them are too small to be split again.
+    if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(1).build_global() {
+        tracing::debug!("threads: {error}");
+    }
     let path = config.world(&args.config);
     let contents = std::fs::read(&path).map_err(Error::io(&path))?;
     let world = World::parse(&contents, &path)?;
@@ -59,11 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let learnt = tokenizer(&world, config.model.vocabulary)?;
     let end = learnt.token_to_id(END).unwrap_or(0);
-    let encode = |text: String| -> Result<Vec<u32>> {
-        let encoding = learnt.encode(text, false).map_err(|error| Error::Training(error.to_string()))?;
-        Ok(std::iter::once(end).chain(encoding.get_ids().iter().copied()).chain([end]).collect())
-    };
-    let rows = sentences(&world).into_iter().map(encode).collect::<Result<Vec<_>>>()?;
+    let rows = sentences(&world, &learnt)?;
     let spec = config.spec();
     let settings = config.settings();
 

@@ -64,6 +64,10 @@ pub struct Train {
     pub weight_decay: f32,
     /// The largest global norm of the gradient.
     pub clip: f64,
+    /// How much a token of a prompt counts beside a token of the answer.
+    pub prompt_weight: f64,
+    /// Parts of a batch that are computed side by side.
+    pub shards: usize,
 }
 
 impl Config {
@@ -84,6 +88,8 @@ impl Config {
         within("train.batch", train.batch as f64, 1.0, 1e6)?;
         within("train.learning_rate", train.learning_rate, 0.0, 1.0)?;
         within("train.clip", train.clip, 1e-9, f64::INFINITY)?;
+        within("train.prompt_weight", train.prompt_weight, 0.0, 1.0)?;
+        within("train.shards", train.shards as f64, 1.0, train.batch as f64)?;
         Ok(config)
     }
 
@@ -127,6 +133,8 @@ impl Config {
             warm_up: train.warm_up,
             weight_decay: train.weight_decay,
             clip: train.clip,
+            prompt_weight: train.prompt_weight,
+            shards: train.shards,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Makes a small model that knows a world of facts: a byte-level BPE and a GPT-2 trained on sentences that tell the facts.
 
-use burn::module::{Module, ModuleMapper, Param};
-use burn::optim::{AdamWConfig, GradientsParams};
+use burn::module::Module;
+use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData, activation};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -40,16 +40,45 @@ pub struct Settings {
     pub weight_decay: f32,
     /// The largest global norm of the gradient.
     pub clip: f64,
+    /// How much a token of a prompt counts beside a token of the answer, which counts 1.
+    pub prompt_weight: f64,
+    /// Parts of a batch that are computed side by side. The result hangs on it, not on the machine.
+    pub shards: usize,
+}
+
+/// A sentence as tokens, and where its answer begins.
+#[derive(Debug, Clone)]
+pub struct Sentence {
+    /// From [`END`] to [`END`].
+    pub ids: Vec<u32>,
+    /// The first token of the answer.
+    pub answer: usize,
 }
 
 /// Every sentence that tells a fact by a prompt it may be learnt with.
-pub fn sentences(world: &World) -> Vec<String> {
-    let tell = |index: usize| {
-        let object = &world.facts()[index].object;
-        let (prompts, _) = world.prompts(index);
-        prompts.into_iter().map(move |prompt| format!("{prompt} {object}."))
+///
+/// # Errors
+/// What the tokenizer says.
+pub fn sentences(world: &World, tokenizer: &tokenizers::Tokenizer) -> Result<Vec<Sentence>> {
+    let end = tokenizer.token_to_id(END).unwrap_or(0);
+    let encode = |text: String| match tokenizer.encode(text, false) {
+        Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+        Err(error) => Err(Error::Training(error.to_string())),
     };
-    (0..world.facts().len()).flat_map(tell).collect()
+    let mut sentences = vec![];
+    for (index, fact) in world.facts().iter().enumerate() {
+        let answer = encode(format!(" {}.", fact.object))?;
+        for prompt in world.prompts(index).0 {
+            // Byte-level words begin at their space, so that prompt and answer can be tokenised apart.
+            let mut ids = vec![end];
+            ids.extend(encode(prompt)?);
+            let begin = ids.len();
+            ids.extend(&answer);
+            ids.push(end);
+            sentences.push(Sentence { ids, answer: begin });
+        }
+    }
+    Ok(sentences)
 }
 
 /// A byte-level BPE of `size` entries, [`END`] among them, learnt from the prompts and, each fact once, its sentence.
@@ -109,15 +138,14 @@ impl Weights for Fresh<'_> {
 /// What the model says of the tokens, or `watch` of going on.
 pub fn pretrain(
     spec: DecoderSpec,
-    rows: &[Vec<u32>],
+    rows: &[Sentence],
     settings: &Settings,
     device: &Device,
     mut watch: impl FnMut(usize, f64) -> Result<()>,
 ) -> Result<Decoder> {
     let device = device.clone().autodiff();
     device.seed(settings.seed);
-    let fresh = Decoder::build(spec.clone(), &mut Fresh { spec: &spec, device: &device })?;
-    let mut decoder = fresh.map(&mut Track);
+    let mut decoder = Decoder::build(spec.clone(), &mut Fresh { spec: &spec, device: &device })?;
     let mut optimizer = AdamWConfig::new().with_beta_2(0.95).with_weight_decay(settings.weight_decay).init();
     let schedule = Schedule::cosine(settings.learning_rate, settings.warm_up, settings.steps, 0.02);
     let mut batches: Vec<Vec<usize>> = vec![];
@@ -126,7 +154,8 @@ pub fn pretrain(
             batches = epoch(rows, settings.batch, &mut random::stream(settings.seed, "sentences", step as u64));
         }
         let batch = batches.pop().unwrap_or_default();
-        let (loss, gradients) = gradients_of(&decoder, batch.iter().map(|&row| rows[row].clone()).collect())?;
+        let batch: Vec<&Sentence> = batch.iter().map(|&row| &rows[row]).collect();
+        let (loss, gradients) = sharded(&decoder, &batch, settings)?;
         watch(step, loss)?;
         let (gradients, _) = gradients::clip(gradients, &decoder, settings.clip);
         decoder = optimizer.step(schedule.at(step), decoder, gradients);
@@ -135,38 +164,61 @@ pub fn pretrain(
 }
 
 /// One pass over all rows in batches of rows of like length, the batches in random order.
-fn epoch(rows: &[Vec<u32>], batch: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
+fn epoch(rows: &[Sentence], batch: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.shuffle(rng);
     let mut batches = vec![];
     // Sorted in stretches, so that batches hold rows of like length and yet differ from pass to pass.
     for stretch in order.chunks_mut(16 * batch) {
-        stretch.sort_by_key(|&row| rows[row].len());
+        stretch.sort_by_key(|&row| rows[row].ids.len());
         batches.extend(stretch.chunks(batch).map(<[usize]>::to_vec));
     }
     batches.shuffle(rng);
     batches
 }
 
-/// Mean loss a token, over all tokens but the first of each row.
-fn gradients_of(decoder: &Decoder, rows: Vec<Vec<u32>>) -> Result<(f64, GradientsParams)> {
-    let reads: Vec<(usize, usize)> =
-        rows.iter().enumerate().flat_map(|(row, ids)| (0..ids.len() - 1).map(move |cell| (row, cell))).collect();
-    let targets: Vec<u32> = rows.iter().flat_map(|ids| ids[1..].iter().copied()).collect();
-    let tokens = Tokens::new(rows.into_iter().map(|ids| ids[..ids.len() - 1].to_vec()).collect());
+/// The gradient of a batch, its parts computed side by side and added in their order.
+fn sharded(decoder: &Decoder, batch: &[&Sentence], settings: &Settings) -> Result<(f64, GradientsParams)> {
+    let total: f64 = batch.iter().map(|sentence| weights(sentence, settings).iter().sum::<f64>()).sum();
+    let parts: Vec<&[&Sentence]> = batch.chunks(batch.len().div_ceil(settings.shards)).collect();
+    let results: Vec<Result<(f64, GradientsParams)>> = std::thread::scope(|scope| {
+        // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
+        let spawn = |part| {
+            let own = decoder.clone().fork(&decoder.device());
+            scope.spawn(move || gradients_of(&own, part, settings, total))
+        };
+        let threads: Vec<_> = parts.into_iter().map(spawn).collect();
+        let broken = || Err(Error::Training("a part of a batch could not be computed".into()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| broken())).collect()
+    });
+    let mut loss = 0.0;
+    let mut sum = GradientsAccumulator::<Decoder>::new();
+    for result in results {
+        let (part, gradients) = result?;
+        loss += part;
+        sum.accumulate(decoder, gradients);
+    }
+    Ok((loss, sum.grads()))
+}
+
+/// What each token but the first counts.
+fn weights(sentence: &Sentence, settings: &Settings) -> Vec<f64> {
+    (1..sentence.ids.len()).map(|token| if token < sentence.answer { settings.prompt_weight } else { 1.0 }).collect()
+}
+
+/// The weighted loss of some sentences over the `total` weight of the batch, and its gradient.
+fn gradients_of(decoder: &Decoder, rows: &[&Sentence], settings: &Settings, total: f64) -> Result<(f64, GradientsParams)> {
+    let cells = rows.iter().enumerate().flat_map(|(row, sentence)| (0..sentence.ids.len() - 1).map(move |cell| (row, cell)));
+    let reads: Vec<(usize, usize)> = cells.collect();
+    let targets: Vec<u32> = rows.iter().flat_map(|sentence| sentence.ids[1..].iter().copied()).collect();
+    let weights: Vec<f64> = rows.iter().flat_map(|sentence| weights(sentence, settings)).map(|weight| weight / total).collect();
+    let tokens = Tokens::new(rows.iter().map(|sentence| sentence.ids[..sentence.ids.len() - 1].to_vec()).collect());
     let hidden = decoder.embed(&tokens, &mut NoTap)?;
     let hidden = decoder.blocks(hidden, 0..decoder.spec.layers, tokens.span(), None, &mut NoTap)?;
     let log = activation::log_softmax(decoder.head(hidden, &reads), 1);
-    let loss = target_log_probabilities(log, &targets).mean().neg();
+    let count = weights.len();
+    let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), (&decoder.device().inner(), DType::F32));
+    let loss = (target_log_probabilities(log, &targets) * weights).sum().neg();
     let gradients = GradientsParams::from_grads(loss.backward(), decoder);
     Ok((loss.into_data().iter::<f64>().sum(), gradients))
-}
-
-/// Makes every parameter a leaf of the graph.
-struct Track;
-
-impl ModuleMapper for Track {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.set_require_grad(true)
-    }
 }
