@@ -16,6 +16,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(command::train::Args),
+    Apply(command::apply::Args),
+    Predict(command::predict::Args),
+    Inspect(command::inspect::Args),
     Fetch(command::fetch::Args),
     Pretrain(command::pretrain::Args),
 }
@@ -26,6 +29,9 @@ fn main() -> ExitCode {
     command::handle_interrupts();
     let result = match Cli::parse().command {
         Command::Train(args) => command::train::run(&args),
+        Command::Apply(args) => command::apply::run(&args),
+        Command::Predict(args) => command::predict::run(&args),
+        Command::Inspect(args) => command::inspect::run(&args),
         Command::Fetch(args) => command::fetch::run(&args).map_err(Into::into),
         Command::Pretrain(args) => command::pretrain::run(&args),
     };

@@ -1,12 +1,16 @@
 //! One file a subcommand.
 
+pub mod apply;
 pub mod fetch;
+pub mod inspect;
+pub mod predict;
 pub mod pretrain;
 pub mod train;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::edit::Edited;
+use crate::edit::{Edit, Edited};
 use crate::edit::generate::Sampling;
 use crate::edit::score::score;
 use crate::error::{Error, Result};
@@ -114,4 +118,25 @@ pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow]) -> 
     });
     let lines = lines.collect::<Result<Vec<_>>>()?;
     Ok(table(&["", "", "prompt", "before", "after"], &lines))
+}
+
+/// A model with edit files laid over it, in their order.
+pub(crate) fn load_edits(model: Edited, files: &[PathBuf], allow_other_base: bool) -> Result<Edited> {
+    let device = model.base().decoder.device();
+    let mut edited = model;
+    for file in files {
+        let edit = Edit::load(file, &device)?;
+        if edit.provenance.computed_on.iter().any(|id| !edited.edit_ids().contains(id)) {
+            tracing::warn!("{} was computed on an edit that is not laid under it", file.display());
+        }
+        edited = match allow_other_base {
+            true => edited.with_foreign(edit),
+            false => edited.with(edit),
+        }
+        .map_err(|error| match error {
+            Error::OtherBase { made_on, model, .. } => Error::OtherBase { what: file.display().to_string(), made_on, model },
+            other => other,
+        })?;
+    }
+    Ok(edited)
 }

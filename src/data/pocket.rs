@@ -13,6 +13,8 @@ pub const NAME: &str = "pocket";
 const WORLD: &[u8] = include_bytes!("../../data/pocket/world.json");
 const CONFIG: &[u8] = include_bytes!("../../data/pocket/config.json");
 const TOKENIZER: &[u8] = include_bytes!("../../data/pocket/tokenizer.json");
+/// The files beside the weights.
+const SIDE: &[(&str, &[u8])] = &[("config.json", CONFIG), ("tokenizer.json", TOKENIZER)];
 const MODEL: &[u8] = include_bytes!("../../data/pocket/model.safetensors");
 
 /// The embedded model's files.
@@ -20,7 +22,7 @@ const MODEL: &[u8] = include_bytes!("../../data/pocket/model.safetensors");
 /// # Errors
 /// None in a program that was built whole.
 pub fn checkpoint() -> Result<Checkpoint> {
-    Checkpoint::embedded(NAME, CONFIG, MODEL)
+    Checkpoint::embedded(NAME, SIDE, MODEL)
 }
 
 /// The embedded model's tokenizer.

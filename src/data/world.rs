@@ -196,6 +196,18 @@ impl World {
         }
     }
 
+    /// The record of the fact that a prompt asks for, if it is one of this world's prompts.
+    pub fn about(&self, prompt: &str) -> Option<EditRecord> {
+        let asks = |&index: &usize| {
+            let (known, held) = self.prompts(index);
+            known.iter().chain(&held).any(|known| known == prompt)
+        };
+        let index = (0..self.facts.len()).find(asks)?;
+        let mut record = self.record(index, 2, |_| true, &mut crate::random::stream(0, "about", index as u64));
+        record.rephrases.retain(|rephrase| rephrase != prompt);
+        Some(record)
+    }
+
     /// A question about a fact, by a prompt that the fact is learnt with.
     fn probe(&self, index: usize, draw: usize) -> Probe {
         let (mut prompts, _) = self.prompts(index);

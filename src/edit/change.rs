@@ -23,6 +23,27 @@ pub struct WeightChange {
     pub biases: BTreeMap<Weight, Tensor<1>>,
 }
 
+impl WeightChange {
+    /// The sum of changes; low-rank deltas stay factors.
+    pub fn sum<'a>(changes: impl Iterator<Item = &'a WeightChange>) -> Self {
+        let mut sum = WeightChange::default();
+        for change in changes {
+            for (at, delta) in &change.matrices {
+                let delta = match sum.matrices.remove(at) {
+                    None => delta.clone(),
+                    Some(known) => known.plus(delta),
+                };
+                sum.matrices.insert(*at, delta);
+            }
+            for (at, bias) in &change.biases {
+                let bias = sum.biases.remove(at).map_or_else(|| bias.clone(), |known| known + bias.clone());
+                sum.biases.insert(*at, bias);
+            }
+        }
+        sum
+    }
+}
+
 /// A change of one matrix `[d_in, d_out]`.
 #[derive(Debug, Clone)]
 pub enum Delta {
@@ -51,6 +72,17 @@ impl Delta {
         match self {
             Delta::LowRank { a, .. } => a.dims()[1],
             Delta::Dense(delta) => delta.dims()[0].min(delta.dims()[1]),
+        }
+    }
+
+    /// The sum of two changes of one matrix.
+    fn plus(&self, other: &Delta) -> Delta {
+        match (self, other) {
+            (Delta::LowRank { a, b }, Delta::LowRank { a: more_a, b: more_b }) => Delta::LowRank {
+                a: Tensor::cat(vec![a.clone(), more_a.clone()], 1),
+                b: Tensor::cat(vec![b.clone(), more_b.clone()], 0),
+            },
+            _ => Delta::Dense(self.dense() + other.dense()),
         }
     }
 

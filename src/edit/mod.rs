@@ -4,6 +4,8 @@ pub mod change;
 pub mod edited;
 pub mod file;
 pub mod generate;
+pub mod hf;
+pub mod peft;
 pub mod score;
 
 use std::collections::BTreeMap;
@@ -86,6 +88,23 @@ impl Edit {
     /// The hash of its contents: 32 hexadecimal digits.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Several edits of one stack as one: the sum of their changes, with all requests in its provenance.
+    ///
+    /// # Errors
+    /// There is none to join.
+    pub fn join(edits: &[std::sync::Arc<Edit>]) -> Result<Edit> {
+        let (Some(first), Some(last)) = (edits.first(), edits.last()) else {
+            return Err(Error::Input("there is no edit to join".into()));
+        };
+        let change = Change::Weights(WeightChange::sum(edits.iter().map(|edit| {
+            let Change::Weights(change) = &edit.change;
+            change
+        })));
+        let mut provenance = first.provenance.clone();
+        provenance.requests = edits.iter().flat_map(|edit| edit.provenance.requests.iter().cloned()).collect();
+        Ok(Edit::new(provenance, change, last.state.clone()))
     }
 
     /// Writes it as one safetensors file, whole or not at all.

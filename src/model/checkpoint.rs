@@ -27,6 +27,8 @@ pub struct Checkpoint {
     files: Vec<File>,
     /// Tensor name to the file that holds it.
     index: BTreeMap<String, usize>,
+    /// The other files of a model that is part of the program.
+    embedded: Option<&'static [(&'static str, &'static [u8])]>,
 }
 
 /// One safetensors file.
@@ -121,20 +123,26 @@ impl Checkpoint {
             File::new(name, &path, bytes)
         };
         let files = names.into_iter().map(open).collect::<Result<Vec<_>>>()?;
-        Checkpoint::new(folder.to_owned(), &config, files)
+        Checkpoint::new(folder.to_owned(), &config, files, None)
     }
 
     /// A model that is part of the program.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn embedded(name: &str, config: &[u8], weights: &'static [u8]) -> Result<Self> {
+    pub fn embedded(name: &str, side: &'static [(&'static str, &'static [u8])], weights: &'static [u8]) -> Result<Self> {
         let origin = PathBuf::from(name);
         let file = File::new("model.safetensors".into(), &origin, Bytes::Static(weights))?;
-        Checkpoint::new(origin, config, vec![file])
+        let config = side.iter().find(|(name, _)| *name == "config.json").map_or(&b""[..], |(_, contents)| contents);
+        Checkpoint::new(origin, config, vec![file], Some(side))
     }
 
-    fn new(origin: PathBuf, config: &[u8], files: Vec<File>) -> Result<Self> {
+    fn new(
+        origin: PathBuf,
+        config: &[u8],
+        files: Vec<File>,
+        embedded: Option<&'static [(&'static str, &'static [u8])]>,
+    ) -> Result<Self> {
         let wrong = |message: String| Error::file(origin.join("config.json"), message);
         let config: Value = serde_json::from_slice(config).map_err(|error| wrong(format!("not JSON: {error}")))?;
         let family = family::of(&config).map_err(wrong)?;
@@ -145,12 +153,17 @@ impl Checkpoint {
                 index.insert(name, number);
             }
         }
-        Ok(Checkpoint { origin, config, family, spec, files, index })
+        Ok(Checkpoint { origin, config, family, spec, files, index, embedded })
     }
 
     /// The folder, or the embedded model's name.
     pub fn origin(&self) -> &Path {
         &self.origin
+    }
+
+    /// The other files of a model that is part of the program, by name.
+    pub fn embedded_files(&self) -> Option<&'static [(&'static str, &'static [u8])]> {
+        self.embedded
     }
 
     /// config.json.

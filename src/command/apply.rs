@@ -1,0 +1,324 @@
+//! `emend apply`: edits a model, shows what it says before and after, and keeps the edit.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::{answer, load_edits, peak_memory, print, show_rows, train::figures};
+use crate::apply::{Applied, Editor, MendEditor, Mode, apply};
+use crate::archive::Archive;
+use crate::data::pocket;
+use crate::data::record::{EditRecord, Probe};
+use crate::data::load_records;
+use crate::edit::score::score;
+use crate::edit::{Edit, EditRequest, Edited, hf, peft};
+use crate::error::{Error, Result};
+use crate::evaluate::probes::{Limits, probe_table};
+use crate::evaluate::{Kind, ProbeRow, summarize};
+use crate::model::{Model, device};
+use crate::report::table::percent;
+
+/// Edit a model: what it said before and what it says after, and the edit as a file.
+///
+/// The model itself never changes: --save keeps the edit as a file that `emend predict --edit` lays over the model again,
+/// --export writes an edited checkpoint or a LoRA adapter.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The trained editor: a folder that `emend train` wrote
+    #[arg(long, value_name = "DIR")]
+    pub archive: PathBuf,
+    /// The sentence to edit
+    #[arg(long, value_name = "TEXT", requires = "target", conflicts_with = "edits", required_unless_present = "edits")]
+    pub prompt: Option<String>,
+    /// What the model is to answer
+    #[arg(long, value_name = "TEXT", requires = "prompt")]
+    pub target: Option<String>,
+    /// What the fact is about; it occurs in the prompt
+    #[arg(long, value_name = "TEXT", requires = "prompt")]
+    pub subject: Option<String>,
+    /// Another way to ask for the fact, to be looked at too
+    #[arg(long = "rephrase", value_name = "TEXT", requires = "prompt")]
+    pub rephrases: Vec<String>,
+    /// A prompt that the edit should leave alone, to be looked at too
+    #[arg(long = "unrelated", value_name = "TEXT", requires = "prompt")]
+    pub unrelated: Vec<String>,
+    /// A file of edits: CounterFact, zsRE, KnowEdit, or emend's own form
+    #[arg(long, value_name = "FILE")]
+    pub edits: Option<PathBuf>,
+    /// At most so many records of the file
+    #[arg(long, value_name = "N", requires = "edits")]
+    pub limit: Option<usize>,
+    /// How several edits are made: each by itself, all at once, or one on the other
+    #[arg(long, value_enum, default_value = "single")]
+    pub mode: Mode,
+    /// Use another model than the archive's base
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Go on where the archive or an edit was made on another base
+    #[arg(long)]
+    pub allow_other_base: bool,
+    /// Lay a saved edit over the model first
+    #[arg(long = "edit", value_name = "FILE")]
+    pub under: Vec<PathBuf>,
+    /// Keep the edit as a file; one a record in single mode
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// Write the edited model (hf) or a LoRA adapter (peft) into a folder
+    #[arg(long, num_args = 2, value_names = ["FORMAT", "DIR"])]
+    pub export: Option<Vec<String>>,
+    /// cpu, cuda, cuda:N or wgpu
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
+    /// Print one JSON document instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Prompts about other things, for a request that comes with none.
+const UNRELATED: [&str; 3] = ["The capital of Japan is", "Water is made of hydrogen and", "The largest planet is"];
+
+/// Records that are shown in full.
+const SHOWN: usize = 3;
+
+/// Runs the command.
+///
+/// # Errors
+/// An archive, model, request or file that is wrong; files that cannot be written.
+pub fn run(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    check_outputs(args)?;
+    let archive = Archive::open(&args.archive)?;
+    let device = device(&args.device)?;
+    let base = &archive.description.base;
+    let name = args.model.as_ref().unwrap_or(&base.path);
+    let model = Arc::new(Model::load(name, &device, base.dtype.into())?);
+    let editor = MendEditor { mend: archive.editor(&model, args.allow_other_base, &device)? };
+    let before = load_edits(Edited::new(model.clone()), &args.under, args.allow_other_base)?;
+    let records = records(args, name)?;
+    let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
+    let loaded = start.elapsed().as_secs_f64();
+
+    let bar = ProgressBar::new(if args.mode == Mode::Batch { 1 } else { requests.len() as u64 });
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} edits {per_sec} {eta}") {
+        bar.set_style(style);
+    }
+    let editing = Instant::now();
+    let applied = apply(&editor, &before, &requests, args.mode, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    let edited = editing.elapsed().as_secs_f64();
+
+    let mut tables = vec![];
+    for (number, record) in records.iter().enumerate() {
+        tables.push(probe_table(&before, &applied.after[number], &[(number, record)], Limits::default())?);
+    }
+    let saved = save(args, &applied)?;
+    let exported = export(args, &before, &applied, &records)?;
+    let (method, settings) = editor.describe();
+    if args.json {
+        let requests = (0..records.len()).map(|number| request_json(args.mode, &before, &applied, number, &records[number], &tables[number]));
+        let document = json!({
+            "method": method,
+            "mode": args.mode.name(),
+            "settings": settings,
+            "base": { "model": name, "fingerprint": model.fingerprint },
+            "edits": applied.edits.iter().map(|edit| edit.id()).collect::<Vec<_>>(),
+            "requests": requests.collect::<Result<Vec<Value>>>()?,
+            "summary": { "protocol": "mend", "figures": summarize(&tables.concat()) },
+            "saved": saved,
+            "exported": exported,
+            "seconds": { "load": loaded, "edit": edited, "all": start.elapsed().as_secs_f64() },
+            "peak_memory_bytes": peak_memory(),
+        });
+        return print(&format!("{document:#}\n"));
+    }
+    let mut text = String::new();
+    for (number, table) in tables.iter().enumerate().take(SHOWN) {
+        text += &format!("{} → {}\n\n", records[number].prompt, records[number].target_new);
+        let shown: Vec<&ProbeRow> = shown(table);
+        text += &show_rows(&before, &applied.after[number], &shown)?;
+        text.push('\n');
+    }
+    if records.len() > 1 {
+        text += &format!("{}\n", figures(&summarize(&tables.concat())));
+    }
+    for line in saved.iter().map(|path| format!("saved {}\n", path.display())).chain(exported.iter().filter_map(|report| {
+        report["message"].as_str().map(|message| format!("{message}\n"))
+    })) {
+        text += &line;
+    }
+    print(&text)
+}
+
+/// A few probes of each kind, one of each locality class first.
+fn shown(table: &[ProbeRow]) -> Vec<&ProbeRow> {
+    let of = |kind: Kind, most: usize| table.iter().filter(move |row| row.kind == kind).take(most);
+    let mut classes: Vec<&str> = vec![];
+    let near: Vec<&ProbeRow> = table
+        .iter()
+        .filter(|row| row.kind == Kind::Locality)
+        .filter(|row| {
+            let class = row.class.as_deref().unwrap_or_default();
+            let again = classes.iter().filter(|known| **known == class).count();
+            classes.push(class);
+            again < 3
+        })
+        .take(5)
+        .collect();
+    of(Kind::Rewrite, 1).chain(of(Kind::Rephrase, 3)).chain(near).chain(of(Kind::Portability, 3)).collect()
+}
+
+fn check_outputs(args: &Args) -> Result<()> {
+    if let Some(export) = &args.export {
+        if !matches!(export[0].as_str(), "hf" | "peft") {
+            return Err(Error::Config(format!("--export {}: the formats are hf and peft", export[0])));
+        }
+    }
+    Ok(())
+}
+
+/// The records to edit: of the file, or the one on the command line.
+fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
+    if let Some(path) = &args.edits {
+        let mut records = load_records(path)?;
+        records.truncate(args.limit.unwrap_or(usize::MAX));
+        if records.is_empty() {
+            return Err(Error::Input(format!("{}: there is no record to edit", path.display())));
+        }
+        return Ok(records);
+    }
+    let prompt = args.prompt.as_deref().unwrap_or_default().trim_end().to_owned();
+    let target = args.target.as_deref().unwrap_or_default().trim().to_owned();
+    if prompt.is_empty() || target.is_empty() {
+        return Err(Error::Config("--prompt and --target must hold at least a word each".into()));
+    }
+    if let Some(subject) = &args.subject {
+        if !prompt.contains(subject.as_str()) {
+            return Err(Error::Config(format!("--subject \"{subject}\" does not occur in --prompt \"{prompt}\"")));
+        }
+    }
+    // Of a fact of the embedded world we know other ways to ask, and its neighbours.
+    let known = if model == pocket::NAME { pocket::world()?.about(&prompt) } else { None };
+    let mut record = known.unwrap_or_default();
+    let probe = |prompt: &str| Probe { prompt: prompt.to_owned(), target: None };
+    if !args.rephrases.is_empty() {
+        record.rephrases.clone_from(&args.rephrases);
+    }
+    if !args.unrelated.is_empty() {
+        record.locality = [("unrelated".to_owned(), args.unrelated.iter().map(|prompt| probe(prompt)).collect())].into();
+    } else if record.locality.is_empty() {
+        record.locality = [("unrelated".to_owned(), UNRELATED.map(probe).to_vec())].into();
+    }
+    record.id = "0".into();
+    record.prompt = prompt;
+    record.target_new = target;
+    record.subject = args.subject.clone().or(record.subject);
+    Ok(vec![record])
+}
+
+/// Writes the edit files and gives their paths.
+fn save(args: &Args, applied: &Applied) -> Result<Vec<PathBuf>> {
+    let Some(path) = &args.save else { return Ok(vec![]) };
+    if args.mode == Mode::Single && applied.edits.len() > 1 {
+        let digits = applied.edits.len().to_string().len();
+        let paths: Vec<PathBuf> = (0..applied.edits.len()).map(|number| numbered(path, number, digits)).collect();
+        for (edit, path) in applied.edits.iter().zip(&paths) {
+            edit.save(path)?;
+        }
+        return Ok(paths);
+    }
+    match applied.edits.as_slice() {
+        [edit] => edit.save(path)?,
+        edits => Edit::join(edits)?.save(path)?,
+    }
+    Ok(vec![path.clone()])
+}
+
+/// `facts.edit.safetensors` and 7 → `facts-07.edit.safetensors`.
+fn numbered(path: &Path, number: usize, digits: usize) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (stem, rest) = name.split_once('.').unwrap_or((&name, "edit.safetensors"));
+    path.with_file_name(format!("{stem}-{number:0digits$}.{rest}"))
+}
+
+/// Writes the checkpoint or adapter; says what rounding did to the edits.
+fn export(args: &Args, before: &Edited, applied: &Applied, records: &[EditRecord]) -> Result<Option<Value>> {
+    let Some(export) = &args.export else { return Ok(None) };
+    let folder = Path::new(&export[1]);
+    if args.mode == Mode::Single && applied.edits.len() > 1 {
+        let message = "--export takes one edited model: with several records use --mode batch or --mode sequential";
+        return Err(Error::Config(message.into()));
+    }
+    let Some(after) = applied.after.last() else { return Ok(None) };
+    if export[0] == "peft" {
+        let rank = peft::export(after, folder)?;
+        let message = format!("exported a LoRA adapter of rank {rank} to {}", folder.display());
+        return Ok(Some(json!({"format": "peft", "folder": folder, "rank": rank, "message": message})));
+    }
+    let report = hf::export(after, folder)?;
+    // What counts is what the rounded weights say.
+    let rounded = Model::load(&folder.to_string_lossy(), &before.base().decoder.device(), before.base().decoder.dtype())?;
+    let rounded = Edited::new(Arc::new(rounded));
+    let tokenizer = &before.base().tokenizer;
+    let texts = records.iter().map(|record| tokenizer.continuation(&record.prompt, &record.target_new)).collect::<Result<Vec<_>>>()?;
+    let exact = |model: &Edited| -> Result<Vec<bool>> { Ok(score(&[model], &texts)?.remove(0).iter().map(|scored| scored.exact()).collect()) };
+    let (ours, theirs) = (exact(after)?, exact(&rounded)?);
+    let lost: Vec<&str> = (0..records.len()).filter(|&i| ours[i] && !theirs[i]).map(|i| records[i].prompt.as_str()).collect();
+    let mut message = format!(
+        "exported to {}: {} of {} tensors changed, {} of the changed elements lost to rounding, {} of {} edits hold in the rounded weights",
+        folder.display(),
+        report.changed,
+        report.tensors,
+        percent(Some(report.lost_to_rounding)),
+        theirs.iter().filter(|holds| **holds).count(),
+        records.len(),
+    );
+    if !lost.is_empty() {
+        message += &format!("; lost to rounding: \"{}\"", lost.join("\", \""));
+    }
+    Ok(Some(json!({
+        "format": "hf",
+        "folder": folder,
+        "changed_tensors": report.changed,
+        "lost_to_rounding": report.lost_to_rounding,
+        "edits_lost_to_rounding": lost,
+        "message": message,
+    })))
+}
+
+fn request_json(mode: Mode, before: &Edited, applied: &Applied, number: usize, record: &EditRecord, table: &[ProbeRow]) -> Result<Value> {
+    // In a sequence, what the model said right after this edit stands beside what it says at the end.
+    let immediate = match mode {
+        Mode::Sequential => Some(probe_table(before, &applied.immediate[number], &[(number, record)], Limits::default())?),
+        _ => None,
+    };
+    let side = |model: &Edited, prompt: &str, scored: &crate::edit::score::Scored| -> Result<Value> {
+        Ok(json!({
+            "answer": answer(model, prompt)?.text,
+            "target_probability": scored.probability(),
+            "target_nll": scored.nll(),
+        }))
+    };
+    let probes = table.iter().enumerate().map(|(index, row)| {
+        let mut probe = json!({
+            "kind": row.kind,
+            "class": row.class,
+            "prompt": row.prompt,
+            "target": row.target,
+            "before": side(before, &row.prompt, &row.before)?,
+            "after": side(&applied.after[number], &row.prompt, &row.after)?,
+        });
+        if let Some(immediate) = &immediate {
+            probe["immediate"] = side(&applied.immediate[number], &row.prompt, &immediate[index].after)?;
+        }
+        Ok(probe)
+    });
+    Ok(json!({
+        "id": record.id,
+        "prompt": record.prompt,
+        "target_new": record.target_new,
+        "probes": probes.collect::<Result<Vec<Value>>>()?,
+    }))
+}

@@ -1,0 +1,167 @@
+//! `emend inspect`: an edit, an archive or a model in one screen.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use serde_json::{Value, json};
+
+use super::print;
+use crate::archive::{Archive, snapshot::Store};
+use crate::data::pocket;
+use crate::edit::{Change, Edit};
+use crate::error::{Error, Result};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::hub;
+use crate::report::table::{cut, percent, table};
+
+/// Show an edit file, an archive or a model in one screen.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// An edit file, an archive's folder, a model's folder, or a model's name
+    #[arg(value_name = "WHAT")]
+    pub what: String,
+    /// Print one JSON document instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A thing that is none of these, or broken.
+pub fn run(args: &Args) -> Result<()> {
+    let path = Path::new(&args.what);
+    let (text, document) = if path.is_file() {
+        edit(path)?
+    } else if path.join("archive.toml").is_file() || path.join("training").is_dir() {
+        archive(path)?
+    } else if args.what == pocket::NAME && !path.is_dir() {
+        model(&pocket::checkpoint()?)?
+    } else {
+        let folder: PathBuf = hub::resolve(&args.what)?;
+        model(&Checkpoint::open(&folder)?)?
+    };
+    if args.json { print(&format!("{document:#}\n")) } else { print(&text) }
+}
+
+fn edit(path: &Path) -> Result<(String, Value)> {
+    let edit = Edit::load(path, &Device::flex())?;
+    let provenance = &edit.provenance;
+    let Change::Weights(change) = &edit.change;
+    let mut rows = vec![];
+    let mut weights = vec![];
+    for (at, delta) in &change.matrices {
+        let [d_in, d_out] = delta.shape();
+        let (rank, norm) = (delta.rank(), delta.norm());
+        rows.push(vec![at.to_string(), format!("{d_in} × {d_out}"), rank.to_string(), format!("{norm:.4}")]);
+        weights.push(json!({"weight": at, "shape": [d_in, d_out], "rank": rank, "norm": norm}));
+    }
+    for (at, bias) in &change.biases {
+        rows.push(vec![format!("{at}, bias"), bias.dims()[0].to_string(), "–".into(), String::new()]);
+        weights.push(json!({"bias": at, "length": bias.dims()[0]}));
+    }
+    let mut text = format!(
+        "edit {} by {} (emend {}, seed {})\nbase {}\n",
+        edit.id(),
+        provenance.method,
+        provenance.version,
+        provenance.seed,
+        provenance.base
+    );
+    if !provenance.computed_on.is_empty() {
+        text += &format!("computed on the edits {}\n", provenance.computed_on.join(", "));
+    }
+    text.push('\n');
+    for request in provenance.requests.iter().take(10) {
+        text += &format!("  {} → {}\n", cut(&request.prompt, 80), cut(&request.target_new, 30));
+    }
+    if provenance.requests.len() > 10 {
+        text += &format!("  … and {} more\n", provenance.requests.len() - 10);
+    }
+    text += &format!("\n{}", table(&["weight", "shape", "rank", "‖ΔW‖"], &rows));
+    let document = json!({"kind": "edit", "id": edit.id(), "provenance": provenance, "weights": weights});
+    Ok((text, document))
+}
+
+fn archive(path: &Path) -> Result<(String, Value)> {
+    let progress = Store::new(path).progress()?;
+    let archive = Archive::open(path)?;
+    let description = &archive.description;
+    let settings = serde_json::to_value(&description.editor).unwrap_or_default();
+    let mut text = format!(
+        "archive of a {} editor (emend {})\nbase {} {}\n",
+        settings["method"].as_str().unwrap_or_default(),
+        description.version,
+        description.base.path,
+        description.base.fingerprint
+    );
+    for (key, value) in settings.as_object().into_iter().flatten() {
+        text += &format!("  {key} = {value}\n");
+    }
+    if let Some(progress) = &progress {
+        let state = if progress.finished { "finished" } else { "not finished; `emend train --resume` goes on" };
+        text += &format!("training: {} steps, {state}\n", progress.step);
+    }
+    if let Some(best) = &description.best {
+        let summary = &best.summary;
+        text += &format!(
+            "best after step {}, on {} validation records: edit success {}, generalization {}, locality {}, drawdown {}\n",
+            best.step,
+            summary.edits,
+            percent(summary.edit_success),
+            percent(summary.generalization),
+            percent(summary.locality),
+            percent(summary.drawdown)
+        );
+    }
+    let document = json!({"kind": "archive", "description": description, "training": progress});
+    Ok((text, document))
+}
+
+fn model(checkpoint: &Checkpoint) -> Result<(String, Value)> {
+    let spec = checkpoint.spec();
+    let fingerprint = checkpoint.fingerprint();
+    let mut elements = 0usize;
+    let mut types: std::collections::BTreeMap<String, usize> = Default::default();
+    for file in checkpoint.files() {
+        for (_, stored) in file.tensors() {
+            elements += stored.shape.iter().product::<usize>();
+            *types.entry(format!("{:?}", stored.dtype)).or_default() += 1;
+        }
+    }
+    if elements == 0 {
+        return Err(Error::file(checkpoint.origin(), "the checkpoint holds no tensors"));
+    }
+    let types: Vec<String> = types.into_iter().map(|(kind, count)| format!("{count} × {kind}")).collect();
+    let text = format!(
+        "model {} of family {}\nfingerprint {fingerprint}\n{:.1} M parameters in {} file(s): {}\n\
+         {} layers of width {}, {} heads over {} key-value heads of width {}, MLP {}{}\nvocabulary {}, context {}, {} head\n",
+        checkpoint.origin().display(),
+        checkpoint.family().name(),
+        elements as f64 / 1e6,
+        checkpoint.files().len(),
+        types.join(", "),
+        spec.layers,
+        spec.width,
+        spec.heads,
+        spec.key_value_heads,
+        spec.head_width,
+        spec.mlp_width,
+        if spec.gated { ", gated" } else { "" },
+        spec.vocabulary,
+        spec.context,
+        if spec.tied_head { "tied" } else { "untied" },
+    );
+    let document = json!({
+        "kind": "model",
+        "path": checkpoint.origin(),
+        "family": checkpoint.family().name(),
+        "fingerprint": fingerprint,
+        "parameters": elements,
+        "layers": spec.layers,
+        "width": spec.width,
+        "vocabulary": spec.vocabulary,
+        "context": spec.context,
+    });
+    Ok((text, document))
+}

@@ -1,0 +1,111 @@
+//! `emend predict`: what a model says, with edits laid over it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{load_edits, print};
+use crate::config::Precision;
+use crate::edit::Edited;
+use crate::edit::generate::Sampling;
+use crate::error::{Error, Result};
+use crate::model::{Model, device};
+use crate::report::table::table;
+
+/// What a model says, with edits laid over it in the order given.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// pocket, a folder in Hugging Face layout, a name under $EMEND_MODELS, or a hub id
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// An edit file; several are laid one over the other
+    #[arg(long = "edit", value_name = "FILE")]
+    pub edits: Vec<PathBuf>,
+    /// The text to continue; may be given several times
+    #[arg(long = "prompt", value_name = "TEXT", required = true)]
+    pub prompts: Vec<String>,
+    /// How many next tokens to show
+    #[arg(long, default_value_t = 5, value_name = "K")]
+    pub top: usize,
+    /// Continue by up to so many tokens
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub generate: usize,
+    /// 0 takes the likeliest token; higher draws more freely
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub temperature: f64,
+    /// Draw among the k likeliest tokens only; 0 for all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Draw among the likeliest tokens that together reach this probability
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f64,
+    /// The seed of the draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The element type to compute with
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: Precision,
+    /// Go on where an edit was made on another base
+    #[arg(long)]
+    pub allow_other_base: bool,
+    /// cpu, cuda, cuda:N or wgpu
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
+    /// Print one JSON document instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A model, edit or prompt that is wrong.
+pub fn run(args: &Args) -> Result<()> {
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    sampling.check()?;
+    let device = device(&args.device)?;
+    let model = Arc::new(Model::load(&args.model, &device, args.dtype.into())?);
+    let edited = load_edits(Edited::new(model.clone()), &args.edits, args.allow_other_base)?;
+    let tokenizer = &model.tokenizer;
+    let mut results = vec![];
+    let mut text = String::new();
+    for prompt in &args.prompts {
+        let ids = tokenizer.encode(prompt)?;
+        if ids.is_empty() {
+            return Err(Error::Config("--prompt is empty; give at least a word".into()));
+        }
+        let top = edited.next_tokens(&ids, args.top)?;
+        let generated = match args.generate {
+            0 => None,
+            count => {
+                let made = edited.generate(std::slice::from_ref(&ids), count, &model.stop_tokens(), &sampling)?;
+                Some(tokenizer.decode(&made[0])?)
+            }
+        };
+        let rows: Vec<Vec<String>> = top
+            .iter()
+            .map(|token| vec![format!("{:?}", tokenizer.token(token.id)), format!("{:.1} %", 100.0 * token.probability), format!("{:.3}", token.logit)])
+            .collect();
+        text += &format!("{prompt}\n\n{}", table(&["next token", "probability", "logit"], &rows));
+        if let Some(generated) = &generated {
+            text += &format!("\n{prompt}{generated}\n");
+        }
+        text.push('\n');
+        let top: Vec<_> = top
+            .iter()
+            .map(|token| json!({"id": token.id, "token": tokenizer.token(token.id), "logit": token.logit, "probability": token.probability}))
+            .collect();
+        results.push(json!({"prompt": prompt, "token_ids": ids, "top": top, "generated": generated}));
+    }
+    if args.json {
+        let document = json!({
+            "model": args.model,
+            "fingerprint": model.fingerprint,
+            "edits": edited.edit_ids(),
+            "results": results,
+        });
+        return print(&format!("{document:#}\n"));
+    }
+    print(&text)
+}
