@@ -19,24 +19,28 @@ pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
     let mut temporary = tempfile::Builder::new().prefix(".emend-").tempfile_in(folder).map_err(Error::io(folder))?;
     temporary.write_all(contents).map_err(Error::io(path))?;
     temporary.as_file().sync_all().map_err(Error::io(path))?;
-    let permissions = fs::metadata(path).map(|known| known.permissions());
-    if let Ok(permissions) = permissions.or_else(|_| default_permissions()) {
-        // A temporary file is private; the result is as readable as any other file.
-        temporary.as_file().set_permissions(permissions).map_err(Error::io(path))?;
+    // A temporary file is private; the result is as readable as the one before it, or as any other file.
+    match fs::metadata(path) {
+        Ok(known) => temporary.as_file().set_permissions(known.permissions()).map_err(Error::io(path))?,
+        Err(_) => make_readable(temporary.path(), 0o644)?,
     }
     temporary.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
     Ok(())
 }
 
-#[cfg(unix)]
-fn default_permissions() -> std::io::Result<fs::Permissions> {
-    use std::os::unix::fs::PermissionsExt;
-    Ok(fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn default_permissions() -> std::io::Result<fs::Permissions> {
-    Err(std::io::ErrorKind::Unsupported.into())
+/// Gives a file or folder the permissions of `mode`, where the system has such.
+///
+/// # Errors
+/// What the system says.
+pub fn make_readable(path: &Path, mode: u32) -> Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::io(path))?;
+    }
+    #[cfg(not(unix))]
+    let _ = (path, mode);
+    Ok(())
 }
 
 /// A second name for a file, or a copy of it where the file system has no second names.

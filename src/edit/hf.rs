@@ -90,14 +90,12 @@ pub(super) fn new_folder<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>
     fs::create_dir_all(parent).map_err(Error::io(parent))?;
     let temporary = tempfile::Builder::new().prefix(".emend-").tempdir_in(parent).map_err(Error::io(parent))?;
     let made = fill(temporary.path())?;
+    // What is written privately becomes as readable as any other file.
     for entry in fs::read_dir(temporary.path()).map_err(Error::io(folder))?.flatten() {
         fs::File::open(entry.path()).and_then(|file| file.sync_all()).map_err(Error::io(folder))?;
+        crate::files::make_readable(&entry.path(), 0o644)?;
     }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).map_err(Error::io(folder))?;
-    }
+    crate::files::make_readable(temporary.path(), 0o755)?;
     fs::rename(temporary.keep(), folder).map_err(Error::io(folder))?;
     Ok(made)
 }
