@@ -74,6 +74,13 @@ struct FileRelation {
     facts: Vec<(String, String)>,
 }
 
+impl Fact {
+    /// The number of its relation, in the order of [`World::relations`].
+    pub fn relation_index(&self) -> usize {
+        self.relation
+    }
+}
+
 impl Split {
     /// By the hash of the subject: 1 in 16 validation, 1 in 12 test.
     fn of(subject: &str) -> Self {

@@ -127,3 +127,28 @@ fn smollm2_predicts_what_pytorch_predicts() {
         }
     }
 }
+
+#[test]
+fn llama3_frequencies_are_those_of_transformers() {
+    use emend::model::spec::{Rotary, RotaryScaling};
+    let text = std::fs::read_to_string(fixture("rope-llama3.json")).unwrap();
+    let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    for case in cases {
+        let number = |key: &str| case["rope_scaling"][key].as_f64().unwrap();
+        let rotary = Rotary {
+            theta: case["rope_theta"].as_f64().unwrap(),
+            width: case["head_dim"].as_u64().unwrap() as usize,
+            interleaved: false,
+            scaling: RotaryScaling::Llama3 {
+                factor: number("factor"),
+                low: number("low_freq_factor"),
+                high: number("high_freq_factor"),
+                original_context: number("original_max_position_embeddings"),
+            },
+        };
+        let wanted: Vec<f64> = serde_json::from_value(case["inv_freq"].clone()).unwrap();
+        for (found, wanted) in rotary.frequencies().iter().zip(&wanted) {
+            assert!((found / wanted - 1.0).abs() < 1e-5, "{found} {wanted}");
+        }
+    }
+}

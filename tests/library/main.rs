@@ -3,5 +3,7 @@
 mod common;
 mod golden;
 mod mend;
+mod metrics;
 mod taps;
 mod tokens;
+mod world;
