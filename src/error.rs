@@ -31,7 +31,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// An edit or an archive made on one base and used on another.
-    #[error("{what} was made on base {made_on}, this model is {model}; use that base, or --allow-other-base to go on all the same")]
+    #[error(
+        "{what} was made on base {made_on}, this model is {model}; use that base, or --allow-other-base to go on all the same"
+    )]
     OtherBase {
         /// The edit or archive.
         what: String,
@@ -54,10 +56,7 @@ pub enum Error {
 impl Error {
     /// A file that is not what it should be.
     pub fn file(path: impl AsRef<Path>, message: impl ToString) -> Self {
-        Error::File {
-            path: path.as_ref().to_owned(),
-            message: message.to_string(),
-        }
+        Error::File { path: path.as_ref().to_owned(), message: message.to_string() }
     }
 
     /// For `map_err` on a call of the operating system about `path`.

@@ -1,4 +1,18 @@
 //! Train, apply and compare editors of what a language model believes.
+//!
+//! ```no_run
+//! # use std::{path::Path, sync::Arc};
+//! # use burn::tensor::{DType, Device};
+//! # use emend::{Edited, EditRequest, Model, archive::Archive};
+//! # fn main() -> emend::Result<()> {
+//! let model = Arc::new(Model::load("pocket", &Device::flex(), DType::F32)?);
+//! let mend = Archive::open(Path::new("checkpoints/mend-pocket"))?.editor(&model, false, &Device::flex())?;
+//! let base = Edited::new(model);
+//! let edited = base.with(mend.edit(&base, &[EditRequest::new("The city of Lyon lies in", "Japan")], 0)?)?;
+//! println!("{:?}", edited.next_tokens(&edited.base().tokenizer.encode("In which country is Lyon?")?, 5)?);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod apply;
 pub mod archive;

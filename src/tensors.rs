@@ -27,15 +27,18 @@ pub fn to_bytes(tensors: &BTreeMap<String, TensorData>) -> Vec<u8> {
 pub fn read(path: &Path) -> Result<BTreeMap<String, TensorData>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let wrong = |message: String| Error::file(path, message);
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| wrong(format!("not a whole safetensors file ({error})")))?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|error| wrong(format!("not a whole safetensors file ({error})")))?;
     let tensors = file.tensors().into_iter().map(|(name, view)| {
         let data = match view.dtype() {
             Dtype::F32 => {
-                let values: Vec<f32> = view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+                let values: Vec<f32> =
+                    view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
                 TensorData::new(values, view.shape().to_vec())
             }
             Dtype::F64 => {
-                let values: Vec<f64> = view.data().as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+                let values: Vec<f64> =
+                    view.data().as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
                 TensorData::new(values, view.shape().to_vec())
             }
             other => return Err(wrong(format!("tensor \"{name}\" holds {other:?}, not F32 or F64"))),

@@ -86,7 +86,9 @@ pub fn mend_tensors(mend: &Mend) -> BTreeMap<String, TensorData> {
 /// # Errors
 /// Tensors that are missing, too many, or of another shape.
 pub fn restore_mend(mut mend: Mend, mut tensors: BTreeMap<String, TensorData>) -> Result<Mend> {
-    let records = tensors.remove("normalizer.records").ok_or_else(|| Error::Input("tensor \"normalizer.records\" is missing".into()))?;
+    let records = tensors
+        .remove("normalizer.records")
+        .ok_or_else(|| Error::Input("tensor \"normalizer.records\" is missing".into()))?;
     mend.observed = records.iter::<f64>().sum::<f64>() as usize;
     for (shape, normalizer) in mend.normalizers.iter_mut().enumerate() {
         let mut take = |part: &str, length: usize| {
@@ -97,9 +99,11 @@ pub fn restore_mend(mut mend: Mend, mut tensors: BTreeMap<String, TensorData>) -
         let (device, dtype, length) = (normalizer.mean.device(), normalizer.mean.dtype(), normalizer.mean.dims()[0]);
         let count = take("count", 1)?.iter::<f64>().sum();
         let mean = Tensor::from_data(take("mean", length)?, (&device, dtype));
-        *normalizer = Normalizer { count, mean, squares: Tensor::from_data(take("squares", length)?, (&device, dtype)) };
+        *normalizer =
+            Normalizer { count, mean, squares: Tensor::from_data(take("squares", length)?, (&device, dtype)) };
     }
-    let named = tensors.into_iter().map(|(name, data)| (name.strip_prefix("network.").unwrap_or(&name).to_owned(), data));
+    let named =
+        tensors.into_iter().map(|(name, data)| (name.strip_prefix("network.").unwrap_or(&name).to_owned(), data));
     mend.network = parameters::restore(mend.network, named.collect())?;
     Ok(mend)
 }
@@ -126,7 +130,10 @@ impl Archive {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("archive.toml");
         if !path.is_file() {
-            return Err(Error::file(folder, "no archive here (no archive.toml); `emend train --config FILE --out DIR` writes one"));
+            return Err(Error::file(
+                folder,
+                "no archive here (no archive.toml); `emend train --config FILE --out DIR` writes one",
+            ));
         }
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let description: Description =

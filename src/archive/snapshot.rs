@@ -72,7 +72,10 @@ impl Store {
         let folder = self.folder.join(name.trim());
         let inside = Path::new(name.trim()).components().count() == 1 && name.trim().starts_with("step-");
         if !inside || !folder.is_dir() {
-            return Err(Error::file(&pointer, format!("\"{}\" is no snapshot here; train again with another --out", name.trim())));
+            return Err(Error::file(
+                &pointer,
+                format!("\"{}\" is no snapshot here; train again with another --out", name.trim()),
+            ));
         }
         Ok(Some(folder))
     }
@@ -94,7 +97,8 @@ impl Store {
     /// A folder that cannot be written; the old snapshot still counts then.
     pub fn write(&self, snapshot: &Snapshot) -> Result<()> {
         let old = self.current()?;
-        let name = format!("step-{:08}{}", snapshot.progress.step, if snapshot.progress.finished { "-end" } else { "" });
+        let name =
+            format!("step-{:08}{}", snapshot.progress.step, if snapshot.progress.finished { "-end" } else { "" });
         let folder = self.folder.join(&name);
         if old.as_ref() == Some(&folder) {
             return Ok(());

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use super::{answer, load_edits, peak_memory, print, show_rows, train::figures};
 use crate::apply::{Applied, Editor, MendEditor, Mode, apply};
 use crate::archive::Archive;
+use crate::data::load_records;
 use crate::data::pocket;
 use crate::data::record::{EditRecord, Probe};
-use crate::data::load_records;
 use crate::edit::score::score;
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
 use crate::error::{Error, Result};
@@ -118,7 +118,8 @@ pub fn run(args: &Args) -> Result<()> {
     let exported = export(args, &before, &applied, &records)?;
     let (method, settings) = editor.describe();
     if args.json {
-        let requests = (0..records.len()).map(|number| request_json(args.mode, &before, &applied, number, &records[number], &tables[number]));
+        let requests = (0..records.len())
+            .map(|number| request_json(args.mode, &before, &applied, number, &records[number], &tables[number]));
         let document = json!({
             "method": method,
             "mode": args.mode.name(),
@@ -144,9 +145,11 @@ pub fn run(args: &Args) -> Result<()> {
     if records.len() > 1 {
         text += &format!("{}\n", figures(&summarize(&tables.concat())));
     }
-    for line in saved.iter().map(|path| format!("saved {}\n", path.display())).chain(exported.iter().filter_map(|report| {
-        report["message"].as_str().map(|message| format!("{message}\n"))
-    })) {
+    for line in saved
+        .iter()
+        .map(|path| format!("saved {}\n", path.display()))
+        .chain(exported.iter().filter_map(|report| report["message"].as_str().map(|message| format!("{message}\n"))))
+    {
         text += &line;
     }
     print(&text)
@@ -171,10 +174,10 @@ fn shown(table: &[ProbeRow]) -> Vec<&ProbeRow> {
 }
 
 fn check_outputs(args: &Args) -> Result<()> {
-    if let Some(export) = &args.export {
-        if !matches!(export[0].as_str(), "hf" | "peft") {
-            return Err(Error::Config(format!("--export {}: the formats are hf and peft", export[0])));
-        }
+    if let Some(export) = &args.export
+        && !matches!(export[0].as_str(), "hf" | "peft")
+    {
+        return Err(Error::Config(format!("--export {}: the formats are hf and peft", export[0])));
     }
     Ok(())
 }
@@ -194,10 +197,10 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
     if prompt.is_empty() || target.is_empty() {
         return Err(Error::Config("--prompt and --target must hold at least a word each".into()));
     }
-    if let Some(subject) = &args.subject {
-        if !prompt.contains(subject.as_str()) {
-            return Err(Error::Config(format!("--subject \"{subject}\" does not occur in --prompt \"{prompt}\"")));
-        }
+    if let Some(subject) = &args.subject
+        && !prompt.contains(subject.as_str())
+    {
+        return Err(Error::Config(format!("--subject \"{subject}\" does not occur in --prompt \"{prompt}\"")));
     }
     // Of a fact of the embedded world we know other ways to ask, and its neighbours.
     let known = if model == pocket::NAME { pocket::world()?.about(&prompt) } else { None };
@@ -207,7 +210,8 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
         record.rephrases.clone_from(&args.rephrases);
     }
     if !args.unrelated.is_empty() {
-        record.locality = [("unrelated".to_owned(), args.unrelated.iter().map(|prompt| probe(prompt)).collect())].into();
+        record.locality =
+            [("unrelated".to_owned(), args.unrelated.iter().map(|prompt| probe(prompt)).collect())].into();
     } else if record.locality.is_empty() {
         record.locality = [("unrelated".to_owned(), UNRELATED.map(probe).to_vec())].into();
     }
@@ -259,13 +263,20 @@ fn export(args: &Args, before: &Edited, applied: &Applied, records: &[EditRecord
     }
     let report = hf::export(after, folder)?;
     // What counts is what the rounded weights say.
-    let rounded = Model::load(&folder.to_string_lossy(), &before.base().decoder.device(), before.base().decoder.dtype())?;
+    let rounded =
+        Model::load(&folder.to_string_lossy(), &before.base().decoder.device(), before.base().decoder.dtype())?;
     let rounded = Edited::new(Arc::new(rounded));
     let tokenizer = &before.base().tokenizer;
-    let texts = records.iter().map(|record| tokenizer.continuation(&record.prompt, &record.target_new)).collect::<Result<Vec<_>>>()?;
-    let exact = |model: &Edited| -> Result<Vec<bool>> { Ok(score(&[model], &texts)?.remove(0).iter().map(|scored| scored.exact()).collect()) };
+    let texts = records
+        .iter()
+        .map(|record| tokenizer.continuation(&record.prompt, &record.target_new))
+        .collect::<Result<Vec<_>>>()?;
+    let exact = |model: &Edited| -> Result<Vec<bool>> {
+        Ok(score(&[model], &texts)?.remove(0).iter().map(|scored| scored.exact()).collect())
+    };
     let (ours, theirs) = (exact(after)?, exact(&rounded)?);
-    let lost: Vec<&str> = (0..records.len()).filter(|&i| ours[i] && !theirs[i]).map(|i| records[i].prompt.as_str()).collect();
+    let lost: Vec<&str> =
+        (0..records.len()).filter(|&i| ours[i] && !theirs[i]).map(|i| records[i].prompt.as_str()).collect();
     let mut message = format!(
         "exported to {}: {} of {} tensors changed, {} of the changed elements lost to rounding, {} of {} edits hold in the rounded weights",
         folder.display(),
@@ -288,10 +299,19 @@ fn export(args: &Args, before: &Edited, applied: &Applied, records: &[EditRecord
     })))
 }
 
-fn request_json(mode: Mode, before: &Edited, applied: &Applied, number: usize, record: &EditRecord, table: &[ProbeRow]) -> Result<Value> {
+fn request_json(
+    mode: Mode,
+    before: &Edited,
+    applied: &Applied,
+    number: usize,
+    record: &EditRecord,
+    table: &[ProbeRow],
+) -> Result<Value> {
     // In a sequence, what the model said right after this edit stands beside what it says at the end.
     let immediate = match mode {
-        Mode::Sequential => Some(probe_table(before, &applied.immediate[number], &[(number, record)], Limits::default())?),
+        Mode::Sequential => {
+            Some(probe_table(before, &applied.immediate[number], &[(number, record)], Limits::default())?)
+        }
         _ => None,
     };
     let side = |model: &Edited, prompt: &str, scored: &crate::edit::score::Scored| -> Result<Value> {
@@ -307,6 +327,7 @@ fn request_json(mode: Mode, before: &Edited, applied: &Applied, number: usize, r
             "class": row.class,
             "prompt": row.prompt,
             "target": row.target,
+            "tokenised_apart": row.apart,
             "before": side(before, &row.prompt, &row.before)?,
             "after": side(&applied.after[number], &row.prompt, &row.after)?,
         });

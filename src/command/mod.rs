@@ -10,9 +10,9 @@ pub mod train;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::edit::{Edit, Edited};
 use crate::edit::generate::Sampling;
 use crate::edit::score::score;
+use crate::edit::{Edit, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::{Kind, ProbeRow};
 use crate::model::tokenizer::Continuation;
@@ -81,7 +81,7 @@ const ANSWER: usize = 12;
 /// The likeliest continuation of a prompt, up to the end of the sentence.
 pub(crate) fn answer(model: &Edited, prompt: &str) -> Result<Answer> {
     let tokenizer = &model.base().tokenizer;
-    let ids = tokenizer.encode(prompt)?;
+    let ids = tokenizer.encode_prompt(prompt)?;
     let made = model.generate(std::slice::from_ref(&ids), ANSWER, &model.base().stop_tokens(), &Sampling::default())?;
     let mut made = made.into_iter().next().unwrap_or_default();
     // The answer ends with the sentence or the line.
@@ -134,7 +134,9 @@ pub(crate) fn load_edits(model: Edited, files: &[PathBuf], allow_other_base: boo
             false => edited.with(edit),
         }
         .map_err(|error| match error {
-            Error::OtherBase { made_on, model, .. } => Error::OtherBase { what: file.display().to_string(), made_on, model },
+            Error::OtherBase { made_on, model, .. } => {
+                Error::OtherBase { what: file.display().to_string(), made_on, model }
+            }
             other => other,
         })?;
     }

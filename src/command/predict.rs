@@ -9,7 +9,7 @@ use super::{load_edits, print};
 use crate::config::Precision;
 use crate::edit::Edited;
 use crate::edit::generate::Sampling;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Model, device};
 use crate::report::table::table;
 
@@ -71,10 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut results = vec![];
     let mut text = String::new();
     for prompt in &args.prompts {
-        let ids = tokenizer.encode(prompt)?;
-        if ids.is_empty() {
-            return Err(Error::Config("--prompt is empty; give at least a word".into()));
-        }
+        let ids = tokenizer.encode_prompt(prompt)?;
         let top = edited.next_tokens(&ids, args.top)?;
         let generated = match args.generate {
             0 => None,
@@ -85,7 +82,13 @@ pub fn run(args: &Args) -> Result<()> {
         };
         let rows: Vec<Vec<String>> = top
             .iter()
-            .map(|token| vec![format!("{:?}", tokenizer.token(token.id)), format!("{:.1} %", 100.0 * token.probability), format!("{:.3}", token.logit)])
+            .map(|token| {
+                vec![
+                    format!("{:?}", tokenizer.token(token.id)),
+                    format!("{:.1} %", 100.0 * token.probability),
+                    format!("{:.3}", token.logit),
+                ]
+            })
             .collect();
         text += &format!("{prompt}\n\n{}", table(&["next token", "probability", "logit"], &rows));
         if let Some(generated) = &generated {

@@ -84,7 +84,8 @@ pub fn run(args: &Args) -> Result<()> {
     bar.finish_and_clear();
 
     crate::model::save::gpt2(&folder, &decoder, &learnt, end)?;
-    let model = Model::from_parts(Checkpoint::open(&folder)?, Tokenizer::open(&folder)?, &device, burn::tensor::DType::F32)?;
+    let model =
+        Model::from_parts(Checkpoint::open(&folder)?, Tokenizer::open(&folder)?, &device, burn::tensor::DType::F32)?;
     let edited = Edited::new(Arc::new(model));
     let (mut seen, mut unseen) = (vec![], vec![]);
     for (index, fact) in world.facts().iter().enumerate() {

@@ -87,7 +87,8 @@ pub fn run(args: &Args) -> Result<()> {
     let EditorSettings::Mend(settings) = config.editor.clone();
     let mend = Mend::new(settings, &model.decoder.spec, (&training, network_type(model.decoder.dtype())))?;
     let rates = (config.train.learning_rate, config.train.edit_rate_learning_rate);
-    let editor = MendTrainer::new(mend, base.clone(), config.loss.clone(), config.train.edits_together, rates.0, rates.1)?;
+    let editor =
+        MendTrainer::new(mend, base.clone(), config.loss.clone(), config.train.edits_together, rates.0, rates.1)?;
 
     let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class };
     let validation = validation.fixed(seed, config.train.validation_records, limits.per_class);
@@ -151,13 +152,31 @@ pub fn run(args: &Args) -> Result<()> {
 /// The figures of a summary, with the name of their protocol.
 pub(super) fn figures(summary: &Summary) -> String {
     let mut rows = vec![
-        vec!["edit success".to_owned(), percent(summary.edit_success), "the edit's own prompt, whole target exact".to_owned()],
+        vec![
+            "edit success".to_owned(),
+            percent(summary.edit_success),
+            "the edit's own prompt, whole target exact".to_owned(),
+        ],
         vec!["generalization".into(), percent(summary.generalization), "rephrases, whole target exact".into()],
         vec!["locality".into(), percent(summary.locality), "out of scope, likeliest tokens unchanged".into()],
     ];
-    rows.extend(summary.locality_by_class.iter().map(|(class, share)| vec![format!("  {class}"), percent(Some(*share)), String::new()]));
-    rows.push(vec!["drawdown".into(), percent(summary.drawdown), "out-of-scope facts no longer answered exactly".into()]);
-    rows.extend(summary.drawdown_by_class.iter().map(|(class, share)| vec![format!("  {class}"), percent(Some(*share)), String::new()]));
+    rows.extend(
+        summary
+            .locality_by_class
+            .iter()
+            .map(|(class, share)| vec![format!("  {class}"), percent(Some(*share)), String::new()]),
+    );
+    rows.push(vec![
+        "drawdown".into(),
+        percent(summary.drawdown),
+        "out-of-scope facts no longer answered exactly".into(),
+    ]);
+    rows.extend(
+        summary
+            .drawdown_by_class
+            .iter()
+            .map(|(class, share)| vec![format!("  {class}"), percent(Some(*share)), String::new()]),
+    );
     let header = format!("{} edits", summary.edits);
     table(&[&header, "share", "protocol mend: teacher-forced"], &rows)
 }
@@ -178,7 +197,8 @@ fn three(base: &Edited, trainer: &EditTrainer<'_, MendTrainer>, rows: &[ProbeRow
         let edit = trainer.editor.edit(base, &[request], trainer.settings.seed)?;
         let after = base.with(edit)?;
         let of = |kind: Kind| mine.iter().filter(move |row| row.kind == kind).take(1);
-        let chosen: Vec<&ProbeRow> = of(Kind::Rewrite).chain(of(Kind::Rephrase)).chain(of(Kind::Locality)).copied().collect();
+        let chosen: Vec<&ProbeRow> =
+            of(Kind::Rewrite).chain(of(Kind::Rephrase)).chain(of(Kind::Locality)).copied().collect();
         text += &show_rows(base, &after, &chosen)?;
         text.push('\n');
     }
@@ -219,7 +239,8 @@ impl Show {
                 self.bar.set_message(format!("loss {:.3}{}", self.loss, self.note));
             }
             Event::Validation { step, summary, best } => {
-                self.note = format!(" · success {} · drawdown {}", percent(summary.edit_success), percent(summary.drawdown));
+                self.note =
+                    format!(" · success {} · drawdown {}", percent(summary.edit_success), percent(summary.drawdown));
                 let line = format!(
                     "step {step:>6}   edit success {}   generalization {}   locality {}   drawdown {}{}",
                     percent(summary.edit_success),

@@ -6,8 +6,8 @@ pub mod train;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::error::{Error, Result};
@@ -18,8 +18,9 @@ use crate::error::{Error, Result};
 /// A file that cannot be read or is no TOML, an unknown key (with the nearest known one), a value of the wrong type.
 pub fn read<T: DeserializeOwned>(path: &Path, sets: &[String]) -> Result<T> {
     let bytes = std::fs::read(path).map_err(|error| Error::Config(format!("{}: {error}", path.display())))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|error| Error::Config(format!("{}: not UTF-8 (byte {})", path.display(), error.utf8_error().valid_up_to())))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        Error::Config(format!("{}: not UTF-8 (byte {})", path.display(), error.utf8_error().valid_up_to()))
+    })?;
     let mut table: Table = text.parse().map_err(|error: toml::de::Error| not_toml(path, &text, &error))?;
     for set in sets {
         lay_over(&mut table, set)?;
@@ -52,7 +53,8 @@ fn explain(message: &str) -> String {
     let Some(unknown) = unknown else { return message.to_owned() };
     let what = if message.starts_with("unknown field") { "key" } else { "value" };
     let known: Vec<&str> = quoted.collect();
-    let nearest = known.iter().max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
+    let nearest =
+        known.iter().max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
     let nearest = nearest.map_or(String::new(), |nearest| format!(", did you mean `{nearest}`?"));
     format!("unknown {what} `{unknown}`{nearest} (known: {})", known.join(", "))
 }

@@ -1,5 +1,6 @@
 //! Where a training, a validation or a test takes its records from.
 
+use std::ops::Range;
 use std::path::Path;
 
 use rand::RngExt;
@@ -9,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use super::record::{EditRecord, Probe};
 use super::world::{Split, World};
 use super::{load_records, pocket, sets};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fetch::Settings;
 use crate::random;
 
@@ -33,7 +34,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// `pocket`, a named set, or a file beside `folder`.
+    /// `pocket`, a named set, or a file beside `folder`; with `[from..to]` behind the name, a part of its records.
     ///
     /// # Errors
     /// A file that is missing or broken; a named set that was not fetched names the command.
@@ -43,10 +44,17 @@ impl Source {
             let facts = world.split(split);
             return Ok(Source::World { world, split, facts });
         }
+        let (name, part) = part_of(name)?;
         let path = folder.join(name);
+        // A name given on the command line is relative to the working folder.
+        let path = if !path.exists() && Path::new(name).is_file() { name.into() } else { path };
         let named = sets::find(name.split('/').next().unwrap_or(name)).is_some();
         let path = if named && !path.is_file() { sets::local_path(name, &Settings::from_env())? } else { path };
-        Ok(Source::Records(load_records(&path)?))
+        let mut records = load_records(&path)?;
+        let to = part.end.min(records.len());
+        records.truncate(to);
+        records.drain(..part.start.min(to));
+        Ok(Source::Records(records))
     }
 
     /// How many records one pass over the data has.
@@ -87,7 +95,9 @@ impl Source {
                 let mut indices: Vec<usize> = (0..self.len()).collect();
                 indices.shuffle(&mut random::stream(seed, "fixed order", 0));
                 indices.truncate(limit);
-                let record = |index: usize| self.record(index, per_class, &mut random::stream(seed, "fixed record", index as u64));
+                let record = |index: usize| {
+                    self.record(index, per_class, &mut random::stream(seed, "fixed record", index as u64))
+                };
                 indices.into_iter().map(record).collect()
             }
         }
@@ -103,9 +113,12 @@ impl Source {
             Source::Records(records) => {
                 let mut record = records[index].clone();
                 let others: Vec<usize> = (0..per_class).map(|_| rng.random_range(0..records.len())).collect();
-                let others = others.into_iter().map(|other| &records[other]).filter(|other| other.subject != record.subject);
+                let others =
+                    others.into_iter().map(|other| &records[other]).filter(|other| other.subject != record.subject);
                 let probes: Vec<Probe> = others
-                    .filter_map(|other| Some(Probe { prompt: other.prompt.clone(), target: Some(other.target_true.clone()?) }))
+                    .filter_map(|other| {
+                        Some(Probe { prompt: other.prompt.clone(), target: Some(other.target_true.clone()?) })
+                    })
                     .collect();
                 if !probes.is_empty() {
                     record.locality.insert(OTHER_RECORDS.into(), probes);
@@ -116,8 +129,27 @@ impl Source {
     }
 }
 
+/// `counterfact[500..1000]`: the name, and the records meant; all of them where no part is named.
+fn part_of(name: &str) -> Result<(&str, Range<usize>)> {
+    let Some((stem, part)) = name.strip_suffix(']').and_then(|rest| rest.rsplit_once('[')) else {
+        return Ok((name, 0..usize::MAX));
+    };
+    let wrong = || {
+        Error::Config(format!("\"{name}\": a part of a data set is written NAME[from..to], NAME[from..] or NAME[..to]"))
+    };
+    let (from, to) = part.split_once("..").ok_or_else(wrong)?;
+    let number =
+        |text: &str, otherwise| if text.is_empty() { Ok(otherwise) } else { text.parse().map_err(|_| wrong()) };
+    Ok((stem, number(from, 0)?..number(to, usize::MAX)?))
+}
+
 /// `count` out-of-scope prompts (fewer where there are fewer), each of a class drawn by its weight.
-pub fn draw_locality<'a>(record: &'a EditRecord, count: usize, weight: impl Fn(&str) -> f64, rng: &mut ChaCha8Rng) -> Vec<&'a Probe> {
+pub fn draw_locality<'a>(
+    record: &'a EditRecord,
+    count: usize,
+    weight: impl Fn(&str) -> f64,
+    rng: &mut ChaCha8Rng,
+) -> Vec<&'a Probe> {
     let mut pools: Vec<(f64, Vec<&Probe>)> =
         record.locality.iter().map(|(class, probes)| (weight(class), probes.iter().collect())).collect();
     let mut drawn = vec![];

@@ -84,7 +84,10 @@ impl Fact {
 impl Split {
     /// By the hash of the subject: 1 in 16 validation, 1 in 12 test.
     fn of(subject: &str) -> Self {
-        let draw = u16::from_le_bytes([blake3::hash(subject.as_bytes()).as_bytes()[0], blake3::hash(subject.as_bytes()).as_bytes()[1]]) % 48;
+        let draw = u16::from_le_bytes([
+            blake3::hash(subject.as_bytes()).as_bytes()[0],
+            blake3::hash(subject.as_bytes()).as_bytes()[1],
+        ]) % 48;
         match draw {
             0..3 => Split::Validation,
             3..7 => Split::Test,
@@ -101,17 +104,26 @@ impl World {
     pub fn parse(contents: &[u8], origin: &Path) -> Result<Self> {
         let wrong = |message: String| Error::file(origin, message);
         let file: File = serde_json::from_slice(contents).map_err(|error| wrong(error.to_string()))?;
-        let mut world =
-            World { relations: vec![], facts: vec![], by_subject: BTreeMap::new(), by_object: BTreeMap::new(), by_relation: vec![] };
+        let mut world = World {
+            relations: vec![],
+            facts: vec![],
+            by_subject: BTreeMap::new(),
+            by_object: BTreeMap::new(),
+            by_relation: vec![],
+        };
         for (relation, read) in file.relations.into_iter().enumerate() {
             let prompts: Vec<String> = read.templates.into_iter().chain(read.questions).collect();
             if prompts.len() <= HELD_OUT || prompts.iter().any(|prompt| prompt.matches("{}").count() != 1) {
-                let message = format!("relation {}: it needs more than {HELD_OUT} prompts, each with one {{}}", read.name);
+                let message =
+                    format!("relation {}: it needs more than {HELD_OUT} prompts, each with one {{}}", read.name);
                 return Err(wrong(message));
             }
             let objects: BTreeSet<String> = read.facts.iter().map(|(_, object)| object.clone()).collect();
             if objects.len() < 2 {
-                return Err(wrong(format!("relation {}: it needs at least two objects, or no fact can be changed", read.name)));
+                return Err(wrong(format!(
+                    "relation {}: it needs at least two objects, or no fact can be changed",
+                    read.name
+                )));
             }
             world.relations.push(Relation { name: read.name, prompts, objects: objects.into_iter().collect() });
             world.by_relation.push(vec![]);
@@ -158,7 +170,13 @@ impl World {
 
     /// A counterfactual edit of one fact: another object of its relation, told by one of its prompts, with the others as
     /// rephrases in random order and `per_class` neighbours of each class that has any among the facts that `allowed` takes.
-    pub fn record(&self, index: usize, per_class: usize, allowed: impl Fn(&Fact) -> bool, rng: &mut ChaCha8Rng) -> EditRecord {
+    pub fn record(
+        &self,
+        index: usize,
+        per_class: usize,
+        allowed: impl Fn(&Fact) -> bool,
+        rng: &mut ChaCha8Rng,
+    ) -> EditRecord {
         let fact = &self.facts[index];
         let relation = &self.relations[fact.relation];
         let (mut prompts, held) = self.prompts(index);
@@ -174,16 +192,25 @@ impl World {
                 other.subject != fact.subject && fits(other) && allowed(other)
             };
             let pool: Vec<usize> = pool.iter().copied().filter(fits).collect();
-            pool.sample(rng, per_class.min(pool.len())).map(|&other| self.probe(other, rng_prompt(other, &fact.subject))).collect()
+            pool.sample(rng, per_class.min(pool.len()))
+                .map(|&other| self.probe(other, rng_prompt(other, &fact.subject)))
+                .collect()
         };
         let all: Vec<usize> = (0..8 * per_class.max(1)).map(|_| rng.random_range(0..self.facts.len())).collect();
         let mut locality = BTreeMap::new();
         let random = near(&all, &|other| other.relation != fact.relation && other.object != fact.object, rng);
         let relation_facts = near(&self.by_relation[fact.relation], &|other| other.object != fact.object, rng);
         let object_facts = near(&self.by_object[&fact.object], &|_| true, rng);
-        let subject_facts: Vec<usize> =
-            self.by_subject[&fact.subject].iter().copied().filter(|&other| self.facts[other].relation != fact.relation).collect();
-        let subject_facts = subject_facts.iter().take(per_class).map(|&other| self.probe(other, rng.random_range(0..1 << 16))).collect();
+        let subject_facts: Vec<usize> = self.by_subject[&fact.subject]
+            .iter()
+            .copied()
+            .filter(|&other| self.facts[other].relation != fact.relation)
+            .collect();
+        let subject_facts = subject_facts
+            .iter()
+            .take(per_class)
+            .map(|&other| self.probe(other, rng.random_range(0..1 << 16)))
+            .collect();
         for (class, probes) in CLASSES.into_iter().zip([random, relation_facts, object_facts, subject_facts]) {
             if !probes.is_empty() {
                 locality.insert(class.to_owned(), probes);

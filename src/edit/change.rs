@@ -45,6 +45,8 @@ impl WeightChange {
 }
 
 /// A change of one matrix `[d_in, d_out]`.
+// Tensors are handles: two of them in place cost less than a box.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone)]
 pub enum Delta {
     /// `ΔW = A·B`.

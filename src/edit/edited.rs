@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-use super::change::{Change, Delta, Deltas};
 use super::Edit;
+use super::change::{Change, Delta, Deltas};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::decoder::Decoder;

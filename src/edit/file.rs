@@ -64,11 +64,13 @@ fn elements<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
 /// # Errors
 /// One line that says what is wrong with the contents.
 pub(super) fn read(bytes: &[u8], device: &Device) -> Result<Edit, String> {
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| format!("not a whole safetensors file ({error})"))?;
+    let (_, metadata) =
+        SafeTensors::read_metadata(bytes).map_err(|error| format!("not a whole safetensors file ({error})"))?;
     let file = SafeTensors::deserialize(bytes).map_err(|error| format!("not a whole safetensors file ({error})"))?;
     let header = metadata.metadata().as_ref().and_then(|pairs| pairs.get("emend"));
     let header = header.ok_or("a safetensors file, but no edit: `emend apply --save` writes edits")?;
-    let header: Header = serde_json::from_str(header).map_err(|error| format!("the edit's header is broken: {error}"))?;
+    let header: Header =
+        serde_json::from_str(header).map_err(|error| format!("the edit's header is broken: {error}"))?;
     if header.format != FORMAT || header.change != "weights" {
         return Err(format!(
             "an edit of format {} with a change of kind {}; this program reads {FORMAT} with weights",

@@ -47,7 +47,10 @@ impl Sampling {
             return Err(Error::Config(format!("a temperature of {} cannot be; it is 0 or more", self.temperature)));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::Config(format!("a top_p of {} cannot be; it lies above 0 and at most at 1", self.top_p)));
+            return Err(Error::Config(format!(
+                "a top_p of {} cannot be; it lies above 0 and at most at 1",
+                self.top_p
+            )));
         }
         Ok(())
     }
@@ -110,7 +113,13 @@ impl Edited {
     ///
     /// # Errors
     /// A row that would outgrow the context, or settings that cannot be.
-    pub fn generate(&self, rows: &[Vec<u32>], count: usize, stop: &[u32], sampling: &Sampling) -> Result<Vec<Vec<u32>>> {
+    pub fn generate(
+        &self,
+        rows: &[Vec<u32>],
+        count: usize,
+        stop: &[u32],
+        sampling: &Sampling,
+    ) -> Result<Vec<Vec<u32>>> {
         sampling.check()?;
         // Each row draws from a stream of its own: what stands beside it changes nothing.
         let mut streams: Vec<_> = (0..rows.len())

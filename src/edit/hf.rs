@@ -8,8 +8,8 @@ use burn::tensor::Tensor;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::change::Change;
 use super::Edited;
+use super::change::Change;
 use crate::error::{Error, Result};
 use crate::model::checkpoint::{Checkpoint, Stored, floats};
 use crate::model::decoder::Tensors;
@@ -57,7 +57,10 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<Exported> {
             let wrong = |error: safetensors::SafeTensorError| Error::file(folder.join(&file.name), error);
             let mut views = vec![];
             for (name, stored) in &kept {
-                views.push((name.as_str(), TensorView::new(stored.dtype, stored.shape.to_vec(), stored.bytes).map_err(wrong)?));
+                views.push((
+                    name.as_str(),
+                    TensorView::new(stored.dtype, stored.shape.to_vec(), stored.bytes).map_err(wrong)?,
+                ));
             }
             for (name, dtype, shape, bytes) in &written {
                 views.push((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).map_err(wrong)?));
@@ -72,7 +75,8 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<Exported> {
         let provenance = serde_json::json!({"base": edited.base().fingerprint, "edits": edits.iter().map(|(id, provenance)| {
             serde_json::json!({"id": id, "provenance": provenance})
         }).collect::<Vec<_>>()});
-        fs::write(temporary.join("emend.json"), format!("{provenance:#}\n")).map_err(Error::io(folder.join("emend.json")))?;
+        fs::write(temporary.join("emend.json"), format!("{provenance:#}\n"))
+            .map_err(Error::io(folder.join("emend.json")))?;
         report.lost_to_rounding = if moved == 0 { 0.0 } else { lost as f64 / moved as f64 };
         Ok(report)
     })
@@ -129,7 +133,8 @@ fn changes(edited: &Edited) -> Result<BTreeMap<String, Vec<Placed>>> {
 
 /// A stored tensor with changes added, in its stored type; how many elements were to move, and how many rounding held in place.
 fn changed(name: &str, stored: Stored<'_>, changes: &[Placed]) -> Result<(Vec<u8>, usize, usize)> {
-    let wrong = || Error::Input(format!("tensor \"{name}\" is {:?}; F32, F16, BF16 and F64 can be edited", stored.dtype));
+    let wrong =
+        || Error::Input(format!("tensor \"{name}\" is {:?}; F32, F16, BF16 and F64 can be edited", stored.dtype));
     let before = floats(stored).ok_or_else(wrong)?;
     let width = stored.shape.last().copied().unwrap_or(1);
     let mut delta = vec![0.0f32; before.len()];

@@ -35,6 +35,13 @@ pub struct EditRequest {
     pub target_true: Option<String>,
 }
 
+impl EditRequest {
+    /// A request that names no subject.
+    pub fn new(prompt: impl Into<String>, target_new: impl Into<String>) -> Self {
+        EditRequest { prompt: prompt.into(), target_new: target_new.into(), subject: None, target_true: None }
+    }
+}
+
 impl From<&EditRecord> for EditRequest {
     fn from(record: &EditRecord) -> Self {
         EditRequest {

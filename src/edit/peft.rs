@@ -10,9 +10,9 @@ use std::path::Path;
 use burn::tensor::{Tensor, TensorData};
 use serde_json::json;
 
+use super::Edited;
 use super::change::{Change, Delta};
 use super::hf::new_folder;
-use super::Edited;
 use crate::error::{Error, Result};
 use crate::model::decoder::Tensors;
 use crate::tensors;
@@ -30,12 +30,16 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
     for edit in edited.edits() {
         let Change::Weights(change) = &edit.change;
         if let Some(at) = change.biases.keys().next() {
-            let message = format!("edit {} changes the bias of {at}, which an adapter cannot hold; use --export hf", edit.id());
+            let message =
+                format!("edit {} changes the bias of {at}, which an adapter cannot hold; use --export hf", edit.id());
             return Err(Error::Input(message));
         }
         for (at, delta) in &change.matrices {
             let Delta::LowRank { a, b } = delta else {
-                let message = format!("edit {} changes all of {at}, which an adapter of low rank cannot hold; use --export hf", edit.id());
+                let message = format!(
+                    "edit {} changes all of {at}, which an adapter of low rank cannot hold; use --export hf",
+                    edit.id()
+                );
                 return Err(Error::Input(message));
             };
             let place = family.place(Tensors::Matrix(at.layer, at.role), spec);
@@ -94,7 +98,9 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
         "inference_mode": true,
     });
     new_folder(folder, |temporary| {
-        let write = |name: &str, contents: &[u8]| fs::write(temporary.join(name), contents).map_err(Error::io(folder.join(name)));
+        let write = |name: &str, contents: &[u8]| {
+            fs::write(temporary.join(name), contents).map_err(Error::io(folder.join(name)))
+        };
         write("adapter_model.safetensors", &tensors::to_bytes(&named))?;
         write("adapter_config.json", format!("{config:#}\n").as_bytes())
     })?;

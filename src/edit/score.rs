@@ -56,7 +56,10 @@ pub fn score(models: &[&Edited], continuations: &[Continuation]) -> Result<Vec<V
             ids[..ids.len() - 1].to_vec()
         });
         let tokens = Tokens::new(rows.collect());
-        let reads = batch.iter().enumerate().flat_map(|(row, &index)| continuations[index].reads().map(move |cell| (row, cell)));
+        let reads = batch
+            .iter()
+            .enumerate()
+            .flat_map(|(row, &index)| continuations[index].reads().map(move |cell| (row, cell)));
         let reads: Vec<_> = reads.collect();
         let targets: Vec<u32> = batch.iter().flat_map(|&index| continuations[index].target().iter().copied()).collect();
         let hidden = first.embed(&tokens, &mut NoTap)?;

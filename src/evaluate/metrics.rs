@@ -59,13 +59,16 @@ pub fn drawdown(table: &[ProbeRow], class: Option<&str>) -> Option<f64> {
 }
 
 fn out_of_scope<'a>(table: &'a [ProbeRow], class: Option<&'a str>) -> impl Iterator<Item = &'a ProbeRow> {
-    let fits = move |row: &&ProbeRow| row.kind == Kind::Locality && class.is_none_or(|class| row.class.as_deref() == Some(class));
+    let fits = move |row: &&ProbeRow| {
+        row.kind == Kind::Locality && class.is_none_or(|class| row.class.as_deref() == Some(class))
+    };
     table.iter().filter(fits)
 }
 
 /// All figures of a table.
 pub fn summarize(table: &[ProbeRow]) -> Summary {
-    let classes: std::collections::BTreeSet<&str> = out_of_scope(table, None).filter_map(|row| row.class.as_deref()).collect();
+    let classes: std::collections::BTreeSet<&str> =
+        out_of_scope(table, None).filter_map(|row| row.class.as_deref()).collect();
     let by_class = |figure: fn(&[ProbeRow], Option<&str>) -> Option<f64>| -> BTreeMap<String, f64> {
         classes.iter().filter_map(|class| Some(((*class).to_owned(), figure(table, Some(class))?))).collect()
     };

@@ -37,6 +37,8 @@ pub struct ProbeRow {
     pub target: String,
     /// Whether the target was given, or is the model's own likeliest token before the edit.
     pub given: bool,
+    /// Whether prompt and target had to be tokenised apart.
+    pub apart: bool,
     /// Before the edit.
     pub before: Scored,
     /// After the edit.
@@ -75,7 +77,12 @@ struct Asked {
 ///
 /// # Errors
 /// A probe that cannot be tokenised, or is longer than the context.
-pub fn probe_table(before: &Edited, after: &Edited, records: &[(usize, &EditRecord)], limits: Limits) -> Result<Vec<ProbeRow>> {
+pub fn probe_table(
+    before: &Edited,
+    after: &Edited,
+    records: &[(usize, &EditRecord)],
+    limits: Limits,
+) -> Result<Vec<ProbeRow>> {
     let mut asked: Vec<Asked> = vec![];
     for &(number, record) in records {
         let mut ask = |kind, class: Option<&String>, prompt: &str, target: Option<&String>| -> Result<()> {
@@ -83,7 +90,7 @@ pub fn probe_table(before: &Edited, after: &Edited, records: &[(usize, &EditReco
             let (text, target, given) = match target {
                 Some(target) => (tokenizer.continuation(prompt, target)?, target.clone(), true),
                 None => {
-                    let mut ids = tokenizer.encode(prompt)?;
+                    let mut ids = tokenizer.encode_prompt(prompt)?;
                     let prompt = ids.len();
                     let own = before.next_tokens(&ids, 1)?.first().map_or(0, |token| token.id);
                     ids.push(own);
@@ -91,7 +98,15 @@ pub fn probe_table(before: &Edited, after: &Edited, records: &[(usize, &EditReco
                     (Continuation { ids, prompt, apart: false }, target, false)
                 }
             };
-            asked.push(Asked { record: number, kind, class: class.cloned(), prompt: prompt.to_owned(), target, given, text });
+            asked.push(Asked {
+                record: number,
+                kind,
+                class: class.cloned(),
+                prompt: prompt.to_owned(),
+                target,
+                given,
+                text,
+            });
             Ok(())
         };
         ask(Kind::Rewrite, None, &record.prompt, Some(&record.target_new))?;
@@ -116,6 +131,7 @@ pub fn probe_table(before: &Edited, after: &Edited, records: &[(usize, &EditReco
         prompt: asked.prompt,
         target: asked.target,
         given: asked.given,
+        apart: asked.text.apart,
         before,
         after,
     });

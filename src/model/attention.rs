@@ -17,7 +17,13 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    pub(super) fn new(spec: &DecoderSpec, span: &Span, seen: &[Vec<Option<usize>>], device: &Device, dtype: DType) -> Self {
+    pub(super) fn new(
+        spec: &DecoderSpec,
+        span: &Span,
+        seen: &[Vec<Option<usize>>],
+        device: &Device,
+        dtype: DType,
+    ) -> Self {
         // Rows that stand alike share one mask and one table of angles.
         let alike = span.rows.windows(2).all(|pair| pair[0].start == pair[1].start && pair[0].len == pair[1].len)
             && seen.windows(2).all(|pair| pair[0] == pair[1]);
@@ -45,17 +51,25 @@ fn angles(rotary: &Rotary, span: &Span, rows: usize, device: &Device, dtype: DTy
     let cells = (0..rows).flat_map(|row| (0..span.width).map(move |cell| (row, cell)));
     let positions: Vec<f64> = cells.map(|(row, cell)| span.position(row, cell).unwrap_or(0) as f64).collect();
     [f64::cos, f64::sin].map(|of: fn(f64) -> f64| {
-        let values: Vec<f64> = positions.iter().flat_map(|position| frequencies.iter().map(move |f| of(position * f))).collect();
+        let values: Vec<f64> =
+            positions.iter().flat_map(|position| frequencies.iter().map(move |f| of(position * f))).collect();
         Tensor::from_data(TensorData::new(values, [rows, span.width, 1, frequencies.len()]), (device, dtype))
     })
 }
 
-fn mask(window: Option<usize>, span: &Span, seen: &[Vec<Option<usize>>], rows: usize, device: &Device, dtype: DType) -> Option<Tensor<4>> {
+fn mask(
+    window: Option<usize>,
+    span: &Span,
+    seen: &[Vec<Option<usize>>],
+    rows: usize,
+    device: &Device,
+    dtype: DType,
+) -> Option<Tensor<4>> {
     let before = seen.first().map_or(0, Vec::len);
     let mut values = Vec::with_capacity(rows * span.width * (before + span.width));
-    for row in 0..rows {
+    for (row, seen) in seen.iter().enumerate().take(rows) {
         let new = (0..span.width).map(|cell| span.position(row, cell));
-        let keys: Vec<Option<usize>> = seen[row].iter().copied().chain(new).collect();
+        let keys: Vec<Option<usize>> = seen.iter().copied().chain(new).collect();
         for cell in 0..span.width {
             let query = span.position(row, cell);
             values.extend(keys.iter().enumerate().map(|(index, key)| {
@@ -81,7 +95,8 @@ fn rotate(x: Tensor<4>, rotary: &Rotary, [cos, sin]: &[Tensor<4>; 2]) -> Tensor<
     let [batch, tokens, heads, head_width] = x.dims();
     let half = rotary.width / 2;
     if rotary.interleaved {
-        let pairs = x.clone().slice([0..batch, 0..tokens, 0..heads, 0..rotary.width]).reshape([batch, tokens, heads * half, 2]);
+        let pairs =
+            x.clone().slice([0..batch, 0..tokens, 0..heads, 0..rotary.width]).reshape([batch, tokens, heads * half, 2]);
         let part = |index: usize| {
             let part = pairs.clone().slice([0..batch, 0..tokens, 0..heads * half, index..index + 1]);
             part.reshape([batch, tokens, heads, half])
@@ -147,7 +162,8 @@ pub(super) fn attend(
         None => scores,
     };
     let dtype = scores.dtype();
-    let weights = activation::softmax(at_least_f32(scores), 3).cast(dtype).reshape([batch, shared, group * tokens, keys]);
+    let weights =
+        activation::softmax(at_least_f32(scores), 3).cast(dtype).reshape([batch, shared, group * tokens, keys]);
     let mixed = weights.matmul(value).reshape([batch, spec.heads, tokens, width]);
     mixed.swap_dims(1, 2).reshape([batch, tokens, spec.heads * width])
 }

@@ -16,7 +16,8 @@ use super::spec::DecoderSpec;
 use crate::error::{Error, Result};
 
 /// Keys of config.json that say nothing of what the model computes.
-const VOLATILE: [&str; 6] = ["_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"];
+const VOLATILE: [&str; 6] =
+    ["_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"];
 
 /// The files of a model, none of them copied into memory.
 pub struct Checkpoint {
@@ -67,8 +68,9 @@ pub struct Stored<'a> {
 
 impl File {
     fn new(name: String, path: &Path, bytes: Bytes) -> Result<Self> {
-        let (header, metadata) = SafeTensors::read_metadata(bytes.as_ref())
-            .map_err(|error| Error::file(path, format!("not a whole safetensors file ({error}); fetch or write it again")))?;
+        let (header, metadata) = SafeTensors::read_metadata(bytes.as_ref()).map_err(|error| {
+            Error::file(path, format!("not a whole safetensors file ({error}); fetch or write it again"))
+        })?;
         Ok(File { name, bytes, header: header + 8, metadata })
     }
 
@@ -105,7 +107,10 @@ impl Checkpoint {
     pub fn open(folder: &Path) -> Result<Self> {
         let config_path = folder.join("config.json");
         if !config_path.is_file() {
-            return Err(Error::file(folder, "no config.json here; a model folder holds config.json, tokenizer.json and model.safetensors"));
+            return Err(Error::file(
+                folder,
+                "no config.json here; a model folder holds config.json, tokenizer.json and model.safetensors",
+            ));
         }
         let config = fs::read(&config_path).map_err(Error::io(&config_path))?;
         let single = folder.join("model.safetensors");
@@ -115,7 +120,10 @@ impl Checkpoint {
         } else if listing.is_file() {
             shards(&listing)?
         } else {
-            return Err(Error::file(folder, "no model.safetensors and no model.safetensors.index.json here; other formats are not read"));
+            return Err(Error::file(
+                folder,
+                "no model.safetensors and no model.safetensors.index.json here; other formats are not read",
+            ));
         };
         let open = |name: String| {
             let path = folder.join(&name);
@@ -130,7 +138,11 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn embedded(name: &str, side: &'static [(&'static str, &'static [u8])], weights: &'static [u8]) -> Result<Self> {
+    pub fn embedded(
+        name: &str,
+        side: &'static [(&'static str, &'static [u8])],
+        weights: &'static [u8],
+    ) -> Result<Self> {
         let origin = PathBuf::from(name);
         let file = File::new("model.safetensors".into(), &origin, Bytes::Static(weights))?;
         let config = side.iter().find(|(name, _)| *name == "config.json").map_or(&b""[..], |(_, contents)| contents);
@@ -228,7 +240,8 @@ impl Checkpoint {
 
 fn shards(listing: &Path) -> Result<Vec<String>> {
     let text = fs::read(listing).map_err(Error::io(listing))?;
-    let listed: Value = serde_json::from_slice(&text).map_err(|error| Error::file(listing, format!("not JSON: {error}")))?;
+    let listed: Value =
+        serde_json::from_slice(&text).map_err(|error| Error::file(listing, format!("not JSON: {error}")))?;
     let Some(map) = listed.get("weight_map").and_then(Value::as_object) else {
         return Err(Error::file(listing, "\"weight_map\" is missing"));
     };
@@ -254,8 +267,11 @@ impl Reader<'_> {
         let checkpoint = self.checkpoint;
         let place = checkpoint.family.place(at, &checkpoint.spec);
         let wrong = |message: String| Error::file(&checkpoint.origin, message);
-        let name = checkpoint.full_name(&place).ok_or_else(|| wrong(format!("the checkpoint has no tensor \"{}\"", place.name)))?;
-        let stored = checkpoint.stored(&name).ok_or_else(|| wrong(format!("the checkpoint has no tensor \"{name}\"")))?;
+        let name = checkpoint
+            .full_name(&place)
+            .ok_or_else(|| wrong(format!("the checkpoint has no tensor \"{}\"", place.name)))?;
+        let stored =
+            checkpoint.stored(&name).ok_or_else(|| wrong(format!("the checkpoint has no tensor \"{name}\"")))?;
         let mut found = stored.shape.to_vec();
         if place.transposed {
             found.reverse();
@@ -270,7 +286,9 @@ impl Reader<'_> {
         if !fits {
             return Err(wrong(format!("tensor \"{name}\" is {:?}, the config wants {shape:?}", stored.shape)));
         }
-        let values = floats(stored).ok_or_else(|| wrong(format!("tensor \"{name}\" is {:?}; F32, F16, BF16 and F64 are read", stored.dtype)))?;
+        let values = floats(stored).ok_or_else(|| {
+            wrong(format!("tensor \"{name}\" is {:?}; F32, F16, BF16 and F64 are read", stored.dtype))
+        })?;
         let values = match (&place.columns, place.transposed) {
             (Some(columns), _) => {
                 let width = found[found.len() - 1];

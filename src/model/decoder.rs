@@ -136,10 +136,7 @@ impl Decoder {
         let missing = self.no_such(at);
         let block = self.blocks.get_mut(at.layer).filter(|_| at.stack == Stack::Decoder);
         let linear = block.and_then(|block| block.linear_mut(at.role)).ok_or(missing)?;
-        *linear = Linear {
-            weight: Param::from_tensor(weight),
-            bias: bias.map(Param::from_tensor),
-        };
+        *linear = Linear { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor) };
         Ok(self)
     }
 
@@ -359,7 +356,8 @@ impl Block {
             };
             Ok(Linear { weight, bias })
         };
-        let (query, key, value, out) = (linear(Role::Query)?, linear(Role::Key)?, linear(Role::Value)?, linear(Role::Out)?);
+        let (query, key, value, out) =
+            (linear(Role::Query)?, linear(Role::Key)?, linear(Role::Value)?, linear(Role::Out)?);
         let gate = if spec.gated { Some(linear(Role::MlpGate)?) } else { None };
         let (up, down) = (linear(Role::MlpUp)?, linear(Role::MlpDown)?);
         let attention_norm = Norm::build(spec, weights, Tensors::AttentionGamma(layer), Tensors::AttentionBeta(layer))?;

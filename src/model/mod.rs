@@ -85,7 +85,9 @@ impl Model {
 /// A name that is none of these, or whose support is not compiled in.
 pub fn device(name: &str) -> Result<Device> {
     let absent = |feature: &str| {
-        Error::Config(format!("device {name} is not in this build; build with --features {feature}, or use --device cpu"))
+        Error::Config(format!(
+            "device {name} is not in this build; build with --features {feature}, or use --device cpu"
+        ))
     };
     match name.split_once(':').unwrap_or((name, "0")) {
         ("cpu", "0") => Ok(Device::flex()),

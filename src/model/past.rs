@@ -28,10 +28,7 @@ pub(super) struct Layer {
 impl Past {
     /// An empty past of a model with `layers` layers, known by `owner`.
     pub fn new(owner: impl Into<String>, layers: usize) -> Self {
-        Past {
-            owner: owner.into(),
-            layers: vec![None; layers],
-        }
+        Past { owner: owner.into(), layers: vec![None; layers] }
     }
 
     /// Refuses a past that another model computed.
@@ -84,22 +81,29 @@ impl Past {
         let mut held = layers.clone().map(|layer| self.layers[layer].as_ref().map(|layer| &layer.cells));
         let first = held.next().flatten();
         if !held.all(|cells| cells == first) {
-            return Err(Error::Input(format!("the past of layers {layers:?} holds different positions in different layers")));
+            return Err(Error::Input(format!(
+                "the past of layers {layers:?} holds different positions in different layers"
+            )));
         }
         match first {
             None => Ok(vec![vec![]; span.rows.len()]),
             Some(cells) if cells.len() == span.rows.len() => Ok(cells.clone()),
-            Some(cells) => Err(Error::Input(format!(
-                "a past of {} rows cannot serve a batch of {}",
-                cells.len(),
-                span.rows.len()
-            ))),
+            Some(cells) => {
+                Err(Error::Input(format!("a past of {} rows cannot serve a batch of {}", cells.len(), span.rows.len())))
+            }
         }
     }
 
     /// Appends this pass's keys and values and gives all of them back.
-    pub(super) fn append(&mut self, layer: usize, span: &Span, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let new = (0..span.rows.len()).map(|row| (0..span.width).map(|cell| span.position(row, cell)).collect::<Vec<_>>());
+    pub(super) fn append(
+        &mut self,
+        layer: usize,
+        span: &Span,
+        keys: Tensor<4>,
+        values: Tensor<4>,
+    ) -> (Tensor<4>, Tensor<4>) {
+        let new =
+            (0..span.rows.len()).map(|row| (0..span.width).map(|cell| span.position(row, cell)).collect::<Vec<_>>());
         let layer = match self.layers[layer].take() {
             None => self.layers[layer].insert(Layer { keys, values, cells: new.collect() }),
             Some(mut old) => {

@@ -44,7 +44,10 @@ pub fn gpt2(folder: &Path, decoder: &Decoder, tokenizer: &tokenizers::Tokenizer,
         }
         let fused = [&block.query, &block.key, &block.value];
         matrix(name("attn.c_attn.weight"), Tensor::cat(fused.map(|linear| linear.weight.val()).to_vec(), 1));
-        biases.push((name("attn.c_attn.bias"), Tensor::cat(fused.iter().filter_map(|linear| Some(linear.bias.as_ref()?.val())).collect(), 0)));
+        biases.push((
+            name("attn.c_attn.bias"),
+            Tensor::cat(fused.iter().filter_map(|linear| Some(linear.bias.as_ref()?.val())).collect(), 0),
+        ));
         for (part, linear) in [("attn.c_proj", &block.out), ("mlp.c_fc", &block.up), ("mlp.c_proj", &block.down)] {
             matrix(name(&format!("{part}.weight")), linear.weight.val());
             biases.extend(linear.bias.as_ref().map(|bias| (name(&format!("{part}.bias")), bias.val())));

@@ -96,14 +96,10 @@ impl FromStr for Role {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        ROLES
-            .iter()
-            .find(|(_, name)| *name == text)
-            .map(|(role, _)| *role)
-            .ok_or_else(|| {
-                let names: Vec<_> = ROLES.iter().map(|(_, name)| *name).collect();
-                Error::Config(format!("no weight is called \"{text}\"; the names are {}", names.join(", ")))
-            })
+        ROLES.iter().find(|(_, name)| *name == text).map(|(role, _)| *role).ok_or_else(|| {
+            let names: Vec<_> = ROLES.iter().map(|(_, name)| *name).collect();
+            Error::Config(format!("no weight is called \"{text}\"; the names are {}", names.join(", ")))
+        })
     }
 }
 

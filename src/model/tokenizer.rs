@@ -22,6 +22,9 @@ enum Begin {
     Without(u32),
 }
 
+/// Tokens, and the bytes of the text that each stands for.
+type Offsets = (Vec<u32>, Vec<(usize, usize)>);
+
 /// A prompt and its target as one row of tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Continuation {
@@ -53,7 +56,10 @@ impl Tokenizer {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         if !path.is_file() {
-            return Err(Error::file(folder, "no tokenizer.json here; a model folder holds config.json, tokenizer.json and model.safetensors"));
+            return Err(Error::file(
+                folder,
+                "no tokenizer.json here; a model folder holds config.json, tokenizer.json and model.safetensors",
+            ));
         }
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let config_path = folder.join("tokenizer_config.json");
@@ -70,7 +76,8 @@ impl Tokenizer {
     /// Contents that are broken.
     pub fn from_bytes(tokenizer: &[u8], config: &[u8], origin: &Path) -> Result<Self> {
         let wrong = |message: String| Error::file(origin.join("tokenizer.json"), message);
-        let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer).map_err(|error| wrong(format!("not a tokenizer: {error}")))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(tokenizer).map_err(|error| wrong(format!("not a tokenizer: {error}")))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
         let config: Value = serde_json::from_slice(config)
@@ -96,7 +103,7 @@ impl Tokenizer {
     }
 
     /// The ids of a text and the byte range of the text that each stands for; a token that the tokenizer adds has an empty range.
-    fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    fn encode_with_offsets(&self, text: &str) -> Result<Offsets> {
         let encoding = self
             .inner
             .encode(text, true)
@@ -130,6 +137,18 @@ impl Tokenizer {
         Ok(self.encode_with_offsets(text)?.0)
     }
 
+    /// The tokens of a prompt, of which there is at least one.
+    ///
+    /// # Errors
+    /// A prompt without a token.
+    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(prompt)?;
+        if ids.is_empty() {
+            return Err(Error::Input("the prompt is empty; give at least a word".into()));
+        }
+        Ok(ids)
+    }
+
     /// Prompt, one space and target as one row. The target's tokens are those that begin at or after the prompt's end.
     ///
     /// # Errors
@@ -152,7 +171,9 @@ impl Tokenizer {
             Continuation { ids, prompt: first, apart: false }
         };
         if continuation.target().is_empty() {
-            return Err(Error::Input(format!("the target \"{target}\" of \"{prompt}\" has no token; give a target that is not empty")));
+            return Err(Error::Input(format!(
+                "the target \"{target}\" of \"{prompt}\" has no token; give a target that is not empty"
+            )));
         }
         if continuation.prompt == 0 {
             return Err(Error::Input("the prompt is empty; give at least a word".into()));
@@ -165,9 +186,9 @@ impl Tokenizer {
     /// # Errors
     /// The subject does not occur in the prompt.
     pub fn last_of_subject(&self, prompt: &str, subject: &str) -> Result<usize> {
-        let start = prompt
-            .rfind(subject)
-            .ok_or_else(|| Error::Input(format!("the subject \"{subject}\" does not occur in the prompt \"{prompt}\"")))?;
+        let start = prompt.rfind(subject).ok_or_else(|| {
+            Error::Input(format!("the subject \"{subject}\" does not occur in the prompt \"{prompt}\""))
+        })?;
         let end = start + subject.len();
         let (_, offsets) = self.encode_with_offsets(prompt)?;
         let last = offsets.iter().rposition(|&(from, to)| from < end && to > from);
@@ -179,7 +200,9 @@ impl Tokenizer {
     /// # Errors
     /// A token that is not in the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|error| Error::Input(format!("tokens cannot be turned into text: {error}")))
+        self.inner
+            .decode(ids, true)
+            .map_err(|error| Error::Input(format!("tokens cannot be turned into text: {error}")))
     }
 
     /// The text of one token as it stands in a sentence, its leading space included.

@@ -20,10 +20,7 @@ impl Tokens {
     /// Rows with the record and the absolute first position of each.
     pub fn placed(ids: Vec<Vec<u32>>, places: Vec<(usize, usize)>) -> Self {
         let rows = ids.iter().zip(places).map(|(ids, (record, start))| Row { record, start, len: ids.len() });
-        let span = Span {
-            rows: rows.collect(),
-            width: ids.iter().map(Vec::len).max().unwrap_or(0),
-        };
+        let span = Span { rows: rows.collect(), width: ids.iter().map(Vec::len).max().unwrap_or(0) };
         Tokens { ids, span }
     }
 
@@ -40,7 +37,8 @@ impl Tokens {
     /// Row by row, padded with token 0.
     pub(super) fn padded_ids(&self) -> Vec<i64> {
         let rows = self.ids.iter();
-        rows.flat_map(|ids| ids.iter().map(|&id| id as i64).chain(std::iter::repeat_n(0, self.span.width - ids.len()))).collect()
+        rows.flat_map(|ids| ids.iter().map(|&id| id as i64).chain(std::iter::repeat_n(0, self.span.width - ids.len())))
+            .collect()
     }
 
     pub(super) fn check(&self, vocabulary: usize, context: usize) -> Result<()> {

@@ -131,7 +131,9 @@ impl Mend {
     /// Weights that the model does not have, numbers out of range.
     pub fn new(settings: Settings, spec: &DecoderSpec, place: (&Device, DType)) -> Result<Self> {
         if settings.layers.is_empty() || settings.weights.is_empty() {
-            return Err(Error::Config("editor.layers and editor.weights must name at least one layer and one weight".into()));
+            return Err(Error::Config(
+                "editor.layers and editor.weights must name at least one layer and one weight".into(),
+            ));
         }
         if settings.rank == 0 || !settings.initial_edit_rate.is_finite() || settings.initial_edit_rate <= 0.0 {
             return Err(Error::Config("editor.rank and editor.initial_edit_rate must be above 0".into()));
@@ -219,15 +221,19 @@ impl Mend {
     ) -> Result<Captured> {
         let mut probes = GradientProbes::at(self.slots.iter().map(|slot| slot.weight));
         let hidden = model.blocks(hidden, self.lowest_layer()..model.layers(), tokens.span(), None, &mut probes)?;
-        let reads: Vec<_> = rows.iter().enumerate().flat_map(|(row, text)| text.reads().map(move |cell| (row, cell))).collect();
+        let reads: Vec<_> =
+            rows.iter().enumerate().flat_map(|(row, text)| text.reads().map(move |cell| (row, cell))).collect();
         let targets: Vec<u32> = rows.iter().flat_map(|text| text.target().iter().copied()).collect();
-        let weights: Vec<f32> = rows.iter().flat_map(|text| vec![1.0 / text.target().len() as f32; text.target().len()]).collect();
+        let weights: Vec<f32> =
+            rows.iter().flat_map(|text| vec![1.0 / text.target().len() as f32; text.target().len()]).collect();
         let log = burn::tensor::activation::log_softmax(model.head(hidden, &reads), 1);
         let weights = Tensor::<1>::from_data(weights.as_slice(), (&log.device().inner(), log.dtype()));
         let loss = (target_log_probabilities(log, &targets) * weights).sum().neg();
         let mut read = probes.read(&loss.backward());
         let factors = self.slots.iter().map(|slot| {
-            let (u, delta) = read.remove(&slot.weight).ok_or_else(|| Error::Input(format!("the loss does not reach {}", slot.weight)))?;
+            let (u, delta) = read
+                .remove(&slot.weight)
+                .ok_or_else(|| Error::Input(format!("the loss does not reach {}", slot.weight)))?;
             let [_, width, _] = delta.dims();
             // A cell that the loss does not reach has δ = 0 and changes nothing.
             let sizes: Vec<f64> = delta.clone().abs().sum_dim(2).into_data().iter::<f64>().collect();
@@ -272,8 +278,10 @@ impl Mend {
             let z = Tensor::cat(joined.collect(), 0);
             let (device, dtype) = (z.device(), z.dtype());
             let z = z.cast(self.normalizers[shape].mean.dtype());
-            let matrices: Vec<i64> =
-                mine.iter().flat_map(|&slot| vec![self.slots[slot].matrix as i64; captured.factors[slot].2.len()]).collect();
+            let matrices: Vec<i64> = mine
+                .iter()
+                .flat_map(|&slot| vec![self.slots[slot].matrix as i64; captured.factors[slot].2.len()])
+                .collect();
             if matrices.is_empty() {
                 continue;
             }
@@ -295,7 +303,7 @@ impl Mend {
                 let placed = padded.clone().select(0, index).reshape([groups, rank, d_in + d_out]);
                 let a = placed.clone().slice([0..groups, 0..rank, 0..*d_in]).swap_dims(1, 2).cast(dtype);
                 let b = placed.slice([0..groups, 0..rank, *d_in..d_in + d_out]);
-                let rate = rates.clone().slice([slot..slot + 1]).mul_scalar(sign);
+                let rate = rates.clone().narrow(0, slot, 1).mul_scalar(sign);
                 deltas.matrices.insert(self.slots[slot].weight, (a, (b * rate.unsqueeze()).cast(dtype)));
             }
         }
@@ -308,8 +316,10 @@ impl Mend {
     /// A request that cannot be tokenised or is longer than the context.
     pub fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit> {
         let tokenizer = &model.base().tokenizer;
-        let rows: Vec<Continuation> =
-            requests.iter().map(|request| tokenizer.continuation(&request.prompt, &request.target_new)).collect::<Result<_>>()?;
+        let rows: Vec<Continuation> = requests
+            .iter()
+            .map(|request| tokenizer.continuation(&request.prompt, &request.target_new))
+            .collect::<Result<_>>()?;
         let rows: Vec<&Continuation> = rows.iter().collect();
         let tokens = without_last(&rows);
         let hidden = model.embed(&tokens, &mut NoTap)?;

@@ -117,7 +117,8 @@ impl MendTrainer {
         rate_learning_rate: f64,
     ) -> Result<Self> {
         if loss.in_scope == 0 || together == 0 || !(loss.edit >= 0.0 && loss.locality >= 0.0) {
-            let message = "loss.in_scope and train.edits_together must be at least 1, loss.edit and loss.locality at least 0";
+            let message =
+                "loss.in_scope and train.edits_together must be at least 1, loss.edit and loss.locality at least 0";
             return Err(Error::Config(message.into()));
         }
         mend.network = parameters::with_stable_ids(mend.network);
@@ -168,7 +169,7 @@ impl MendTrainer {
                 Ok((text.ids, cells))
             }
             None => {
-                let ids = tokenizer.encode(&probe.prompt)?;
+                let ids = tokenizer.encode_prompt(&probe.prompt)?;
                 let cells = match self.loss.kl {
                     KlTokens::All => (0..ids.len()).collect(),
                     KlTokens::Answer => vec![ids.len() - 1],
@@ -261,7 +262,9 @@ impl LearnedEditor for MendTrainer {
         let [count, vocabulary] = log.dims();
         let in_scope = scope.cells.len();
         let (device, dtype) = (log.device(), log.dtype());
-        let weights = |of: &Reads| Tensor::<1>::from_data(TensorData::new(of.weights.clone(), [of.weights.len()]), (&device, dtype));
+        let weights = |of: &Reads| {
+            Tensor::<1>::from_data(TensorData::new(of.weights.clone(), [of.weights.len()]), (&device, dtype))
+        };
 
         // With p the softmax of the logits z, ∂NLL/∂z = p − onehot and ∂KL/∂z = p − p_base: z times this constant has the loss's
         // gradient, without a pass of autodiff over the vocabulary.

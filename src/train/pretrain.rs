@@ -207,11 +207,18 @@ fn weights(sentence: &Sentence, settings: &Settings) -> Vec<f64> {
 }
 
 /// The weighted loss of some sentences over the `total` weight of the batch, and its gradient.
-fn gradients_of(decoder: &Decoder, rows: &[&Sentence], settings: &Settings, total: f64) -> Result<(f64, GradientsParams)> {
-    let cells = rows.iter().enumerate().flat_map(|(row, sentence)| (0..sentence.ids.len() - 1).map(move |cell| (row, cell)));
+fn gradients_of(
+    decoder: &Decoder,
+    rows: &[&Sentence],
+    settings: &Settings,
+    total: f64,
+) -> Result<(f64, GradientsParams)> {
+    let cells =
+        rows.iter().enumerate().flat_map(|(row, sentence)| (0..sentence.ids.len() - 1).map(move |cell| (row, cell)));
     let reads: Vec<(usize, usize)> = cells.collect();
     let targets: Vec<u32> = rows.iter().flat_map(|sentence| sentence.ids[1..].iter().copied()).collect();
-    let weights: Vec<f64> = rows.iter().flat_map(|sentence| weights(sentence, settings)).map(|weight| weight / total).collect();
+    let weights: Vec<f64> =
+        rows.iter().flat_map(|sentence| weights(sentence, settings)).map(|weight| weight / total).collect();
     let tokens = Tokens::new(rows.iter().map(|sentence| sentence.ids[..sentence.ids.len() - 1].to_vec()).collect());
     let hidden = decoder.embed(&tokens, &mut NoTap)?;
     let hidden = decoder.blocks(hidden, 0..decoder.spec.layers, tokens.span(), None, &mut NoTap)?;

@@ -236,7 +236,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
                 )));
             }
             let mut best = None;
-            if progress.step % self.settings.validate_every == 0 || progress.step == self.settings.max_steps {
+            if progress.step.is_multiple_of(self.settings.validate_every) || progress.step == self.settings.max_steps {
                 last_validated = progress.step;
                 let summary = summarize(&self.evaluate(self.validation)?);
                 let gain = progress.best.as_ref().is_none_or(|known| score(&summary) > score(&known.summary));
@@ -250,7 +250,8 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
                     progress.without_gain += 1;
                 }
                 let patience = self.settings.patience;
-                progress.finished = progress.step >= self.settings.max_steps || (patience > 0 && progress.without_gain >= patience);
+                progress.finished =
+                    progress.step >= self.settings.max_steps || (patience > 0 && progress.without_gain >= patience);
             }
             let leave = stop() && !progress.finished;
             if last_validated == progress.step || leave {
@@ -333,7 +334,8 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         let best = folder.join("best.safetensors");
         if best.is_file() {
             let network = std::fs::read(&best).map_err(Error::io(&best))?;
-            let description = Archive::describe(self.description.clone(), self.editor.settings(), progress.best.clone());
+            let description =
+                Archive::describe(self.description.clone(), self.editor.settings(), progress.best.clone());
             Archive::write(&self.folder, &description, &network)?;
         }
         Ok(())
@@ -359,7 +361,8 @@ fn step_line(step: usize, figures: &[(&'static str, f64)], skipped: bool) -> ser
 }
 
 fn state_of(optimizer: &ModuleOptimizer) -> Result<Vec<u8>> {
-    let bytes = optimizer.into_bytes().map_err(|error| Error::Training(format!("the optimiser cannot be saved: {error:?}")))?;
+    let bytes =
+        optimizer.into_bytes().map_err(|error| Error::Training(format!("the optimiser cannot be saved: {error:?}")))?;
     Ok(bytes.to_vec())
 }
 
@@ -420,7 +423,10 @@ impl Metrics {
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io(path))?;
         let length = file.metadata().map_err(Error::io(path))?.len();
         if length < bytes {
-            return Err(Error::file(path, format!("it holds {length} bytes, the snapshot knows {bytes}; the training cannot be resumed")));
+            return Err(Error::file(
+                path,
+                format!("it holds {length} bytes, the snapshot knows {bytes}; the training cannot be resumed"),
+            ));
         }
         file.set_len(bytes).map_err(Error::io(path))?;
         Ok(Metrics { path: path.to_owned(), file, bytes })
@@ -455,10 +461,9 @@ pub fn check_folder(folder: &Path, resume: bool) -> Result<()> {
         (None, true) if folder.join("archive.toml").is_file() => {
             Err(Error::Config(format!("{} holds no training state to resume", folder.display())))
         }
-        (None, false) if folder.join("archive.toml").is_file() => Err(Error::Config(format!(
-            "{} holds an archive already; --out DIR trains elsewhere",
-            folder.display()
-        ))),
+        (None, false) if folder.join("archive.toml").is_file() => {
+            Err(Error::Config(format!("{} holds an archive already; --out DIR trains elsewhere", folder.display())))
+        }
         _ => files::check_writable(folder),
     }
 }

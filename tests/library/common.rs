@@ -52,7 +52,9 @@ impl Golden {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let view = file.tensor(name).unwrap_or_else(|_| panic!("no golden tensor {name}"));
         match view.dtype() {
-            safetensors::Dtype::F64 => view.data().chunks(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+            safetensors::Dtype::F64 => {
+                view.data().chunks(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+            }
             safetensors::Dtype::I64 => {
                 view.data().chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect()
             }
@@ -68,8 +70,10 @@ impl Golden {
         let width = self.shape("input_ids")[1];
         let (ids, mask) = (self.floats("input_ids"), self.floats("attention_mask"));
         let rows = ids.chunks(width).zip(mask.chunks(width));
-        rows.map(|(ids, mask)| ids.iter().zip(mask).filter(|(_, real)| **real == 1.0).map(|(id, _)| *id as u32).collect())
-            .collect()
+        rows.map(|(ids, mask)| {
+            ids.iter().zip(mask).filter(|(_, real)| **real == 1.0).map(|(id, _)| *id as u32).collect()
+        })
+        .collect()
     }
 }
 
@@ -82,5 +86,13 @@ pub fn smollm2() -> Option<Model> {
         println!("skipped: no smollm2-135m under $EMEND_MODELS");
         return None;
     }
-    Some(Model::from_parts(Checkpoint::open(&folder).unwrap(), Tokenizer::open(&folder).unwrap(), &Device::flex(), DType::F32).unwrap())
+    Some(
+        Model::from_parts(
+            Checkpoint::open(&folder).unwrap(),
+            Tokenizer::open(&folder).unwrap(),
+            &Device::flex(),
+            DType::F32,
+        )
+        .unwrap(),
+    )
 }

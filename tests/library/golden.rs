@@ -64,7 +64,8 @@ fn logits_and_every_site_match_pytorch() {
 fn golden_nll(logits: Tensor<2>, targets: &[u32]) -> Tensor<1> {
     let log = burn::tensor::activation::log_softmax(logits, 1);
     let index: Vec<i64> = targets.iter().map(|&id| id as i64).collect();
-    let index = Tensor::<1, burn::tensor::Int>::from_data(index.as_slice(), &log.device().inner()).unsqueeze_dim::<2>(1);
+    let index =
+        Tensor::<1, burn::tensor::Int>::from_data(index.as_slice(), &log.device().inner()).unsqueeze_dim::<2>(1);
     log.gather(1, index).sum().neg()
 }
 

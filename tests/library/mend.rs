@@ -35,7 +35,9 @@ fn transform_and_its_gradients_match_pytorch() {
     let golden = Golden::open(fixture("mend-transform.safetensors"));
     let plain = Device::flex();
     let device = plain.clone().autodiff();
-    for (parameters, gradients, outputs) in [("param.", "grad.", "output."), ("init.param.", "init.grad.", "init.output.")] {
+    for (parameters, gradients, outputs) in
+        [("param.", "grad.", "output."), ("init.param.", "init.grad.", "init.output.")]
+    {
         let layer = |number: usize| {
             let name = |part: &str| format!("{parameters}layer.{number}.{part}");
             let matrix = |part: &str| tensor::<2>(&golden, &name(part), &device);
@@ -102,7 +104,10 @@ fn running_figures_are_those_of_all_rows() {
 }
 
 fn settings(extra: &str) -> Settings {
-    toml::from_str(&format!("layers = [1, 2]\nweights = [\"mlp.up\", \"mlp.down\", \"attention.query\"]\nrank = 5\n{extra}")).unwrap()
+    toml::from_str(&format!(
+        "layers = [1, 2]\nweights = [\"mlp.up\", \"mlp.down\", \"attention.query\"]\nrank = 5\n{extra}"
+    ))
+    .unwrap()
 }
 
 fn records() -> Vec<EditRecord> {
@@ -148,7 +153,11 @@ fn trainer(settings_extra: &str, loss: &str, together: usize) -> MendTrainer {
 fn gradient_of_the_loss_is_that_of_finite_differences() {
     for (extra, loss, together) in [
         ("initial_edit_rate = 0.02", "edit = 0.7\nlocality = 1.3", 1),
-        ("initial_edit_rate = 0.02\nedit_rates = \"raw\"\ndirection = \"ascent\"", "kl = \"answer\"\nscope = \"edit\"", 2),
+        (
+            "initial_edit_rate = 0.02\nedit_rates = \"raw\"\ndirection = \"ascent\"",
+            "kl = \"answer\"\nscope = \"edit\"",
+            2,
+        ),
     ] {
         let mut trainer = trainer(extra, loss, together);
         shaken(&mut trainer, 0.3);

@@ -15,6 +15,7 @@ fn row(record: usize, kind: Kind, class: Option<&str>, target: &[u32], before: &
         prompt: String::new(),
         target: String::new(),
         given: true,
+        apart: false,
         before: scored(target, before),
         after: scored(target, after),
     }

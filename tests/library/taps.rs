@@ -42,7 +42,9 @@ fn random(shape: [usize; 2], size: f64) -> Tensor<2> {
 fn edit(model: &Edited, rank: usize) -> Edit {
     let spec = &model.base().decoder.spec;
     let mut change = WeightChange::default();
-    for (layer, role) in [(0, Role::Query), (0, Role::MlpDown), (1, Role::Key), (1, Role::Value), (1, Role::Out), (1, Role::MlpUp)] {
+    for (layer, role) in
+        [(0, Role::Query), (0, Role::MlpDown), (1, Role::Key), (1, Role::Value), (1, Role::Out), (1, Role::MlpUp)]
+    {
         let [d_in, d_out] = spec.shape(role);
         let delta = Delta::LowRank { a: random([d_in, rank], 0.3), b: random([rank, d_out], 0.3) };
         change.matrices.insert(Weight::decoder(layer, role), delta);
@@ -185,8 +187,10 @@ fn deltas_by_record_are_those_of_separate_runs() {
     let roles = [Role::Query, Role::MlpGate, Role::MlpDown];
     let factors = |role| {
         let [d_in, d_out] = model.base().decoder.spec.shape(role);
-        (Tensor::<3>::random([2, d_in, 3], Distribution::Normal(0.0, 0.3), (&Device::flex(), DType::F32)),
-         Tensor::<3>::random([2, 3, d_out], Distribution::Normal(0.0, 0.3), (&Device::flex(), DType::F32)))
+        (
+            Tensor::<3>::random([2, d_in, 3], Distribution::Normal(0.0, 0.3), (&Device::flex(), DType::F32)),
+            Tensor::<3>::random([2, 3, d_out], Distribution::Normal(0.0, 0.3), (&Device::flex(), DType::F32)),
+        )
     };
     let matrices: BTreeMap<_, _> = roles.into_iter().map(|role| (Weight::decoder(1, role), factors(role))).collect();
     let of = |record: usize| RecordDeltas {
@@ -198,7 +202,8 @@ fn deltas_by_record_are_those_of_separate_runs() {
             })
             .collect(),
     };
-    let alone: Vec<Vec<f64>> = (0..2).map(|row| logits(&model, &Tokens::new(vec![rows[row].clone()]), &mut of(row))).collect();
+    let alone: Vec<Vec<f64>> =
+        (0..2).map(|row| logits(&model, &Tokens::new(vec![rows[row].clone()]), &mut of(row))).collect();
     let lengths: Vec<usize> = rows.iter().map(Vec::len).collect();
     let vocabulary = model.base().decoder.spec.vocabulary;
     // Grouped, two rows a record; and shuffled, where rows look up their record.
@@ -220,11 +225,9 @@ fn cached_generation_is_uncached_generation_under_any_edit() {
     for name in MODELS {
         let base = Edited::new(Arc::new(model(name, DType::F32)));
         for model in [base.clone(), base.with(edit(&base, 2)).unwrap(), base.with(edit(&base, 40)).unwrap()] {
-            let prompts: Vec<Vec<u32>> = ids(name).into_iter().map(|row| row[..5].to_vec()).chain([vec![7, 9]]).collect();
-            for sampling in [
-                Sampling::default(),
-                Sampling { temperature: 0.9, top_k: 7, top_p: 0.8, seed: 4 },
-            ] {
+            let prompts: Vec<Vec<u32>> =
+                ids(name).into_iter().map(|row| row[..5].to_vec()).chain([vec![7, 9]]).collect();
+            for sampling in [Sampling::default(), Sampling { temperature: 0.9, top_k: 7, top_p: 0.8, seed: 4 }] {
                 let cached = model.generate(&prompts, 8, &[], &sampling).unwrap();
                 for (prompt, cached) in prompts.iter().zip(&cached) {
                     // Teacher-forced over the whole row, without a cache: each token is the one the cached pass chose.
@@ -273,7 +276,10 @@ fn an_edit_taken_away_leaves_the_base_bit_for_bit() {
         assert!(dependent.is_empty());
         assert_eq!(logits(&none, &tokens, &mut NoTap), plain);
         assert_eq!(none.id(), base.id());
-        assert_eq!(logits(&two.without(second.id()).unwrap().0, &tokens, &mut NoTap), logits(&one, &tokens, &mut NoTap));
+        assert_eq!(
+            logits(&two.without(second.id()).unwrap().0, &tokens, &mut NoTap),
+            logits(&one, &tokens, &mut NoTap)
+        );
     }
 }
 

@@ -71,7 +71,9 @@ impl Rope {
                 high: need(self.high_freq_factor, "high_freq_factor")?,
                 original_context: need(self.original_max_position_embeddings, "original_max_position_embeddings")?,
             }),
-            Some(other) => Err(format!("rope_scaling of type \"{other}\" is not known here; known are default, linear, llama3")),
+            Some(other) => {
+                Err(format!("rope_scaling of type \"{other}\" is not known here; known are default, linear, llama3"))
+            }
         }
     }
 }
@@ -87,12 +89,14 @@ impl Family for Llama {
             Some(width) => width,
             None => head_width(config.hidden_size, config.num_attention_heads)?,
         };
-        let activation =
-            Activation::from_name(&config.hidden_act).ok_or_else(|| format!("hidden_act \"{}\" is not known here", config.hidden_act))?;
+        let activation = Activation::from_name(&config.hidden_act)
+            .ok_or_else(|| format!("hidden_act \"{}\" is not known here", config.hidden_act))?;
         let rope = config.rope_scaling.as_ref();
         let theta = config.rope_theta.or(rope.and_then(|rope| rope.rope_theta)).unwrap_or(10_000.0);
         if head_width % 2 != 0 || !(theta > 0.0 && theta.is_finite()) {
-            return Err(format!("rotary positions want an even head width and a theta above 0, not {head_width} and {theta}"));
+            return Err(format!(
+                "rotary positions want an even head width and a theta above 0, not {head_width} and {theta}"
+            ));
         }
         let scaling = rope.map_or(Ok(RotaryScaling::None), Rope::scaling)?;
         checked(DecoderSpec {

@@ -87,7 +87,7 @@ fn checked(spec: DecoderSpec) -> Result<DecoderSpec, String> {
             return Err(format!("{what} is {size}; it must lie between 1 and {most}"));
         }
     }
-    if spec.heads % spec.key_value_heads != 0 {
+    if !spec.heads.is_multiple_of(spec.key_value_heads) {
         return Err(format!("{} heads cannot share {} key-value heads evenly", spec.heads, spec.key_value_heads));
     }
     if !(spec.norm_epsilon > 0.0 && spec.norm_epsilon < 1.0) {
@@ -100,7 +100,7 @@ fn checked(spec: DecoderSpec) -> Result<DecoderSpec, String> {
 fn head_width(width: usize, heads: usize) -> Result<usize, String> {
     match heads {
         0 => Err("the number of heads is 0".into()),
-        _ if width % heads != 0 => Err(format!("a width of {width} cannot be split over {heads} heads")),
+        _ if !width.is_multiple_of(heads) => Err(format!("a width of {width} cannot be split over {heads} heads")),
         _ => Ok(width / heads),
     }
 }
