@@ -65,6 +65,14 @@ impl Error {
         move |source| Error::Io { path, source }
     }
 
+    /// The same error with the number of the record it is about.
+    pub fn of_record(self, number: usize) -> Self {
+        match self {
+            Error::Input(message) => Error::Input(format!("record {number}: {message}")),
+            other => other,
+        }
+    }
+
     /// The exit code of the process: 1 failed, 2 the command line or a config is wrong, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {

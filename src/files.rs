@@ -73,3 +73,30 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     tempfile::Builder::new().prefix(".emend-").tempfile_in(folder).map_err(Error::io(folder))?;
     Ok(())
 }
+
+/// Removes what a process killed while writing left in a folder.
+///
+/// # Errors
+/// A folder that cannot be changed.
+pub fn remove_leftovers(folder: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with(".emend-") && path.is_file() {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// A whole regular file: what has no end, such as a device, is not read.
+///
+/// # Errors
+/// A file that is missing, or none.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let kind = fs::metadata(path).map_err(Error::io(path))?;
+    if !kind.is_file() {
+        return Err(Error::file(path, "not a regular file"));
+    }
+    fs::read(path).map_err(Error::io(path))
+}

@@ -26,6 +26,7 @@ pub mod fetch;
 pub mod files;
 pub mod model;
 pub mod network;
+mod panics;
 pub mod random;
 pub mod report;
 pub mod tensors;

@@ -38,7 +38,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            // One line, whatever a file or its name holds.
+            let line: String =
+                error.to_string().chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
+            eprintln!("error: {line}");
             ExitCode::from(error.exit_code())
         }
     }

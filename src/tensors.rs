@@ -25,7 +25,7 @@ pub fn to_bytes(tensors: &BTreeMap<String, TensorData>) -> Vec<u8> {
 /// # Errors
 /// A file that is missing, broken, or holds other types.
 pub fn read(path: &Path) -> Result<BTreeMap<String, TensorData>> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let bytes = crate::files::read(path)?;
     let wrong = |message: String| Error::file(path, message);
     let file =
         SafeTensors::deserialize(&bytes).map_err(|error| wrong(format!("not a whole safetensors file ({error})")))?;
@@ -43,6 +43,9 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, TensorData>> {
             }
             other => return Err(wrong(format!("tensor \"{name}\" holds {other:?}, not F32 or F64"))),
         };
+        if data.iter::<f64>().any(|value| !value.is_finite()) {
+            return Err(wrong(format!("tensor \"{name}\" holds values that are not finite")));
+        }
         Ok((name, data))
     });
     tensors.collect()

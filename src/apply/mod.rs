@@ -83,9 +83,10 @@ pub fn apply(
         return Ok(applied);
     }
     let mut current = model.clone();
-    for request in requests {
+    for (number, request) in requests.iter().enumerate() {
         let on = if mode == Mode::Single { model } else { &current };
-        let edit = Arc::new(editor.edit(on, std::slice::from_ref(request))?);
+        let edit = editor.edit(on, std::slice::from_ref(request)).map_err(|error| error.of_record(number))?;
+        let edit = Arc::new(edit);
         let after = on.with(edit.clone())?;
         watch();
         applied.edits.push(edit);

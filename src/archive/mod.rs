@@ -177,7 +177,9 @@ impl Archive {
             });
         }
         let EditorSettings::Mend(settings) = self.description.editor.clone();
-        let mend = Mend::new(settings, &model.decoder.spec, (device, network_type(model.decoder.dtype())))?;
+        let place = (device, network_type(model.decoder.dtype()));
+        let mend = Mend::new(settings, &model.decoder.spec, place)
+            .map_err(|error| Error::file(self.folder.join("archive.toml"), error))?;
         let path = Archive::network_path(&self.folder);
         restore_mend(mend, tensors::read(&path)?).map_err(|error| match error {
             Error::Input(message) => Error::file(&path, message),

@@ -27,6 +27,10 @@ pub struct Progress {
     pub not_finite: usize,
     /// Whether the training has ended.
     pub finished: bool,
+    /// The fingerprint of the base it runs on.
+    pub base: String,
+    /// BLAKE3 of the records it learns from and is validated on.
+    pub data: String,
     /// The configuration it runs under.
     pub config: serde_json::Value,
 }
@@ -127,8 +131,11 @@ impl Store {
         self.clean(&folder)
     }
 
-    /// Removes all snapshots but one.
-    fn clean(&self, keep: &Path) -> Result<()> {
+    /// Removes all snapshots but one: those of a process that was killed too.
+    ///
+    /// # Errors
+    /// A folder that cannot be changed.
+    pub fn clean(&self, keep: &Path) -> Result<()> {
         for entry in fs::read_dir(&self.folder).map_err(Error::io(&self.folder))?.flatten() {
             let path = entry.path();
             if path != keep && path.is_dir() {

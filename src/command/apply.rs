@@ -89,7 +89,6 @@ const SHOWN: usize = 3;
 /// An archive, model, request or file that is wrong; files that cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
-    check_outputs(args)?;
     let archive = Archive::open(&args.archive)?;
     let device = device(&args.device)?;
     let base = &archive.description.base;
@@ -98,6 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
     let editor = MendEditor { mend: archive.editor(&model, args.allow_other_base, &device)? };
     let before = load_edits(Edited::new(model.clone()), &args.under, args.allow_other_base)?;
     let records = records(args, name)?;
+    check_outputs(args, records.len())?;
     let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
     let loaded = start.elapsed().as_secs_f64();
 
@@ -110,11 +110,12 @@ pub fn run(args: &Args) -> Result<()> {
     bar.finish_and_clear();
     let edited = editing.elapsed().as_secs_f64();
 
+    let saved = save(args, &applied)?;
     let mut tables = vec![];
     for (number, record) in records.iter().enumerate() {
-        tables.push(probe_table(&before, &applied.after[number], &[(number, record)], Limits::default())?);
+        let table = probe_table(&before, &applied.after[number], &[(number, record)], Limits::default());
+        tables.push(table.map_err(|error| error.of_record(number))?);
     }
-    let saved = save(args, &applied)?;
     let exported = export(args, &before, &applied, &records)?;
     let (method, settings) = editor.describe();
     if args.json {
@@ -173,7 +174,21 @@ fn shown(table: &[ProbeRow]) -> Vec<&ProbeRow> {
     of(Kind::Rewrite, 1).chain(of(Kind::Rephrase, 3)).chain(near).chain(of(Kind::Portability, 3)).collect()
 }
 
-fn check_outputs(args: &Args) -> Result<()> {
+/// Sees that the results can be written before the work is done.
+fn check_outputs(args: &Args, records: usize) -> Result<()> {
+    if let Some(path) = &args.save {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        crate::files::check_writable(folder)?;
+    }
+    if args.export.is_some() && args.mode == Mode::Single && records > 1 {
+        let message = "--export takes one edited model: with several records use --mode batch or --mode sequential";
+        return Err(Error::Config(message.into()));
+    }
+    if let Some(export) = &args.export
+        && std::fs::read_dir(&export[1]).is_ok_and(|mut entries| entries.next().is_some())
+    {
+        return Err(Error::file(&export[1], "the folder is not empty; give a new one"));
+    }
     if let Some(export) = &args.export
         && !matches!(export[0].as_str(), "hf" | "peft")
     {
@@ -251,10 +266,6 @@ fn numbered(path: &Path, number: usize, digits: usize) -> PathBuf {
 fn export(args: &Args, before: &Edited, applied: &Applied, records: &[EditRecord]) -> Result<Option<Value>> {
     let Some(export) = &args.export else { return Ok(None) };
     let folder = Path::new(&export[1]);
-    if args.mode == Mode::Single && applied.edits.len() > 1 {
-        let message = "--export takes one edited model: with several records use --mode batch or --mode sequential";
-        return Err(Error::Config(message.into()));
-    }
     let Some(after) = applied.after.last() else { return Ok(None) };
     if export[0] == "peft" {
         let rank = peft::export(after, folder)?;

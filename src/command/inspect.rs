@@ -85,6 +85,11 @@ fn edit(path: &Path) -> Result<(String, Value)> {
 
 fn archive(path: &Path) -> Result<(String, Value)> {
     let progress = Store::new(path).progress()?;
+    if let (Some(progress), false) = (&progress, path.join("archive.toml").is_file()) {
+        let text =
+            format!("a training of {} steps, not validated yet; `emend train --resume` goes on\n", progress.step);
+        return Ok((text, json!({"kind": "training", "training": progress})));
+    }
     let archive = Archive::open(path)?;
     let description = &archive.description;
     let settings = serde_json::to_value(&description.editor).unwrap_or_default();

@@ -28,6 +28,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 pub fn handle_interrupts() {
     let handler = || {
         if !KEEPS_STATE.load(Ordering::SeqCst) || STOP.swap(true, Ordering::SeqCst) {
+            eprintln!("error: interrupted");
             std::process::exit(130);
         }
         eprintln!("stopping: the state is being saved (Ctrl-C again to stop at once)");
@@ -40,6 +41,15 @@ pub fn handle_interrupts() {
 /// From here on the first Ctrl-C only raises a flag: [`stop`] tells.
 pub(crate) fn keep_state() {
     KEEPS_STATE.store(true, Ordering::SeqCst);
+}
+
+/// The state is kept: from here on Ctrl-C ends the process at once, as it does now if it was asked for already.
+///
+/// # Errors
+/// The user asked to stop.
+pub(crate) fn state_is_kept() -> Result<()> {
+    KEEPS_STATE.store(false, Ordering::SeqCst);
+    if stop() { Err(Error::Interrupted(" after the training; --resume shows its figures".into())) } else { Ok(()) }
 }
 
 /// Whether the user asked to stop.
@@ -82,7 +92,14 @@ const ANSWER: usize = 12;
 pub(crate) fn answer(model: &Edited, prompt: &str) -> Result<Answer> {
     let tokenizer = &model.base().tokenizer;
     let ids = tokenizer.encode_prompt(prompt)?;
-    let made = model.generate(std::slice::from_ref(&ids), ANSWER, &model.base().stop_tokens(), &Sampling::default())?;
+    // An answer stops where the context does.
+    let room = (model.base().decoder.spec.context + 1).saturating_sub(ids.len());
+    let made = model.generate(
+        std::slice::from_ref(&ids),
+        ANSWER.min(room),
+        &model.base().stop_tokens(),
+        &Sampling::default(),
+    )?;
     let mut made = made.into_iter().next().unwrap_or_default();
     // The answer ends with the sentence or the line.
     let ends = |id: &u32| tokenizer.token(*id).contains(['.', '\n', '?', '!']);
@@ -137,6 +154,7 @@ pub(crate) fn load_edits(model: Edited, files: &[PathBuf], allow_other_base: boo
             Error::OtherBase { made_on, model, .. } => {
                 Error::OtherBase { what: file.display().to_string(), made_on, model }
             }
+            Error::Input(message) => Error::file(file, message),
             other => other,
         })?;
     }

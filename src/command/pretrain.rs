@@ -7,7 +7,7 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{print, stop};
+use super::print;
 use crate::config::pretrain::Config;
 use crate::data::world::World;
 use crate::edit::Edited;
@@ -61,6 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
         (None, Some(parent)) => parent.to_owned(),
         (None, None) => PathBuf::from("."),
     };
+    crate::files::check_writable(&folder)?;
     let learnt = tokenizer(&world, config.model.vocabulary)?;
     let end = learnt.token_to_id(END).unwrap_or(0);
     let rows = sentences(&world, &learnt)?;
@@ -79,7 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
         if step % 100 == 0 {
             tracing::info!(step, loss = average, "pretraining");
         }
-        if stop() { Err(Error::Interrupted(String::new())) } else { Ok(()) }
+        Ok(())
     })?;
     bar.finish_and_clear();
 

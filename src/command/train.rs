@@ -7,8 +7,9 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{keep_state, peak_memory, print, show_rows, stop};
+use super::{keep_state, peak_memory, print, show_rows, state_is_kept, stop};
 use crate::archive::{Base, EditorSettings, network_type};
+use crate::config::beside;
 use crate::config::train::Config;
 use crate::data::source::Source;
 use crate::data::world::Split;
@@ -58,9 +59,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let mut config = Config::read(&args.config, &args.sets)?;
-    if let Some(model) = &args.model {
-        config.model.path.clone_from(model);
-    }
+    config.model.path = match &args.model {
+        Some(model) => folder_or_name(Path::new(model), model),
+        None => folder_or_name(&beside(&args.config, &config.model.path), &config.model.path),
+    };
     let folder = match &args.out {
         Some(out) => out.clone(),
         None => Path::new("checkpoints").join(args.config.file_stem().unwrap_or_default()),
@@ -80,6 +82,11 @@ pub fn run(args: &Args) -> Result<()> {
     let device = device(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
     let base = Edited::new(model.clone());
+    for (source, name) in
+        [(&train, &config.data.train), (&validation, &config.data.validation), (&test, &config.data.test)]
+    {
+        check_lengths(source, name, &model)?;
+    }
 
     let seed = config.train.seed;
     let training = device.clone().autodiff();
@@ -111,6 +118,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut show = Show::new(config.train.max_steps);
     let progress = trainer.run(&mut |event| show.event(event), &stop)?;
     show.bar.finish_and_clear();
+    state_is_kept()?;
     let trained = start.elapsed().as_secs_f64();
 
     let most = if config.data.test_records == 0 { usize::MAX } else { config.data.test_records };
@@ -147,6 +155,38 @@ pub fn run(args: &Args) -> Result<()> {
         example.target_new
     );
     print(&text)
+}
+
+/// The whole path of a model's folder, so that an archive finds it from anywhere; or its name, where that is no folder.
+fn folder_or_name(folder: &Path, name: &str) -> String {
+    let whole = folder.is_dir().then(|| folder.canonicalize().ok()).flatten();
+    whole.map_or_else(|| name.to_owned(), |folder| folder.to_string_lossy().into_owned())
+}
+
+/// Refuses records with a text that is longer than the context, before hours of work meet them.
+fn check_lengths(source: &Source, name: &str, model: &Model) -> Result<()> {
+    let Source::Records(records) = source else { return Ok(()) };
+    let context = model.decoder.spec.context;
+    for (number, record) in records.iter().enumerate() {
+        let own = record.rephrases.iter().chain([&record.prompt]).map(|prompt| (prompt, Some(&record.target_new)));
+        let near = record.locality.values().chain(record.portability.values()).flatten();
+        for (prompt, target) in own.chain(near.map(|probe| (&probe.prompt, probe.target.as_ref()))) {
+            let target = target.map_or("", String::as_str);
+            // No token is shorter than a byte.
+            if prompt.len() + target.len() + 2 < context {
+                continue;
+            }
+            let tokens = model.tokenizer.encode(&format!("{prompt} {target}"))?.len();
+            if tokens > context {
+                return Err(Error::Input(format!(
+                    "{name}: record {number} (id {}): a text of {tokens} tokens is longer than the model's context of {context}; \
+                     shorten it or leave it out",
+                    record.id
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The figures of a summary, with the name of their protocol.

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// A file that cannot be read or is no TOML, an unknown key (with the nearest known one), a value of the wrong type.
 pub fn read<T: DeserializeOwned>(path: &Path, sets: &[String]) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(|error| Error::Config(format!("{}: {error}", path.display())))?;
+    let bytes = crate::files::read(path).map_err(|error| Error::Config(error.to_string()))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         Error::Config(format!("{}: not UTF-8 (byte {})", path.display(), error.utf8_error().valid_up_to()))
     })?;
@@ -33,9 +33,19 @@ pub fn read<T: DeserializeOwned>(path: &Path, sets: &[String]) -> Result<T> {
 /// # Errors
 /// An unknown key or a value of the wrong type.
 pub fn parse<T: DeserializeOwned>(value: Value, origin: &str) -> Result<T> {
+    parse_under("", value, origin)
+}
+
+/// As [`parse`], for the value of `section`.
+///
+/// # Errors
+/// An unknown key or a value of the wrong type.
+pub fn parse_under<T: DeserializeOwned>(section: &str, value: Value, origin: &str) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|error| {
-        let key = error.path().to_string();
-        let key = if key == "." { String::new() } else { format!("{key}: ") };
+        let path = error.path().to_string();
+        let parts = [section, path.as_str()].into_iter().filter(|part| !part.is_empty() && *part != ".");
+        let key = parts.collect::<Vec<_>>().join(".");
+        let key = if key.is_empty() { key } else { format!("{key}: ") };
         Error::Config(format!("{origin}: {key}{}", explain(&error.into_inner().to_string())))
     })
 }

@@ -66,6 +66,8 @@ pub struct Train {
     pub clip: f64,
     /// How much a token of a prompt counts beside a token of the answer.
     pub prompt_weight: f64,
+    /// Share of the sentences already known that a pass still repeats.
+    pub repeat_known: f64,
     /// Parts of a batch that are computed side by side.
     pub shards: usize,
 }
@@ -89,6 +91,7 @@ impl Config {
         within("train.learning_rate", train.learning_rate, 0.0, 1.0)?;
         within("train.clip", train.clip, 1e-9, f64::INFINITY)?;
         within("train.prompt_weight", train.prompt_weight, 0.0, 1.0)?;
+        within("train.repeat_known", train.repeat_known, 0.0, 1.0)?;
         within("train.shards", train.shards as f64, 1.0, train.batch as f64)?;
         Ok(config)
     }
@@ -134,6 +137,7 @@ impl Config {
             weight_decay: train.weight_decay,
             clip: train.clip,
             prompt_weight: train.prompt_weight,
+            repeat_known: train.repeat_known,
             shards: train.shards,
         }
     }

@@ -6,20 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use super::{ModelSection, within};
 use crate::archive::EditorSettings;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::train::mend::LossSettings;
 use crate::train::trainer::Settings;
 
 /// The whole file.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Config {
     /// The frozen base.
     pub model: ModelSection,
     /// The editor.
     pub editor: EditorSettings,
     /// Its loss.
-    #[serde(default = "loss")]
     pub loss: LossSettings,
     /// What it learns from.
     pub data: Data,
@@ -56,16 +54,49 @@ fn few() -> usize {
     2
 }
 
+/// The file before its editor is known: which keys `[editor]` has hangs on its method.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    model: ModelSection,
+    editor: toml::Table,
+    #[serde(default = "loss")]
+    loss: LossSettings,
+    data: Data,
+    train: Settings,
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
     /// Unknown keys, values out of range.
     pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
-        let config: Config = super::read(path, sets)?;
+        let file: File = super::read(path, sets)?;
+        let origin = path.display().to_string();
+        let config = Config {
+            model: file.model,
+            editor: editor(file.editor, &origin)?,
+            loss: file.loss,
+            data: file.data,
+            train: file.train,
+        };
         config.train.check()?;
         within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;
         within("data.per_class", config.data.per_class as f64, 0.0, 1e6)?;
         Ok(config)
+    }
+}
+
+/// `[editor]` by its method.
+fn editor(mut table: toml::Table, origin: &str) -> Result<EditorSettings> {
+    let Some(method) = table.remove("method") else {
+        let found: Vec<&str> = table.keys().map(String::as_str).collect();
+        let found = found.join(", ");
+        return Err(Error::Config(format!("{origin}: editor.method is missing (found: {found}); known: \"mend\"")));
+    };
+    match method.as_str() {
+        Some("mend") => Ok(EditorSettings::Mend(super::parse_under("editor", table.into(), origin)?)),
+        _ => Err(Error::Config(format!("{origin}: editor.method = {method} is not known; known: \"mend\""))),
     }
 }

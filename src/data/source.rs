@@ -113,8 +113,9 @@ impl Source {
             Source::Records(records) => {
                 let mut record = records[index].clone();
                 let others: Vec<usize> = (0..per_class).map(|_| rng.random_range(0..records.len())).collect();
-                let others =
-                    others.into_iter().map(|other| &records[other]).filter(|other| other.subject != record.subject);
+                let others = others.into_iter().map(|other| &records[other]).filter(|other| {
+                    other.prompt != record.prompt && (record.subject.is_none() || other.subject != record.subject)
+                });
                 let probes: Vec<Probe> = others
                     .filter_map(|other| {
                         Some(Probe { prompt: other.prompt.clone(), target: Some(other.target_true.clone()?) })

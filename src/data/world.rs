@@ -74,13 +74,6 @@ struct FileRelation {
     facts: Vec<(String, String)>,
 }
 
-impl Fact {
-    /// The number of its relation, in the order of [`World::relations`].
-    pub fn relation_index(&self) -> usize {
-        self.relation
-    }
-}
-
 impl Split {
     /// By the hash of the subject: 1 in 16 validation, 1 in 12 test.
     fn of(subject: &str) -> Self {
@@ -134,6 +127,9 @@ impl World {
                 world.by_relation[relation].push(index);
                 world.facts.push(Fact { relation, split: Split::of(&subject), subject, object });
             }
+        }
+        if world.facts.is_empty() {
+            return Err(wrong("it tells no fact".into()));
         }
         Ok(world)
     }
@@ -193,7 +189,7 @@ impl World {
             };
             let pool: Vec<usize> = pool.iter().copied().filter(fits).collect();
             pool.sample(rng, per_class.min(pool.len()))
-                .map(|&other| self.probe(other, rng_prompt(other, &fact.subject)))
+                .map(|&other| self.probe(other, by_hash(other, &fact.subject)))
                 .collect()
         };
         let all: Vec<usize> = (0..8 * per_class.max(1)).map(|_| rng.random_range(0..self.facts.len())).collect();
@@ -251,7 +247,7 @@ impl World {
 }
 
 /// Which prompt asks for a neighbour: by hash, so that it does not hang on how many draws came before.
-fn rng_prompt(other: usize, subject: &str) -> usize {
+fn by_hash(other: usize, subject: &str) -> usize {
     let hash = blake3::hash(format!("{other} {subject}").as_bytes());
     usize::from(hash.as_bytes()[0])
 }

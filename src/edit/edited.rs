@@ -98,23 +98,21 @@ impl Edited {
         if edits.is_empty() {
             return Ok(edited);
         }
+        let dtype = edited.decoder.dtype();
         let mut changes: BTreeMap<Weight, Vec<&Delta>> = BTreeMap::new();
         for edit in &edits {
             let Change::Weights(change) = &edit.change;
             for (at, delta) in &change.matrices {
+                let [d_in, d_out] = shape(&edited.base, edit, *at)?;
+                check_shape(edit, *at, &[d_in, d_out], &delta.shape())?;
                 changes.entry(*at).or_default().push(delta);
             }
             for (at, bias) in &change.biases {
-                let linear = edited.decoder.linear(*at)?;
-                check_shape(edit, *at, &[linear.weight.val().dims()[1]], &bias.dims())?;
-                let sum = match edited.deltas.biases.remove(at) {
-                    Some(known) => known + bias.clone(),
-                    None => bias.clone(),
-                };
+                let [_, d_out] = shape(&edited.base, edit, *at)?;
+                check_shape(edit, *at, &[d_out], &bias.dims())?;
+                let bias = bias.clone().cast(dtype);
+                let sum = edited.deltas.biases.remove(at).map_or_else(|| bias.clone(), |known| known + bias.clone());
                 edited.deltas.biases.insert(*at, sum);
-            }
-            for (at, delta) in &change.matrices {
-                check_shape(edit, *at, &edited.base.decoder.linear(*at)?.weight.val().dims(), &delta.shape())?;
             }
         }
         for (at, deltas) in changes {
@@ -124,16 +122,18 @@ impl Edited {
             let dense = deltas.iter().any(|delta| matches!(delta, Delta::Dense(_)));
             // Factors cost rank·(d_in + d_out) a token, the product d_in·d_out: from there on the sum is cheaper.
             if dense || rank * (d_in + d_out) >= d_in * d_out {
-                let weight = deltas.iter().fold(linear.weight.val(), |sum, delta| sum + delta.dense());
+                let weight = linear.weight.val();
+                let exact = deltas[0].dtype();
+                let sum = deltas.iter().fold(weight.cast(exact), |sum, delta| sum + delta.dense());
                 let bias = linear.bias.as_ref().map(|bias| bias.val());
-                edited.decoder = edited.decoder.with_linear(at, weight, bias)?;
+                edited.decoder = edited.decoder.with_linear(at, sum.cast(dtype), bias)?;
             } else {
                 let factors = deltas.into_iter().filter_map(|delta| match delta {
                     Delta::LowRank { a, b } => Some((a.clone(), b.clone())),
                     Delta::Dense(_) => None,
                 });
                 let (a, b): (Vec<_>, Vec<_>) = factors.unzip();
-                edited.deltas.matrices.insert(at, (Tensor::cat(a, 1), Tensor::cat(b, 0)));
+                edited.deltas.matrices.insert(at, (Tensor::cat(a, 1).cast(dtype), Tensor::cat(b, 0).cast(dtype)));
             }
         }
         let mut hasher = blake3::Hasher::new();
@@ -196,6 +196,12 @@ impl Edited {
     pub fn past(&self) -> Past {
         Past::new(self.id.clone(), self.layers())
     }
+}
+
+/// `[d_in, d_out]` of a weight that an edit changes.
+fn shape(base: &Model, edit: &Edit, at: Weight) -> Result<[usize; 2]> {
+    let linear = base.decoder.linear(at).map_err(|error| Error::Input(format!("edit {}: {error}", edit.id())))?;
+    Ok(linear.weight.val().dims())
 }
 
 fn check_shape(edit: &Edit, at: Weight, model: &[usize], delta: &[usize]) -> Result<()> {

@@ -88,6 +88,14 @@ impl Sampling {
     }
 }
 
+fn check_finite(logits: &[f32]) -> Result<()> {
+    if logits.iter().all(|logit| logit.is_finite()) {
+        return Ok(());
+    }
+    let message = "the model's logits are not finite: a weight or an edit holds values that no model can compute with";
+    Err(Error::Input(message.into()))
+}
+
 impl Edited {
     /// The `k` likeliest next tokens of each text, likeliest first. Each text is a row of its own pass, so that what stands
     /// beside it changes nothing.
@@ -101,6 +109,7 @@ impl Edited {
         let logits = self.head(hidden, &[(0, ids.len() - 1)]);
         let probabilities: Vec<f32> = activation::softmax(logits.clone(), 1).into_data().iter::<f32>().collect();
         let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+        check_finite(&logits)?;
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
         order.truncate(k);
@@ -143,6 +152,7 @@ impl Edited {
             let logits: Tensor<2> = self.head(hidden, &reads);
             let width = logits.dims()[1];
             let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+            check_finite(&logits)?;
             let mut kept = vec![];
             for (index, logits) in logits.chunks(width).enumerate() {
                 let row = open[index];

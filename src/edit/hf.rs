@@ -100,7 +100,9 @@ pub(super) fn new_folder<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>
         crate::files::make_readable(&entry.path(), 0o644)?;
     }
     crate::files::make_readable(temporary.path(), 0o755)?;
-    fs::rename(temporary.keep(), folder).map_err(Error::io(folder))?;
+    fs::rename(temporary.path(), folder).map_err(Error::io(folder))?;
+    // It bears the target's name now: nothing is left to clean up.
+    let _ = temporary.keep();
     Ok(made)
 }
 

@@ -127,7 +127,7 @@ impl Edit {
     /// # Errors
     /// A file that is missing, broken, or no edit.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let bytes = crate::files::read(path)?;
         file::read(&bytes, device).map_err(|message| Error::file(path, message))
     }
 }

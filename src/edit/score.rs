@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, activation};
 
 use super::Edited;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
@@ -62,6 +62,7 @@ pub fn score(models: &[&Edited], continuations: &[Continuation]) -> Result<Vec<V
             .flat_map(|(row, &index)| continuations[index].reads().map(move |cell| (row, cell)));
         let reads: Vec<_> = reads.collect();
         let targets: Vec<u32> = batch.iter().flat_map(|&index| continuations[index].target().iter().copied()).collect();
+        check_targets(first, &targets)?;
         let hidden = first.embed(&tokens, &mut NoTap)?;
         let hidden = first.blocks(hidden, 0..shared, tokens.span(), None, &mut NoTap)?;
         for (model, results) in models.iter().zip(&mut results) {
@@ -81,6 +82,20 @@ pub fn score(models: &[&Edited], continuations: &[Continuation]) -> Result<Vec<V
         }
     }
     Ok(results.into_iter().map(|list| list.into_iter().flatten().collect()).collect())
+}
+
+/// Refuses targets that the model has no logit for.
+///
+/// # Errors
+/// Names the token.
+pub fn check_targets(model: &Edited, targets: &[u32]) -> Result<()> {
+    let vocabulary = model.base().decoder.spec.vocabulary;
+    match targets.iter().find(|&&id| id as usize >= vocabulary) {
+        None => Ok(()),
+        Some(id) => {
+            Err(Error::Input(format!("a target's token {id} is outside the model's vocabulary of {vocabulary}")))
+        }
+    }
 }
 
 /// ln p of `targets` and the likeliest tokens, from logits `[targets, vocabulary]`.

@@ -74,8 +74,10 @@ impl Norm {
             return burn::tensor::module::layer_norm(x, self.gamma.val(), beta, self.epsilon);
         }
         // Scaling the rows by one number each is a pass less than dividing by a broadcast root.
+        let dtype = x.dtype();
+        let x = at_least_f32(x);
         let scale = x.clone().square().mean_dim(2).add_scalar(self.epsilon).sqrt().recip();
-        x * scale * self.gamma.val().unsqueeze()
+        (x * scale).cast(dtype) * self.gamma.val().unsqueeze()
     }
 }
 

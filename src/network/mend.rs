@@ -9,7 +9,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::gradient_transform::{GradientTransform, Normalization, Normalizer};
-use crate::edit::score::target_log_probabilities;
+use crate::edit::score::{check_targets, target_log_probabilities};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::spec::DecoderSpec;
@@ -138,6 +138,7 @@ impl Mend {
         if settings.rank == 0 || !settings.initial_edit_rate.is_finite() || settings.initial_edit_rate <= 0.0 {
             return Err(Error::Config("editor.rank and editor.initial_edit_rate must be above 0".into()));
         }
+        crate::config::within("editor.initial_spread", settings.initial_spread, 0.0, 1e6)?;
         if settings.edit_rates == Rates::Log && settings.direction == Direction::Ascent {
             let message = "editor.direction = \"ascent\" wants edit_rates = \"raw\": a rate learned by its logarithm cannot turn its sign";
             return Err(Error::Config(message.into()));
@@ -219,6 +220,9 @@ impl Mend {
         rows: &[&Continuation],
         groups: &[usize],
     ) -> Result<Captured> {
+        for row in rows {
+            check_targets(model, row.target())?;
+        }
         let mut probes = GradientProbes::at(self.slots.iter().map(|slot| slot.weight));
         let hidden = model.blocks(hidden, self.lowest_layer()..model.layers(), tokens.span(), None, &mut probes)?;
         let reads: Vec<_> =

@@ -60,6 +60,8 @@ pub struct Group {
     pub name: &'static str,
     /// The learning rate at its height.
     pub learning_rate: f64,
+    /// Whether AdamW's decay applies to it.
+    pub decays: bool,
     /// Whether a parameter of this path belongs to it.
     pub takes: fn(&str) -> bool,
 }

@@ -17,9 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use super::learned::{Group, LearnedEditor, Loss};
 use crate::archive::{self, EditorSettings};
+use crate::config::within;
 use crate::data::record::EditRecord;
 use crate::data::source::draw_locality;
-use crate::edit::score::target_log_probabilities;
+use crate::edit::score::{check_targets, target_log_probabilities};
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
@@ -121,6 +122,11 @@ impl MendTrainer {
                 "loss.in_scope and train.edits_together must be at least 1, loss.edit and loss.locality at least 0";
             return Err(Error::Config(message.into()));
         }
+        for (class, weight) in &loss.mix {
+            within(&format!("loss.mix.\"{class}\""), *weight, 0.0, 1e9)?;
+        }
+        within("loss.out_of_scope", loss.out_of_scope as f64, 0.0, 1e4)?;
+        within("loss.in_scope", loss.in_scope as f64, 1.0, 1e4)?;
         mend.network = parameters::with_stable_ids(mend.network);
         Ok(MendTrainer { mend, base, loss, together, learning_rate, rate_learning_rate })
     }
@@ -181,9 +187,31 @@ impl MendTrainer {
     }
 
     /// Hidden states below the lowest edited layer: constant in every edit.
+    ///
+    /// Most of the model lies there, so rows of like length run together: a batch padded to its longest row would be half padding.
     fn below(&self, tokens: &Tokens) -> Result<Tensor<3>> {
-        let hidden = self.base.embed(tokens, &mut NoTap)?;
-        self.base.blocks(hidden, 0..self.mend.lowest_layer(), tokens.span(), None, &mut NoTap)
+        let run = |tokens: &Tokens| {
+            let hidden = self.base.embed(tokens, &mut NoTap)?;
+            self.base.blocks(hidden, 0..self.mend.lowest_layer(), tokens.span(), None, &mut NoTap)
+        };
+        let groups = of_like_length(tokens);
+        if self.mend.lowest_layer() == 0 || groups.len() < 2 {
+            return run(tokens);
+        }
+        let width = tokens.span().width;
+        let mut parts = vec![];
+        for group in &groups {
+            let hidden = run(&Tokens::new(group.iter().map(|&row| tokens.ids()[row].clone()).collect()))?;
+            let [rows, cells, channels] = hidden.dims();
+            let padding = Tensor::zeros([rows, width - cells, channels], (&hidden.device(), hidden.dtype()));
+            parts.push(if cells < width { Tensor::cat(vec![hidden, padding], 1) } else { hidden });
+        }
+        let order: Vec<usize> = groups.concat();
+        let mut place = vec![0i64; order.len()];
+        order.iter().enumerate().for_each(|(at, &row)| place[row] = at as i64);
+        let hidden = Tensor::cat(parts, 0);
+        let place = Tensor::<1, Int>::from_data(place.as_slice(), &hidden.device());
+        Ok(hidden.select(0, place))
     }
 }
 
@@ -207,8 +235,13 @@ impl LearnedEditor for MendTrainer {
 
     fn groups(&self) -> Vec<Group> {
         vec![
-            Group { name: "edit rates", learning_rate: self.rate_learning_rate, takes: |path| path == "rates" },
-            Group { name: "network", learning_rate: self.learning_rate, takes: |_| true },
+            Group {
+                name: "edit rates",
+                learning_rate: self.rate_learning_rate,
+                decays: false,
+                takes: |path| path == "rates",
+            },
+            Group { name: "network", learning_rate: self.learning_rate, decays: true, takes: |_| true },
         ]
     }
 
@@ -237,6 +270,7 @@ impl LearnedEditor for MendTrainer {
                 scope.cells.extend(text.reads().map(|cell| (rows.len(), cell)));
                 scope.weights.extend(text.target().iter().map(|_| weight));
                 targets.extend_from_slice(text.target());
+                check_targets(&self.base, text.target())?;
                 rows.push(text.ids[..text.ids.len() - 1].to_vec());
                 places.push((owners[number], 0));
             }
@@ -318,6 +352,21 @@ impl LearnedEditor for MendTrainer {
     fn neighbours(&self) -> usize {
         self.loss.out_of_scope
     }
+}
+
+/// The rows of a batch in groups, none of which is more than a third longer than its shortest row.
+fn of_like_length(tokens: &Tokens) -> Vec<Vec<usize>> {
+    let length = |row: usize| tokens.ids()[row].len();
+    let mut order: Vec<usize> = (0..tokens.ids().len()).collect();
+    order.sort_by_key(|&row| length(row));
+    let mut groups: Vec<Vec<usize>> = vec![];
+    for row in order {
+        match groups.last_mut() {
+            Some(group) if 3 * length(row) <= 4 * length(group[0]) => group.push(row),
+            _ => groups.push(vec![row]),
+        }
+    }
+    groups
 }
 
 /// Some rows of a batch.

@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData, activation};
+use rand::RngExt;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
@@ -42,6 +43,8 @@ pub struct Settings {
     pub clip: f64,
     /// How much a token of a prompt counts beside a token of the answer, which counts 1.
     pub prompt_weight: f64,
+    /// Share of the sentences whose answer is known that a pass still repeats: the rest of the time goes to what is not known yet.
+    pub repeat_known: f64,
     /// Parts of a batch that are computed side by side. The result hangs on it, not on the machine.
     pub shards: usize,
 }
@@ -149,13 +152,16 @@ pub fn pretrain(
     let mut optimizer = AdamWConfig::new().with_beta_2(0.95).with_weight_decay(settings.weight_decay).init();
     let schedule = Schedule::cosine(settings.learning_rate, settings.warm_up, settings.steps, 0.02);
     let mut batches: Vec<Vec<usize>> = vec![];
+    // The loss of each sentence's answer when it was last read.
+    let mut last = vec![f64::INFINITY; rows.len()];
     for step in 0..settings.steps {
         if batches.is_empty() {
-            batches = epoch(rows, settings.batch, &mut random::stream(settings.seed, "sentences", step as u64));
+            batches = epoch(rows, &last, settings, &mut random::stream(settings.seed, "sentences", step as u64));
         }
-        let batch = batches.pop().unwrap_or_default();
-        let batch: Vec<&Sentence> = batch.iter().map(|&row| &rows[row]).collect();
-        let (loss, gradients) = sharded(&decoder, &batch, settings)?;
+        let indices = batches.pop().unwrap_or_default();
+        let batch: Vec<&Sentence> = indices.iter().map(|&row| &rows[row]).collect();
+        let (loss, answers, gradients) = sharded(&decoder, &batch, settings)?;
+        indices.iter().zip(answers).for_each(|(&row, answer)| last[row] = answer);
         watch(step, loss)?;
         let (gradients, _) = gradients::clip(gradients, &decoder, settings.clip);
         decoder = optimizer.step(schedule.at(step), decoder, gradients);
@@ -163,9 +169,17 @@ pub fn pretrain(
     Ok(decoder.valid())
 }
 
-/// One pass over all rows in batches of rows of like length, the batches in random order.
-fn epoch(rows: &[Sentence], batch: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..rows.len()).collect();
+/// The mean loss of an answer's token below which the answer counts as known.
+const KNOWN: f64 = 0.05;
+
+/// One pass in batches of rows of like length, the batches in random order: all that is not known, and a share of what is.
+fn epoch(rows: &[Sentence], last: &[f64], settings: &Settings, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
+    let batch = settings.batch;
+    let wanted = |row: &usize| last[*row] > KNOWN || rng.random::<f64>() < settings.repeat_known;
+    let mut order: Vec<usize> = (0..rows.len()).filter(wanted).collect();
+    if order.is_empty() {
+        order = (0..rows.len()).collect();
+    }
     order.shuffle(rng);
     let mut batches = vec![];
     // Sorted in stretches, so that batches hold rows of like length and yet differ from pass to pass.
@@ -177,11 +191,19 @@ fn epoch(rows: &[Sentence], batch: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<usize
     batches
 }
 
-/// The gradient of a batch, its parts computed side by side and added in their order.
-fn sharded(decoder: &Decoder, batch: &[&Sentence], settings: &Settings) -> Result<(f64, GradientsParams)> {
+/// What a batch, or a part of one, teaches.
+struct Taught {
+    loss: f64,
+    /// For each sentence the mean loss of its answer's tokens.
+    answers: Vec<f64>,
+    gradients: GradientsParams,
+}
+
+/// Loss, losses of the answers, and gradient of a batch, its parts computed side by side and added in their order.
+fn sharded(decoder: &Decoder, batch: &[&Sentence], settings: &Settings) -> Result<(f64, Vec<f64>, GradientsParams)> {
     let total: f64 = batch.iter().map(|sentence| weights(sentence, settings).iter().sum::<f64>()).sum();
     let parts: Vec<&[&Sentence]> = batch.chunks(batch.len().div_ceil(settings.shards)).collect();
-    let results: Vec<Result<(f64, GradientsParams)>> = std::thread::scope(|scope| {
+    let results: Vec<Result<Taught>> = std::thread::scope(|scope| {
         // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
         let spawn = |part| {
             let own = decoder.clone().fork(&decoder.device());
@@ -191,14 +213,15 @@ fn sharded(decoder: &Decoder, batch: &[&Sentence], settings: &Settings) -> Resul
         let broken = || Err(Error::Training("a part of a batch could not be computed".into()));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| broken())).collect()
     });
-    let mut loss = 0.0;
+    let (mut loss, mut answers) = (0.0, vec![]);
     let mut sum = GradientsAccumulator::<Decoder>::new();
     for result in results {
-        let (part, gradients) = result?;
-        loss += part;
-        sum.accumulate(decoder, gradients);
+        let part = result?;
+        loss += part.loss;
+        answers.extend(part.answers);
+        sum.accumulate(decoder, part.gradients);
     }
-    Ok((loss, sum.grads()))
+    Ok((loss, answers, sum.grads()))
 }
 
 /// What each token but the first counts.
@@ -207,12 +230,7 @@ fn weights(sentence: &Sentence, settings: &Settings) -> Vec<f64> {
 }
 
 /// The weighted loss of some sentences over the `total` weight of the batch, and its gradient.
-fn gradients_of(
-    decoder: &Decoder,
-    rows: &[&Sentence],
-    settings: &Settings,
-    total: f64,
-) -> Result<(f64, GradientsParams)> {
+fn gradients_of(decoder: &Decoder, rows: &[&Sentence], settings: &Settings, total: f64) -> Result<Taught> {
     let cells =
         rows.iter().enumerate().flat_map(|(row, sentence)| (0..sentence.ids.len() - 1).map(move |cell| (row, cell)));
     let reads: Vec<(usize, usize)> = cells.collect();
@@ -225,7 +243,15 @@ fn gradients_of(
     let log = activation::log_softmax(decoder.head(hidden, &reads), 1);
     let count = weights.len();
     let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), (&decoder.device().inner(), DType::F32));
-    let loss = (target_log_probabilities(log, &targets) * weights).sum().neg();
+    let log = target_log_probabilities(log, &targets);
+    let loss = (log.clone() * weights).sum().neg();
     let gradients = GradientsParams::from_grads(loss.backward(), decoder);
-    Ok((loss.into_data().iter::<f64>().sum(), gradients))
+    let log: Vec<f64> = log.inner().into_data().iter::<f64>().collect();
+    let mut from = 0;
+    let answers = rows.iter().map(|sentence| {
+        let here = from + sentence.answer - 1..from + sentence.ids.len() - 1;
+        from = here.end;
+        -log[here.clone()].iter().sum::<f64>() / here.len() as f64
+    });
+    Ok(Taught { loss: loss.into_data().iter::<f64>().sum(), answers: answers.collect(), gradients })
 }

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
 use crate::evaluate::{ProbeRow, Summary, probe_table, summarize};
 use crate::network::parameters::stable_id;
+use crate::panics::caught;
 use crate::{files, random, tensors};
 
 /// `[train]`
@@ -127,6 +128,7 @@ impl Settings {
         within("train.edit_rate_learning_rate", self.edit_rate_learning_rate, 0.0, 10.0)?;
         within("train.schedule_end", self.schedule_end, 0.0, 1.0)?;
         within("train.clip", self.clip, 1e-12, f64::INFINITY)?;
+        within("train.stop_after_not_finite", self.stop_after_not_finite as f64, 1.0, 1e12)?;
         within("train.weight_decay", f64::from(self.weight_decay), 0.0, 10.0)
     }
 
@@ -134,10 +136,12 @@ impl Settings {
         Schedule { height, warm_up: self.warm_up, steps: self.max_steps, end: self.schedule_end, shape: self.schedule }
     }
 
-    fn optimizer(&self) -> ModuleOptimizer {
+    fn optimizer(&self, group: &Group) -> ModuleOptimizer {
+        // A rate's logarithm has no place to decay to.
+        let decay = if group.decays { self.weight_decay } else { 0.0 };
         match self.optimizer {
             Optimizer::Adam => AdamConfig::new().with_epsilon(1e-8).init(),
-            Optimizer::AdamW => AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(self.weight_decay).init(),
+            Optimizer::AdamW => AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(decay).init(),
         }
     }
 }
@@ -196,7 +200,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
     pub fn run(&mut self, watch: &mut dyn FnMut(&Event<'_>), stop: &dyn Fn() -> bool) -> Result<Progress> {
         let store = Store::new(&self.folder);
         let groups = self.editor.groups();
-        let mut optimizers: Vec<ModuleOptimizer> = groups.iter().map(|_| self.settings.optimizer()).collect();
+        let mut optimizers: Vec<ModuleOptimizer> = groups.iter().map(|group| self.settings.optimizer(group)).collect();
         let mut progress = Progress {
             step: 0,
             metrics_bytes: 0,
@@ -204,18 +208,41 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
             without_gain: 0,
             not_finite: 0,
             finished: false,
+            base: self.description.fingerprint.clone(),
+            data: digest(self.train, self.validation),
             config: self.config.clone(),
         };
         if let (Some(saved), Some(folder)) = (store.progress()?, store.current()?) {
             same_config(&saved.config, &self.config)?;
-            self.editor.restore(tensors::read(&folder.join("last.safetensors"))?)?;
+            if saved.base != progress.base {
+                return Err(Error::OtherBase {
+                    what: format!("the training in {}", self.folder.display()),
+                    made_on: saved.base,
+                    model: progress.base,
+                });
+            }
+            if saved.data != progress.data {
+                let message = "--resume: the records of data.train or data.validation are not those the training began with; \
+                               put them back, or train with another --out";
+                return Err(Error::Config(message.into()));
+            }
+            let last = folder.join("last.safetensors");
+            self.editor.restore(tensors::read(&last)?).map_err(|error| Error::file(&last, error))?;
             for (number, optimizer) in optimizers.iter_mut().enumerate() {
                 let path = folder.join(format!("optimizer-{number}.bpk"));
                 let state = std::fs::read(&path).map_err(Error::io(&path))?;
-                let loaded = optimizer.clone().from_bytes(Bytes::from_bytes_vec(state));
-                *optimizer = loaded.map_err(|error| Error::file(&path, format!("{error:?}")))?;
+                // burn panics on some broken files.
+                let loaded = caught(|| optimizer.clone().from_bytes(Bytes::from_bytes_vec(state)));
+                let broken = || Error::file(&path, "not a whole optimiser state; train again with another --out");
+                *optimizer = loaded.and_then(|loaded| loaded.ok()).ok_or_else(broken)?;
+            }
+            // A broken network never takes the place of a good one.
+            let best = folder.join("best.safetensors");
+            if best.is_file() {
+                self.editor.clone().restore(tensors::read(&best)?).map_err(|error| Error::file(&best, error))?;
             }
             progress = saved;
+            store.clean(&folder)?;
             self.publish(&store, &progress)?;
         }
         let mut metrics = Metrics::open(&self.folder.join("metrics.jsonl"), progress.metrics_bytes)?;
@@ -228,7 +255,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
             progress.not_finite = if skipped { progress.not_finite + 1 } else { 0 };
             metrics.line(&step_line(progress.step, &figures, skipped))?;
             watch(&Event::Step { step: progress.step, figures: &figures, skipped });
-            if progress.not_finite >= self.settings.stop_after_not_finite.max(1) {
+            if progress.not_finite >= self.settings.stop_after_not_finite {
                 return Err(Error::Training(format!(
                     "loss or gradient was not finite {} steps in a row, last at step {}: try a lower train.learning_rate or \
                      editor.initial_edit_rate, or a longer train.warm_up",
@@ -258,8 +285,11 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
                 progress.metrics_bytes = metrics.sync()?;
                 let optimizers = optimizers.iter().map(state_of).collect::<Result<Vec<_>>>()?;
                 let last = tensors::to_bytes(&self.editor.tensors());
+                let gained = best.is_some();
                 store.write(&Snapshot { progress: progress.clone(), last, best, optimizers })?;
-                self.publish(&store, &progress)?;
+                if gained {
+                    self.publish(&store, &progress)?;
+                }
             }
             if leave {
                 let message = format!(" at step {}; --resume goes on from there", progress.step);
@@ -366,6 +396,23 @@ fn state_of(optimizer: &ModuleOptimizer) -> Result<Vec<u8>> {
     Ok(bytes.to_vec())
 }
 
+/// BLAKE3 of all records: a training goes on with the ones it began with.
+fn digest(train: &Source, validation: &[EditRecord]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    match train {
+        Source::World { .. } => {}
+        Source::Records(records) => hash(&mut hasher, records),
+    }
+    hash(&mut hasher, validation);
+    hasher.finalize().to_hex().to_string()
+}
+
+fn hash(hasher: &mut blake3::Hasher, records: &[EditRecord]) {
+    for record in records {
+        hasher.update(serde_json::to_string(record).unwrap_or_default().as_bytes());
+    }
+}
+
 fn same_config(saved: &serde_json::Value, now: &serde_json::Value) -> Result<()> {
     fn first_difference(path: String, a: &serde_json::Value, b: &serde_json::Value) -> Option<String> {
         match (a.as_object(), b.as_object()) {
@@ -464,6 +511,10 @@ pub fn check_folder(folder: &Path, resume: bool) -> Result<()> {
         (None, false) if folder.join("archive.toml").is_file() => {
             Err(Error::Config(format!("{} holds an archive already; --out DIR trains elsewhere", folder.display())))
         }
-        _ => files::check_writable(folder),
+        _ => {
+            files::check_writable(folder)?;
+            files::remove_leftovers(folder)?;
+            files::remove_leftovers(&folder.join("training"))
+        }
     }
 }

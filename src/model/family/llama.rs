@@ -65,6 +65,9 @@ impl Rope {
         match self.rope_type.as_deref() {
             None | Some("default") => Ok(RotaryScaling::None),
             Some("linear") => Ok(RotaryScaling::Linear(need(self.factor, "factor")?)),
+            Some("llama3") if self.low_freq_factor >= self.high_freq_factor => {
+                Err("rope_scaling's low_freq_factor must be below its high_freq_factor".into())
+            }
             Some("llama3") => Ok(RotaryScaling::Llama3 {
                 factor: need(self.factor, "factor")?,
                 low: need(self.low_freq_factor, "low_freq_factor")?,

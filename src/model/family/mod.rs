@@ -67,7 +67,10 @@ pub fn of(config: &Value) -> Result<&'static dyn Family, String> {
 
 /// Reads a family's config struct.
 fn read<T: serde::de::DeserializeOwned>(config: &Value) -> Result<T, String> {
-    serde_json::from_value(config.clone()).map_err(|error| error.to_string())
+    serde_path_to_error::deserialize(config.clone()).map_err(|error| match error.path().to_string().as_str() {
+        "." => error.inner().to_string(),
+        key => format!("{key}: {}", error.inner()),
+    })
 }
 
 /// The limits that keep a hostile config from asking for absurd memory, and the divisions that must come out even.

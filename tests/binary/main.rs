@@ -1,0 +1,7 @@
+//! What a user of the program relies on: the compiled binary, run as a user runs it.
+
+mod bad_input;
+mod common;
+mod edits;
+mod hostile_files;
+mod resume;
