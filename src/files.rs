@@ -95,6 +95,9 @@ pub fn remove_leftovers(folder: &Path) -> Result<()> {
 /// A file that is missing, or none.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let kind = fs::metadata(path).map_err(Error::io(path))?;
+    if kind.is_dir() {
+        return Err(Error::file(path, "a directory, not a file"));
+    }
     if !kind.is_file() {
         return Err(Error::file(path, "not a regular file"));
     }

@@ -2,7 +2,6 @@
 
 mod mend;
 
-use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::edit::{Edit, EditRequest, Edited};
@@ -44,24 +43,15 @@ impl Mode {
     }
 }
 
-impl FromStr for Mode {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        <Mode as clap::ValueEnum>::from_str(text, false)
-    }
-}
-
 /// What came of the requests.
 pub struct Applied {
     /// One edit a request, or one for all.
     pub edits: Vec<Arc<Edit>>,
-    /// For each request the model right after its edit.
-    pub immediate: Vec<Edited>,
     /// For each request the model it is to be judged by: at the end of a sequence the last one.
     pub after: Vec<Edited>,
 }
 
-/// Edits requests into a model; `watch` is told after each edit.
+/// Edits requests into a model; `watch` is shown the model right after each edit, with the number of its request.
 ///
 /// # Errors
 /// The first request that cannot be edited, by its number.
@@ -70,32 +60,31 @@ pub fn apply(
     model: &Edited,
     requests: &[EditRequest],
     mode: Mode,
-    watch: &mut dyn FnMut(),
+    watch: &mut dyn FnMut(usize, &Edited) -> Result<()>,
 ) -> Result<Applied> {
-    let mut applied = Applied { edits: vec![], immediate: vec![], after: vec![] };
     if mode == Mode::Batch {
         let edit = Arc::new(editor.edit(model, requests)?);
         let after = model.with(edit.clone())?;
-        watch();
-        applied.edits.push(edit);
-        applied.immediate = vec![after.clone(); requests.len()];
-        applied.after = applied.immediate.clone();
-        return Ok(applied);
+        watch(0, &after)?;
+        return Ok(Applied { edits: vec![edit], after: vec![after; requests.len()] });
     }
+    let mut applied = Applied { edits: vec![], after: vec![] };
     let mut current = model.clone();
     for (number, request) in requests.iter().enumerate() {
         let on = if mode == Mode::Single { model } else { &current };
         let edit = editor.edit(on, std::slice::from_ref(request)).map_err(|error| error.of_record(number))?;
         let edit = Arc::new(edit);
         let after = on.with(edit.clone())?;
-        watch();
+        watch(number, &after)?;
         applied.edits.push(edit);
-        applied.immediate.push(after.clone());
-        current = after;
+        // Of a sequence only the last model is kept: each may hold merged weights of its own.
+        match mode {
+            Mode::Sequential => current = after,
+            _ => applied.after.push(after),
+        }
     }
-    applied.after = match mode {
-        Mode::Sequential => vec![current; requests.len()],
-        _ => applied.immediate.clone(),
-    };
+    if mode == Mode::Sequential {
+        applied.after = vec![current; requests.len()];
+    }
     Ok(applied)
 }

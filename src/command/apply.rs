@@ -13,7 +13,7 @@ use crate::archive::Archive;
 use crate::data::load_records;
 use crate::data::pocket;
 use crate::data::record::{EditRecord, Probe};
-use crate::edit::score::score;
+use crate::edit::score::{Scored, score};
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
 use crate::error::{Error, Result};
 use crate::evaluate::probes::{Limits, probe_table};
@@ -106,7 +106,16 @@ pub fn run(args: &Args) -> Result<()> {
         bar.set_style(style);
     }
     let editing = Instant::now();
-    let applied = apply(&editor, &before, &requests, args.mode, &mut || bar.inc(1))?;
+    // In a sequence, what the model said right after an edit stands beside what it says at the end.
+    let mut immediate: Vec<Vec<Value>> = vec![];
+    let applied = apply(&editor, &before, &requests, args.mode, &mut |number, after| {
+        bar.inc(1);
+        if args.json && args.mode == Mode::Sequential {
+            let table = probe_table(&before, after, &[(number, &records[number])], Limits::default())?;
+            immediate.push(table.iter().map(|row| side(after, &row.prompt, &row.after)).collect::<Result<_>>()?);
+        }
+        Ok(())
+    })?;
     bar.finish_and_clear();
     let edited = editing.elapsed().as_secs_f64();
 
@@ -119,8 +128,9 @@ pub fn run(args: &Args) -> Result<()> {
     let exported = export(args, &before, &applied, &records)?;
     let (method, settings) = editor.describe();
     if args.json {
-        let requests = (0..records.len())
-            .map(|number| request_json(args.mode, &before, &applied, number, &records[number], &tables[number]));
+        let requests = (0..records.len()).map(|number| {
+            request_json(&before, &applied.after[number], &records[number], &tables[number], immediate.get(number))
+        });
         let document = json!({
             "method": method,
             "mode": args.mode.name(),
@@ -310,28 +320,19 @@ fn export(args: &Args, before: &Edited, applied: &Applied, records: &[EditRecord
     })))
 }
 
+/// What a model says to a probe.
+fn side(model: &Edited, prompt: &str, scored: &Scored) -> Result<Value> {
+    let answer = answer(model, prompt)?.text;
+    Ok(json!({"answer": answer, "target_probability": scored.probability(), "target_nll": scored.nll()}))
+}
+
 fn request_json(
-    mode: Mode,
     before: &Edited,
-    applied: &Applied,
-    number: usize,
+    after: &Edited,
     record: &EditRecord,
     table: &[ProbeRow],
+    immediate: Option<&Vec<Value>>,
 ) -> Result<Value> {
-    // In a sequence, what the model said right after this edit stands beside what it says at the end.
-    let immediate = match mode {
-        Mode::Sequential => {
-            Some(probe_table(before, &applied.immediate[number], &[(number, record)], Limits::default())?)
-        }
-        _ => None,
-    };
-    let side = |model: &Edited, prompt: &str, scored: &crate::edit::score::Scored| -> Result<Value> {
-        Ok(json!({
-            "answer": answer(model, prompt)?.text,
-            "target_probability": scored.probability(),
-            "target_nll": scored.nll(),
-        }))
-    };
     let probes = table.iter().enumerate().map(|(index, row)| {
         let mut probe = json!({
             "kind": row.kind,
@@ -340,10 +341,10 @@ fn request_json(
             "target": row.target,
             "tokenised_apart": row.apart,
             "before": side(before, &row.prompt, &row.before)?,
-            "after": side(&applied.after[number], &row.prompt, &row.after)?,
+            "after": side(after, &row.prompt, &row.after)?,
         });
-        if let Some(immediate) = &immediate {
-            probe["immediate"] = side(&applied.immediate[number], &row.prompt, &immediate[index].after)?;
+        if let Some(immediate) = immediate {
+            probe["immediate"] = immediate[index].clone();
         }
         Ok(probe)
     });

@@ -149,12 +149,18 @@ pub fn run(args: &Args) -> Result<()> {
     );
     text += &format!("\nThree test facts, before and after an edit\n\n{}", three(&base, &trainer, &rows)?);
     text += &format!(
-        "\nNext, an edit of your own:\n\n    emend apply --archive {} --prompt \"{}\" --target \"{}\"\n",
-        folder.display(),
-        example.prompt,
-        example.target_new
+        "\nNext, an edit of your own:\n\n    emend apply --archive {} --prompt {} --target {}\n",
+        quoted(&folder.to_string_lossy()),
+        quoted(&example.prompt),
+        quoted(&example.target_new)
     );
     print(&text)
+}
+
+/// A word for a shell.
+fn quoted(text: &str) -> String {
+    let plain = |letter: char| letter.is_alphanumeric() || "-_./".contains(letter);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// The whole path of a model's folder, so that an archive finds it from anywhere; or its name, where that is no folder.
@@ -276,7 +282,8 @@ impl Show {
                 let loss = figures.first().map_or(f64::NAN, |(_, loss)| *loss);
                 self.loss = if self.loss.is_nan() { loss } else { 0.95 * self.loss + 0.05 * loss };
                 self.bar.set_position(*step as u64);
-                self.bar.set_message(format!("loss {:.3}{}", self.loss, self.note));
+                let parts = figures.iter().skip(1).map(|(name, value)| format!(" · {name} {value:.2}"));
+                self.bar.set_message(format!("loss {:.3}{}{}", self.loss, parts.collect::<String>(), self.note));
             }
             Event::Validation { step, summary, best } => {
                 self.note =

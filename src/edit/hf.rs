@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::Edited;
-use super::change::Change;
+use super::change::{Change, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::{Checkpoint, Stored, floats};
 use crate::model::decoder::Tensors;
@@ -121,14 +121,15 @@ fn changes(edited: &Edited) -> Result<BTreeMap<String, Vec<Placed>>> {
         found.entry(name).or_default().push((place, delta.into_data().iter::<f32>().collect(), shape));
         Ok(())
     };
-    for edit in edited.edits() {
+    let sum = WeightChange::sum(edited.edits().iter().map(|edit| {
         let Change::Weights(change) = &edit.change;
-        for (at, delta) in &change.matrices {
-            put(Tensors::Matrix(at.layer, at.role), delta.dense())?;
-        }
-        for (at, bias) in &change.biases {
-            put(Tensors::Bias(at.layer, at.role), bias.clone().unsqueeze())?;
-        }
+        change
+    }));
+    for (at, delta) in &sum.matrices {
+        put(Tensors::Matrix(at.layer, at.role), delta.dense())?;
+    }
+    for (at, bias) in &sum.biases {
+        put(Tensors::Bias(at.layer, at.role), bias.clone().unsqueeze())?;
     }
     Ok(found)
 }

@@ -71,12 +71,6 @@ impl Model {
             None => vec![],
         }
     }
-
-    /// The name to print: the folder's, or that of the embedded model.
-    pub fn name(&self) -> String {
-        let origin = self.checkpoint.origin();
-        origin.file_name().unwrap_or(origin.as_os_str()).to_string_lossy().into_owned()
-    }
 }
 
 /// The device of a name: `cpu`, `cuda`, `cuda:N` or `wgpu`.

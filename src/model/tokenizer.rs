@@ -101,16 +101,6 @@ impl Tokenizer {
         Ok(Tokenizer { inner, begin })
     }
 
-    /// The number of entries of the vocabulary, added tokens included.
-    pub fn size(&self) -> usize {
-        self.inner.get_vocab_size(true)
-    }
-
-    /// The id of a token, by its text in the vocabulary.
-    pub fn id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
-    }
-
     /// The ids of a text and the byte range of the text that each stands for; a token that the tokenizer adds has an empty range.
     fn encode_with_offsets(&self, text: &str) -> Result<Offsets> {
         let encoding = self

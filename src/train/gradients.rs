@@ -49,6 +49,9 @@ pub fn norm<M: Module>(gradients: &mut GradientsParams, module: &M) -> f64 {
 
 /// All gradients times a factor.
 pub fn scale<M: Module>(mut gradients: GradientsParams, module: &M, factor: f64) -> GradientsParams {
+    if factor == 1.0 {
+        return gradients;
+    }
     module.visit(&mut Visit { gradients: &mut gradients, change: Scale(factor) });
     gradients
 }

@@ -344,16 +344,17 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         Ok((figures, false))
     }
 
-    /// The probe table of records, each edited by itself.
+    /// The probe table of records, edited as they are trained: each by itself, or `edits_together` at once.
     ///
     /// # Errors
     /// A record that the model cannot take.
     pub fn evaluate(&self, records: &[EditRecord]) -> Result<Vec<ProbeRow>> {
         let mut table = vec![];
-        for (number, record) in records.iter().enumerate() {
-            let edit = self.editor.edit(&self.base, &[EditRequest::from(record)], self.settings.seed)?;
-            let after = self.base.with(edit)?;
-            table.extend(probe_table(&self.base, &after, &[(number, record)], self.limits)?);
+        let numbered: Vec<(usize, &EditRecord)> = records.iter().enumerate().collect();
+        for together in numbered.chunks(self.settings.edits_together) {
+            let requests: Vec<EditRequest> = together.iter().map(|(_, record)| EditRequest::from(*record)).collect();
+            let edit = self.editor.edit(&self.base, &requests, self.settings.seed)?;
+            table.extend(probe_table(&self.base, &self.base.with(edit)?, together, self.limits)?);
         }
         Ok(table)
     }
