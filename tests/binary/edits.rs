@@ -427,6 +427,11 @@ fn delta(edit: &Tensors, weight: &str) -> Vec<f64> {
     product(&a, &b)
 }
 
+// Checked once against peft 0.21.2 (transformers 4.53.3, torch 2.7.1): a base loaded with AutoModelForCausalLM and the adapter laid
+// over it with PeftModel.from_pretrained, its logits beside those of the checkpoint that --export hf wrote of the same edit, as
+// max|a − b| / max|b|. GPT-2 (tests/fixtures/gpt2-tiny; mlp.up, mlp.down, attention.query, attention.value and attention.out of all
+// layers, so that c_attn is fused from two roles and zeros): 1.8e-6, where the edit itself moves the logits by 1.15.
+// Llama (SmolLM2-135M; mlp.gate, mlp.up and mlp.down of layers 27 to 29): 1.5e-6, the edit 0.049.
 #[test]
 fn an_adapter_for_gpt2() {
     let (config, tensors, edit) = adapter(Trained::Gpt2Attention);
