@@ -112,7 +112,7 @@ pub fn target_log_probabilities(log: Tensor<2>, targets: &[u32]) -> Tensor<1> {
     log.gather(1, index.unsqueeze_dim(1)).squeeze_dim(1)
 }
 
-/// Indices in batches of like length, none of more than [`CELLS`] cells (a longer text stands alone).
+/// Indices in batches of like length, none of more than 2048 cells (a longer text stands alone).
 pub fn buckets(lengths: impl Iterator<Item = usize>) -> Vec<Vec<usize>> {
     let mut order: Vec<(usize, usize)> = lengths.enumerate().map(|(index, length)| (length, index)).collect();
     order.sort();
