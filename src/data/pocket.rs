@@ -13,8 +13,10 @@ pub const NAME: &str = "pocket";
 const WORLD: &[u8] = include_bytes!("../../data/pocket/world.json");
 const CONFIG: &[u8] = include_bytes!("../../data/pocket/config.json");
 const TOKENIZER: &[u8] = include_bytes!("../../data/pocket/tokenizer.json");
+const TOKENIZER_CONFIG: &[u8] = include_bytes!("../../data/pocket/tokenizer_config.json");
 /// The files beside the weights.
-const SIDE: &[(&str, &[u8])] = &[("config.json", CONFIG), ("tokenizer.json", TOKENIZER)];
+const SIDE: &[(&str, &[u8])] =
+    &[("config.json", CONFIG), ("tokenizer.json", TOKENIZER), ("tokenizer_config.json", TOKENIZER_CONFIG)];
 const MODEL: &[u8] = include_bytes!("../../data/pocket/model.safetensors");
 
 /// The embedded model's files.
@@ -30,7 +32,7 @@ pub fn checkpoint() -> Result<Checkpoint> {
 /// # Errors
 /// None in a program that was built whole.
 pub fn tokenizer() -> Result<Tokenizer> {
-    Tokenizer::from_bytes(TOKENIZER, b"{}", Path::new(NAME))
+    Tokenizer::from_bytes(TOKENIZER, TOKENIZER_CONFIG, Path::new(NAME))
 }
 
 /// The embedded facts.

@@ -80,8 +80,17 @@ pub fn gpt2(folder: &Path, decoder: &Decoder, tokenizer: &tokenizers::Tokenizer,
         "resid_pdrop": 0.0,
         "torch_dtype": "float16",
     });
+    // Every sentence it learns begins with this token: so must every text it reads.
+    let bos = tokenizer.id_to_token(end);
+    let tokenizer_config = json!({
+        "add_bos_token": true,
+        "bos_token": bos,
+        "eos_token": bos,
+        "tokenizer_class": "GPT2Tokenizer",
+    });
     let tokenizer = tokenizer.to_string(false).map_err(|error| Error::file(folder.join("tokenizer.json"), error))?;
     crate::files::write(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?;
     crate::files::write(&folder.join("tokenizer.json"), tokenizer.as_bytes())?;
+    crate::files::write(&folder.join("tokenizer_config.json"), format!("{tokenizer_config:#}\n").as_bytes())?;
     crate::files::write(&path, &contents)
 }
