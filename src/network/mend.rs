@@ -192,12 +192,7 @@ impl Mend {
         self.slots.iter().map(|slot| slot.weight.layer).min().unwrap_or(0)
     }
 
-    /// The rate α of each matrix.
-    pub fn rates(&self) -> Vec<(Weight, f64)> {
-        let values: Vec<f64> = self.rates_tensor().inner().into_data().iter::<f64>().collect();
-        self.slots.iter().map(|slot| slot.weight).zip(values).collect()
-    }
-
+    /// The rate α of each matrix, `[matrices]`.
     fn rates_tensor(&self) -> Tensor<1> {
         match self.settings.edit_rates {
             Rates::Log => self.network.rates.val().exp(),

@@ -17,3 +17,23 @@ fn ids_are_those_of_transformers() {
         }
     }
 }
+
+#[test]
+fn targets_and_subjects_stand_where_their_text_does() {
+    for name in ["gpt2-tiny", "llama-tiny", "llama-linear-tiny"] {
+        let tokenizer = Tokenizer::open(&fixture(name)).unwrap();
+        let text = tokenizer.continuation("The river runs to", "the sea").unwrap();
+        assert_eq!(text.ids, tokenizer.encode("The river runs to the sea").unwrap(), "{name}");
+        assert_eq!(tokenizer.decode(text.target()).unwrap().trim(), "the sea", "{name}");
+
+        // Of several occurrences the last; up to its last token the text ends with the subject.
+        let prompt = "Ada met Ada Park in town";
+        let ids = tokenizer.encode(prompt).unwrap();
+        for subject in ["Ada Park", "Ada"] {
+            let last = tokenizer.last_of_subject(prompt, subject).unwrap();
+            let upto = tokenizer.decode(&ids[..=last]).unwrap();
+            assert!(upto.trim_end().ends_with(subject) && upto.matches("Ada").count() == 2, "{name}: {upto}");
+        }
+        assert!(tokenizer.last_of_subject(prompt, "Bo").is_err());
+    }
+}
