@@ -27,6 +27,7 @@ pub mod files;
 pub mod model;
 pub mod network;
 mod panics;
+mod parallel;
 pub mod random;
 pub mod report;
 pub mod tensors;

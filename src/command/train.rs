@@ -173,7 +173,7 @@ fn folder_or_name(folder: &Path, name: &str) -> String {
 fn check_lengths(source: &Source, name: &str, model: &Model) -> Result<()> {
     let Source::Records(records) = source else { return Ok(()) };
     let context = model.decoder.spec.context;
-    for (number, record) in records.iter().enumerate() {
+    for (number, record) in records.all().iter().enumerate() {
         let own = record.rephrases.iter().chain([&record.prompt]).map(|prompt| (prompt, Some(&record.target_new)));
         let near = record.locality.values().chain(record.portability.values()).flatten();
         for (prompt, target) in own.chain(near.map(|probe| (&probe.prompt, probe.target.as_ref()))) {
@@ -254,6 +254,7 @@ fn three(base: &Edited, trainer: &EditTrainer<'_, MendTrainer>, rows: &[ProbeRow
 /// A bar, and a line a validation.
 struct Show {
     bar: ProgressBar,
+    steps: u64,
     loss: f64,
     note: String,
 }
@@ -264,11 +265,20 @@ impl Show {
         if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} {msg}") {
             bar.set_style(style);
         }
-        Show { bar, loss: f64::NAN, note: String::new() }
+        Show { bar, steps: steps as u64, loss: f64::NAN, note: String::new() }
     }
 
     fn event(&mut self, event: &Event<'_>) {
         match event {
+            Event::Prepared { done, total } => {
+                self.bar.set_length(*total as u64);
+                self.bar.set_position(*done as u64);
+                self.bar.set_message("texts through the layers below the edits");
+                if done == total {
+                    self.bar.reset();
+                    self.bar.set_length(self.steps);
+                }
+            }
             Event::Step { step, skipped: true, .. } => {
                 self.bar.set_position(*step as u64);
                 self.bar.suspend(|| eprintln!("step {step}: loss or gradient not finite, skipped"));

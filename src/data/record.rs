@@ -44,3 +44,10 @@ pub struct EditRecord {
     /// Prompts for free generation.
     pub generation: Vec<String>,
 }
+
+impl EditRecord {
+    /// The fact as it stands before the edit, where its answer is known: a question out of scope of other edits.
+    pub fn fact(&self) -> Option<Probe> {
+        Some(Probe { prompt: self.prompt.clone(), target: Some(self.target_true.clone()?) })
+    }
+}

@@ -1,10 +1,11 @@
 //! Where a training, a validation or a test takes its records from.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
 use rand::RngExt;
-use rand::seq::{IndexedMutRandom, SliceRandom};
+use rand::seq::{IndexedMutRandom, IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::record::{EditRecord, Probe};
@@ -16,6 +17,9 @@ use crate::random;
 
 /// The class of locality prompts that other records of a file give.
 pub const OTHER_RECORDS: &str = "other records";
+
+/// The class of those whose answer is the one that the edit replaces: the hardest to leave alone.
+pub const SAME_OLD_OBJECT: &str = "same old object";
 
 /// Records of one part of the data.
 #[derive(Debug, Clone)]
@@ -30,7 +34,56 @@ pub enum Source {
         facts: Vec<usize>,
     },
     /// Records of a file.
-    Records(Vec<EditRecord>),
+    Records(Records),
+}
+
+/// Records of a file, each a neighbour of the others.
+#[derive(Debug, Clone)]
+pub struct Records {
+    all: Vec<EditRecord>,
+    /// The records of each answer before the edit.
+    by_answer: BTreeMap<String, Vec<usize>>,
+}
+
+impl From<Vec<EditRecord>> for Source {
+    fn from(records: Vec<EditRecord>) -> Self {
+        Source::Records(Records::new(records))
+    }
+}
+
+impl Records {
+    fn new(all: Vec<EditRecord>) -> Self {
+        let mut by_answer: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (index, record) in all.iter().enumerate() {
+            if let Some(answer) = &record.target_true {
+                by_answer.entry(answer.clone()).or_default().push(index);
+            }
+        }
+        Records { all, by_answer }
+    }
+
+    /// The records in the order of the file.
+    pub fn all(&self) -> &[EditRecord] {
+        &self.all
+    }
+
+    /// A record with neighbours from among the others, at most `per_class` of each class.
+    fn drawn(&self, index: usize, per_class: usize, rng: &mut ChaCha8Rng) -> EditRecord {
+        let mut record = self.all[index].clone();
+        let everywhere: Vec<usize> = (0..per_class).map(|_| rng.random_range(0..self.all.len())).collect();
+        let same = record.target_true.as_ref().and_then(|answer| self.by_answer.get(answer));
+        let same: Vec<usize> = same.map_or(vec![], |same| same.sample(rng, per_class + 1).copied().collect());
+        for (class, others) in [(OTHER_RECORDS, everywhere), (SAME_OLD_OBJECT, same)] {
+            let others = others.into_iter().map(|other| &self.all[other]).filter(|other| {
+                other.prompt != record.prompt && (record.subject.is_none() || other.subject != record.subject)
+            });
+            let probes: Vec<Probe> = others.filter_map(EditRecord::fact).take(per_class).collect();
+            if !probes.is_empty() {
+                record.locality.insert(class.into(), probes);
+            }
+        }
+        record
+    }
 }
 
 impl Source {
@@ -54,14 +107,14 @@ impl Source {
         let to = part.end.min(records.len());
         records.truncate(to);
         records.drain(..part.start.min(to));
-        Ok(Source::Records(records))
+        Ok(records.into())
     }
 
     /// How many records one pass over the data has.
     pub fn len(&self) -> usize {
         match self {
             Source::World { facts, .. } => facts.len(),
-            Source::Records(records) => records.len(),
+            Source::Records(records) => records.all.len(),
         }
     }
 
@@ -90,7 +143,7 @@ impl Source {
     /// At most `limit` records for validation or test: always the same ones.
     pub fn fixed(&self, seed: u64, limit: usize, per_class: usize) -> Vec<EditRecord> {
         match self {
-            Source::Records(records) => records.iter().take(limit).cloned().collect(),
+            Source::Records(records) => records.all.iter().take(limit).cloned().collect(),
             Source::World { .. } => {
                 let mut indices: Vec<usize> = (0..self.len()).collect();
                 indices.shuffle(&mut random::stream(seed, "fixed order", 0));
@@ -110,22 +163,7 @@ impl Source {
                 let allowed = |fact: &super::world::Fact| *split != Split::Train || fact.split == Split::Train;
                 world.record(facts[index], per_class, allowed, rng)
             }
-            Source::Records(records) => {
-                let mut record = records[index].clone();
-                let others: Vec<usize> = (0..per_class).map(|_| rng.random_range(0..records.len())).collect();
-                let others = others.into_iter().map(|other| &records[other]).filter(|other| {
-                    other.prompt != record.prompt && (record.subject.is_none() || other.subject != record.subject)
-                });
-                let probes: Vec<Probe> = others
-                    .filter_map(|other| {
-                        Some(Probe { prompt: other.prompt.clone(), target: Some(other.target_true.clone()?) })
-                    })
-                    .collect();
-                if !probes.is_empty() {
-                    record.locality.insert(OTHER_RECORDS.into(), probes);
-                }
-                record
-            }
+            Source::Records(records) => records.drawn(index, per_class, rng),
         }
     }
 }

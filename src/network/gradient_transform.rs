@@ -10,8 +10,19 @@
 //! of low rank, with a scale `s_m` and a shift `o_m` for each matrix m that shares the network. With `U = 0` it begins as the identity.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Distribution, Int, Tensor};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor, activation};
 use serde::{Deserialize, Serialize};
+
+/// Where a layer of the network is not linear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Nonlinearity {
+    /// `z + max(s ⊙ (z·V·U + b) + o, 0)`, the paper's: a layer adds to each number and can take nothing from it.
+    #[default]
+    Outer,
+    /// `z + s ⊙ (max(z·V, 0)·U + b) + o`: a layer can also silence what it was given.
+    Inner,
+}
 
 /// The network for all matrices of one shape.
 #[derive(Module, Debug)]
@@ -46,12 +57,15 @@ impl LowRankLayer {
         }
     }
 
-    fn forward(&self, z: Tensor<2>, matrix: &Tensor<1, Int>) -> Tensor<2> {
-        let mixed = z.clone().matmul(self.down.val()).matmul(self.up.val()) + self.bias.val().unsqueeze();
+    fn forward(&self, z: Tensor<2>, matrix: &Tensor<1, Int>, at: Nonlinearity) -> Tensor<2> {
+        let inner = z.clone().matmul(self.down.val());
+        let inner = if at == Nonlinearity::Inner { activation::relu(inner) } else { inner };
+        let mixed = inner.matmul(self.up.val()) + self.bias.val().unsqueeze();
         let scale = self.scale.val().select(0, matrix.clone());
         let shift = self.shift.val().select(0, matrix.clone());
+        let moved = mixed * scale + shift;
         // The gradient of clamp_min at its bound is 1, that of a ReLU at 0 is 0: from the identity, where all is 0, a ReLU never learns.
-        z + (mixed * scale + shift).clamp_min(0.0)
+        z + if at == Nonlinearity::Outer { moved.clamp_min(0.0) } else { moved }
     }
 }
 
@@ -62,8 +76,8 @@ impl GradientTransform {
     }
 
     /// `z [tokens, d]` with the number of each token's matrix.
-    pub fn forward(&self, z: Tensor<2>, matrix: &Tensor<1, Int>) -> Tensor<2> {
-        self.layers.iter().fold(z, |z, layer| layer.forward(z, matrix))
+    pub fn forward(&self, z: Tensor<2>, matrix: &Tensor<1, Int>, at: Nonlinearity) -> Tensor<2> {
+        self.layers.iter().fold(z, |z, layer| layer.forward(z, matrix, at))
     }
 }
 

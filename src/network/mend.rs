@@ -8,7 +8,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::gradient_transform::{GradientTransform, Normalization, Normalizer};
+use super::gradient_transform::{GradientTransform, Nonlinearity, Normalization, Normalizer};
 use crate::edit::score::{check_targets, target_log_probabilities};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
@@ -38,6 +38,9 @@ pub struct Settings {
     /// Standard deviation of V at the start, times √(d_in + d_out).
     #[serde(default = "initial_spread")]
     pub initial_spread: f64,
+    /// Where the network's layers are not linear.
+    #[serde(default)]
+    pub nonlinearity: Nonlinearity,
     /// How u and δ are normalised.
     #[serde(default = "normalization")]
     pub normalization: Normalization,
@@ -289,7 +292,7 @@ impl Mend {
                 Normalization::Running => self.normalizers[shape].normalize(z),
                 Normalization::Off => z,
             };
-            let z = self.network.transforms[shape].forward(z, &matrices);
+            let z = self.network.transforms[shape].forward(z, &matrices, self.settings.nonlinearity);
             let rows = z.dims()[0];
             let zero = Tensor::<2>::zeros([1, d_in + d_out], (&device, z.dtype()));
             let padded = Tensor::cat(vec![z, zero], 0);

@@ -9,11 +9,12 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::archive::EditorSettings;
 use crate::data::record::EditRecord;
+use crate::data::source::Source;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::Result;
 
 /// An editor whose network is trained. Cheap to clone: tensors are shared.
-pub trait LearnedEditor: Clone {
+pub trait LearnedEditor: Clone + Send + Sync {
     /// What is trained. Its parameters have ids derived from their paths (`network::parameters::with_stable_ids`).
     type Network: Module;
 
@@ -25,6 +26,19 @@ pub trait LearnedEditor: Clone {
 
     /// The groups of parameters, each with an optimiser of its own. A parameter belongs to the first group that takes its path.
     fn groups(&self) -> Vec<Group>;
+
+    /// Does once what is constant in a training of `draws` records of `source`, in at most `bytes` of memory. `watch` is told how
+    /// much is done of how much, and says whether to go on.
+    ///
+    /// # Errors
+    /// A record that the model cannot take; an interruption.
+    fn prepare(
+        &mut self,
+        source: &Source,
+        draws: u64,
+        bytes: f64,
+        watch: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<()>;
 
     /// The loss of some records: gradients of its mean over them, and figures to show. It may move running figures of the editor.
     ///

@@ -7,27 +7,30 @@
 //! u and δ are constants of the outer loop, so one backward pass through the edited layers, with the deltas as factors
 //! `(x·A)·B`, gives the network's gradient exactly; no second derivative is needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use burn::optim::GradientsParams;
+use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::below::Below;
 use super::learned::{Group, LearnedEditor, Loss};
 use crate::archive::{self, EditorSettings};
 use crate::config::within;
-use crate::data::record::EditRecord;
-use crate::data::source::draw_locality;
-use crate::edit::score::{check_targets, target_log_probabilities};
+use crate::data::record::{EditRecord, Probe};
+use crate::data::source::{Source, draw_locality};
+use crate::edit::score::check_targets;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
-use crate::network::mend::{Mend, MendNetwork, without_last};
+use crate::network::mend::{Captured, Mend, MendNetwork, without_last};
 use crate::network::parameters;
+use crate::parallel;
 
 /// `[loss]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,6 +100,7 @@ pub enum KlTokens {
 pub struct MendTrainer {
     mend: Mend,
     base: Edited,
+    below: Below,
     loss: LossSettings,
     /// Records whose edits are applied together.
     together: usize,
@@ -128,7 +132,8 @@ impl MendTrainer {
         within("loss.out_of_scope", loss.out_of_scope as f64, 0.0, 1e4)?;
         within("loss.in_scope", loss.in_scope as f64, 1.0, 1e4)?;
         mend.network = parameters::with_stable_ids(mend.network);
-        Ok(MendTrainer { mend, base, loss, together, learning_rate, rate_learning_rate })
+        let below = Below::new(base.clone(), mend.lowest_layer());
+        Ok(MendTrainer { mend, base, below, loss, together, learning_rate, rate_learning_rate })
     }
 
     /// The editor.
@@ -143,76 +148,152 @@ impl MendTrainer {
         }
     }
 
-    /// The in-scope texts of a record.
-    fn in_scope(&self, record: &EditRecord, rng: &mut ChaCha8Rng) -> Result<Vec<Continuation>> {
-        let mut pool: Vec<&String> = match self.loss.scope {
+    /// The prompts of a record at which the edit loss may be taken.
+    fn in_scope<'a>(&self, record: &'a EditRecord) -> Vec<&'a String> {
+        let pool: Vec<&String> = match self.loss.scope {
             Scope::Rephrase => record.rephrases.iter().collect(),
             Scope::Both => record.rephrases.iter().chain([&record.prompt]).collect(),
             Scope::Edit => vec![],
         };
-        if pool.is_empty() {
-            pool.push(&record.prompt);
-        }
-        let tokenizer = &self.base.base().tokenizer;
-        let texts = (0..self.loss.in_scope.min(pool.len())).map(|_| {
-            let prompt = pool.swap_remove(rng.random_range(0..pool.len()));
-            tokenizer.continuation(prompt, &record.target_new)
-        });
-        texts.collect()
+        if pool.is_empty() { vec![&record.prompt] } else { pool }
     }
 
-    /// The out-of-scope texts of a record, each with the cells at which the KL term reads.
-    fn out_of_scope(&self, record: &EditRecord, rng: &mut ChaCha8Rng) -> Result<Vec<(Vec<u32>, Vec<usize>)>> {
+    /// An out-of-scope text up to the last cell at which the KL term reads, and these cells.
+    fn out_of_scope(&self, probe: &Probe) -> Result<(Vec<u32>, Vec<usize>)> {
         let tokenizer = &self.base.base().tokenizer;
-        let probes = draw_locality(record, self.loss.out_of_scope, |class| self.weight(class), rng);
-        let texts = probes.into_iter().map(|probe| match &probe.target {
+        let (mut ids, answer) = match &probe.target {
             Some(target) => {
                 let text = tokenizer.continuation(&probe.prompt, target)?;
-                let cells = match self.loss.kl {
-                    KlTokens::All => (0..text.ids.len()).collect(),
-                    KlTokens::Answer => text.reads().collect(),
-                };
-                Ok((text.ids, cells))
+                let answer = text.reads();
+                (text.ids, answer)
             }
             None => {
                 let ids = tokenizer.encode_prompt(&probe.prompt)?;
-                let cells = match self.loss.kl {
-                    KlTokens::All => (0..ids.len()).collect(),
-                    KlTokens::Answer => vec![ids.len() - 1],
-                };
-                Ok((ids, cells))
+                let last = ids.len() - 1;
+                (ids, last..last + 1)
             }
-        });
-        texts.collect()
+        };
+        let cells = match self.loss.kl {
+            KlTokens::All => 0..ids.len(),
+            KlTokens::Answer => answer,
+        };
+        ids.truncate(cells.end);
+        Ok((ids, cells.collect()))
     }
 
-    /// Hidden states below the lowest edited layer: constant in every edit.
-    ///
-    /// Most of the model lies there, so rows of like length run together: a batch padded to its longest row would be half padding.
-    fn below(&self, tokens: &Tokens) -> Result<Tensor<3>> {
-        let run = |tokens: &Tokens| {
-            let hidden = self.base.embed(tokens, &mut NoTap)?;
-            self.base.blocks(hidden, 0..self.mend.lowest_layer(), tokens.span(), None, &mut NoTap)
-        };
-        let groups = of_like_length(tokens);
-        if self.mend.lowest_layer() == 0 || groups.len() < 2 {
-            return run(tokens);
+    /// What a record asks in a step.
+    fn texts(&self, record: &EditRecord, rng: &mut ChaCha8Rng) -> Result<Texts> {
+        let tokenizer = &self.base.base().tokenizer;
+        let mut pool = self.in_scope(record);
+        let in_scope = (0..self.loss.in_scope.min(pool.len())).map(|_| {
+            let prompt = pool.swap_remove(rng.random_range(0..pool.len()));
+            tokenizer.continuation(prompt, &record.target_new)
+        });
+        let in_scope = in_scope.collect::<Result<Vec<_>>>()?;
+        for text in &in_scope {
+            check_targets(&self.base, text.target())?;
         }
-        let width = tokens.span().width;
-        let mut parts = vec![];
-        for group in &groups {
-            let hidden = run(&Tokens::new(group.iter().map(|&row| tokens.ids()[row].clone()).collect()))?;
-            let [rows, cells, channels] = hidden.dims();
-            let padding = Tensor::zeros([rows, width - cells, channels], (&hidden.device(), hidden.dtype()));
-            parts.push(if cells < width { Tensor::cat(vec![hidden, padding], 1) } else { hidden });
-        }
-        let order: Vec<usize> = groups.concat();
-        let mut place = vec![0i64; order.len()];
-        order.iter().enumerate().for_each(|(at, &row)| place[row] = at as i64);
-        let hidden = Tensor::cat(parts, 0);
-        let place = Tensor::<1, Int>::from_data(place.as_slice(), &hidden.device());
-        Ok(hidden.select(0, place))
+        let near = draw_locality(record, self.loss.out_of_scope, |class| self.weight(class), rng);
+        Ok(Texts {
+            edit: tokenizer.continuation(&record.prompt, &record.target_new)?,
+            in_scope,
+            out_of_scope: near.into_iter().map(|probe| self.out_of_scope(probe)).collect::<Result<_>>()?,
+        })
     }
+
+    /// The edits' own gradients, on the model as it is.
+    fn capture(&self, edits: &[&[Texts]]) -> Result<Captured> {
+        let rows: Vec<&Continuation> = edits.iter().flat_map(|edit| edit.iter().map(|texts| &texts.edit)).collect();
+        let owners: Vec<usize> =
+            edits.iter().enumerate().flat_map(|(owner, edit)| edit.iter().map(move |_| owner)).collect();
+        let tokens = without_last(&rows);
+        self.mend.capture(&self.base, self.below.hidden(&tokens)?, &tokens, &rows, &owners)
+    }
+
+    /// What some edits add to the mean loss over `records` records.
+    fn part(&self, mend: &Mend, edits: &[&[Texts]], captured: &Captured, records: usize) -> Result<Part> {
+        // In-scope and out-of-scope rows of each edit stand together, so that its factors serve them in one product.
+        let (mut rows, mut places) = (vec![], vec![]);
+        let (mut scope, mut near) = (Reads::default(), Reads::default());
+        let (mut targets, mut near_rows) = (vec![], vec![]);
+        let share = 1.0 / records as f64;
+        for (owner, texts) in edits.iter().enumerate().flat_map(|(owner, edit)| edit.iter().map(move |t| (owner, t))) {
+            for text in &texts.in_scope {
+                let weight = share / (texts.in_scope.len() * text.target().len()) as f64;
+                scope.cells.extend(text.reads().map(|cell| (rows.len(), cell)));
+                scope.weights.extend(text.target().iter().map(|_| weight));
+                targets.extend(text.target().iter().map(|&id| i64::from(id)));
+                rows.push(text.ids[..text.ids.len() - 1].to_vec());
+                places.push((owner, 0));
+            }
+            let cells: usize = texts.out_of_scope.iter().map(|(_, cells)| cells.len()).sum();
+            for (ids, cells_read) in &texts.out_of_scope {
+                near.cells.extend(cells_read.iter().map(|&cell| (rows.len(), cell)));
+                near.weights.extend(cells_read.iter().map(|_| share / cells as f64));
+                near_rows.push(rows.len());
+                rows.push(ids.clone());
+                places.push((owner, 0));
+            }
+        }
+        let tokens = Tokens::placed(rows, places);
+        let hidden = self.below.hidden(&tokens)?;
+        let above = mend.lowest_layer()..self.base.layers();
+
+        let mut deltas = mend.deltas(captured, edits.len());
+        let edited = self.base.blocks(hidden.clone(), above.clone(), tokens.span(), None, &mut deltas)?;
+        let reads: Vec<_> = scope.cells.iter().chain(&near.cells).copied().collect();
+        let logits = self.base.head(edited, &reads);
+        let log = activation::log_softmax(logits.clone().inner(), 1);
+        let [count, vocabulary] = log.dims();
+        let in_scope = scope.cells.len();
+        let (device, dtype) = (log.device(), log.dtype());
+        let weights = |of: &Reads| {
+            Tensor::<1>::from_data(TensorData::new(of.weights.clone(), [of.weights.len()]), (&device, dtype))
+        };
+        let number = |tensor: Tensor<1>| tensor.into_data().iter::<f64>().sum::<f64>();
+
+        // With p the softmax of the logits z, ∂NLL/∂z = p − onehot and ∂KL/∂z = p − p_base: z times this constant has the loss's
+        // gradient, without a pass of autodiff over the vocabulary.
+        let log_scope = log.clone().slice([0..in_scope, 0..vocabulary]);
+        let scope_weights = weights(&scope);
+        let index = Tensor::<1, Int>::from_data(targets.as_slice(), &device).unsqueeze_dim::<2>(1);
+        let nll = log_scope.clone().gather(1, index.clone()).squeeze_dim::<1>(1) * scope_weights.clone();
+        let nll = -number(nll);
+        let minus_one = Tensor::<2>::full([in_scope, 1], -1.0, (&device, dtype));
+        let towards_targets = log_scope.exp().scatter(1, index, minus_one, burn::tensor::IndexingUpdateOp::Add);
+        let mut towards = vec![towards_targets * scope_weights.unsqueeze_dim(1).mul_scalar(self.loss.edit)];
+        let mut kl = 0.0;
+        if !near_rows.is_empty() {
+            let (base_hidden, base_span) = select_rows(hidden, &tokens, &near_rows);
+            let base = self.base.blocks(base_hidden, above, base_span.span(), None, &mut NoTap)?;
+            let row_of = |row: usize| near_rows.iter().position(|&near| near == row).unwrap_or(0);
+            let cells: Vec<_> = near.cells.iter().map(|&(row, cell)| (row_of(row), cell)).collect();
+            let log_base = activation::log_softmax(self.base.head(base, &cells), 1);
+            let log_near = log.slice([in_scope..count, 0..vocabulary]);
+            let near_weights = weights(&near);
+            let p_base = log_base.clone().exp();
+            let each = (p_base.clone() * (log_base - log_near.clone())).sum_dim(1).squeeze_dim::<1>(1);
+            kl = number(each * near_weights.clone());
+            towards.push((log_near.exp() - p_base) * near_weights.unsqueeze_dim(1).mul_scalar(self.loss.locality));
+        }
+        let surrogate = (logits * Tensor::cat(towards, 0)).sum();
+        Ok(Part { gradients: GradientsParams::from_grads(surrogate.backward(), &mend.network), nll, kl })
+    }
+}
+
+/// What a record asks in a step.
+struct Texts {
+    edit: Continuation,
+    in_scope: Vec<Continuation>,
+    /// Each with the cells at which the KL term reads.
+    out_of_scope: Vec<(Vec<u32>, Vec<usize>)>,
+}
+
+/// The share of some edits in the loss and in its gradient.
+struct Part {
+    gradients: GradientsParams,
+    nll: f64,
+    kl: f64,
 }
 
 /// Where a batch of in-scope and out-of-scope rows is read, and with what weight each read counts.
@@ -245,91 +326,60 @@ impl LearnedEditor for MendTrainer {
         ]
     }
 
-    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Loss> {
+    fn prepare(
+        &mut self,
+        source: &Source,
+        draws: u64,
+        bytes: f64,
+        watch: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<()> {
+        // Texts that are met once are not worth keeping; those of a world are drawn anew each time.
+        let Source::Records(records) = source else { return Ok(()) };
+        if draws <= source.len() as u64 {
+            return Ok(());
+        }
         let tokenizer = &self.base.base().tokenizer;
-        let groups = records.len().div_ceil(self.together);
-
-        // The edits' own gradients, on the model as it is.
-        let edits = records.iter().map(|record| tokenizer.continuation(&record.prompt, &record.target_new));
-        let edits = edits.collect::<Result<Vec<_>>>()?;
-        let edits: Vec<&Continuation> = edits.iter().collect();
-        let tokens = without_last(&edits);
-        let owners: Vec<usize> = (0..records.len()).map(|record| record / self.together).collect();
-        let captured = self.mend.capture(&self.base, self.below(&tokens)?, &tokens, &edits, &owners)?;
-        self.mend.observe(&captured, records.len());
-
-        // In-scope and out-of-scope rows of each edit stand together, so that its factors serve them in one product.
-        let (mut rows, mut places) = (vec![], vec![]);
-        let (mut scope, mut near) = (Reads::default(), Reads::default());
-        let (mut targets, mut near_rows) = (vec![], vec![]);
-        let share = 1.0 / records.len() as f64;
-        for (number, record) in records.iter().enumerate() {
-            let texts = self.in_scope(record, rng)?;
-            for text in &texts {
-                let weight = share / (texts.len() * text.target().len()) as f64;
-                scope.cells.extend(text.reads().map(|cell| (rows.len(), cell)));
-                scope.weights.extend(text.target().iter().map(|_| weight));
-                targets.extend_from_slice(text.target());
-                check_targets(&self.base, text.target())?;
-                rows.push(text.ids[..text.ids.len() - 1].to_vec());
-                places.push((owners[number], 0));
+        let mut kept = BTreeSet::new();
+        for record in records.all() {
+            for prompt in self.in_scope(record).into_iter().chain([&record.prompt]) {
+                let mut ids = tokenizer.continuation(prompt, &record.target_new)?.ids;
+                ids.pop();
+                kept.insert(ids);
             }
-            let texts = self.out_of_scope(record, rng)?;
-            let cells: usize = texts.iter().map(|(_, cells)| cells.len()).sum();
-            for (ids, cells_read) in texts {
-                near.cells.extend(cells_read.iter().map(|&cell| (rows.len(), cell)));
-                near.weights.extend(cells_read.iter().map(|_| share / cells as f64));
-                near_rows.push(rows.len());
-                rows.push(ids);
-                places.push((owners[number], 0));
+            for probe in record.locality.values().flatten().chain(&record.fact()) {
+                kept.insert(self.out_of_scope(probe)?.0);
             }
         }
-        let tokens = Tokens::placed(rows, places);
-        let hidden = self.below(&tokens)?;
-        let above = self.mend.lowest_layer()..self.base.layers();
+        self.below.keep(kept, bytes, watch)
+    }
 
-        let mut deltas = self.mend.deltas(&captured, groups);
-        let edited = self.base.blocks(hidden.clone(), above.clone(), tokens.span(), None, &mut deltas)?;
-        let reads: Vec<_> = scope.cells.iter().chain(&near.cells).copied().collect();
-        let logits = self.base.head(edited, &reads);
-        let log = activation::log_softmax(logits.clone().inner(), 1);
-        let [count, vocabulary] = log.dims();
-        let in_scope = scope.cells.len();
-        let (device, dtype) = (log.device(), log.dtype());
-        let weights = |of: &Reads| {
-            Tensor::<1>::from_data(TensorData::new(of.weights.clone(), [of.weights.len()]), (&device, dtype))
+    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Loss> {
+        let texts = records.iter().map(|record| self.texts(record, rng)).collect::<Result<Vec<_>>>()?;
+        // Edits that are applied together stay together.
+        let edits: Vec<&[Texts]> = texts.chunks(self.together).collect();
+        let count = edits.len().div_ceil(parallel::parts(&self.base.base().decoder.device()));
+        let parts: Vec<&[&[Texts]]> = edits.chunks(count).collect();
+        let captured = parallel::run(parts.clone(), |part| self.capture(part))?;
+        for (captured, part) in captured.iter().zip(&parts) {
+            self.mend.observe(captured, part.iter().map(|edit| edit.len()).sum());
+        }
+        // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
+        let own = || {
+            let mut mend = self.mend.clone();
+            mend.network = mend.network.clone().fork(&mend.network.rates.val().device());
+            mend
         };
-
-        // With p the softmax of the logits z, ∂NLL/∂z = p − onehot and ∂KL/∂z = p − p_base: z times this constant has the loss's
-        // gradient, without a pass of autodiff over the vocabulary.
-        let log_scope = log.clone().slice([0..in_scope, 0..vocabulary]);
-        let scope_weights = weights(&scope);
-        let nll = (target_log_probabilities(log_scope.clone(), &targets) * scope_weights.clone()).sum().neg();
-        let targets: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
-        let index = Tensor::<1, Int>::from_data(targets.as_slice(), &device).unsqueeze_dim::<2>(1);
-        let minus_one = Tensor::<2>::full([in_scope, 1], -1.0, (&device, dtype));
-        let towards_targets = log_scope.exp().scatter(1, index, minus_one, burn::tensor::IndexingUpdateOp::Add);
-        let mut towards = vec![towards_targets * scope_weights.unsqueeze_dim(1).mul_scalar(self.loss.edit)];
-        let mut kl = Tensor::<1>::zeros([1], (&device, dtype));
-        if !near_rows.is_empty() {
-            let (base_hidden, base_span) = select_rows(hidden, &tokens, &near_rows);
-            let base = self.base.blocks(base_hidden, above, base_span.span(), None, &mut NoTap)?;
-            let row_of = |row: usize| near_rows.iter().position(|&near| near == row).unwrap_or(0);
-            let cells: Vec<_> = near.cells.iter().map(|&(row, cell)| (row_of(row), cell)).collect();
-            let log_base = activation::log_softmax(self.base.head(base, &cells), 1);
-            let log_near = log.slice([in_scope..count, 0..vocabulary]);
-            let near_weights = weights(&near);
-            let p_base = log_base.clone().exp();
-            let each = (p_base.clone() * (log_base - log_near.clone())).sum_dim(1).squeeze_dim::<1>(1);
-            kl = (each * near_weights.clone()).sum();
-            towards.push((log_near.exp() - p_base) * near_weights.unsqueeze_dim(1).mul_scalar(self.loss.locality));
+        let parts = parts.into_iter().zip(captured).map(|(part, captured)| (own(), part, captured)).collect();
+        let losses = parallel::run(parts, |(mend, part, captured)| self.part(&mend, part, &captured, records.len()))?;
+        let mut sum = GradientsAccumulator::<MendNetwork>::new();
+        let (mut nll, mut kl) = (0.0, 0.0);
+        for part in losses {
+            sum.accumulate(&self.mend.network, part.gradients);
+            nll += part.nll;
+            kl += part.kl;
         }
-        let surrogate = (logits * Tensor::cat(towards, 0)).sum();
-        let gradients = GradientsParams::from_grads(surrogate.backward(), &self.mend.network);
-        let number = |tensor: Tensor<1>| tensor.into_data().iter::<f64>().sum::<f64>();
-        let (nll, kl) = (number(nll), number(kl));
         let total = self.loss.edit * nll + self.loss.locality * kl;
-        Ok(Loss { gradients, figures: vec![("loss", total), ("edit_nll", nll), ("locality_kl", kl)] })
+        Ok(Loss { gradients: sum.grads(), figures: vec![("loss", total), ("edit_nll", nll), ("locality_kl", kl)] })
     }
 
     fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit> {
@@ -352,21 +402,6 @@ impl LearnedEditor for MendTrainer {
     fn neighbours(&self) -> usize {
         self.loss.out_of_scope
     }
-}
-
-/// The rows of a batch in groups, none of which is more than a third longer than its shortest row.
-fn of_like_length(tokens: &Tokens) -> Vec<Vec<usize>> {
-    let length = |row: usize| tokens.ids()[row].len();
-    let mut order: Vec<usize> = (0..tokens.ids().len()).collect();
-    order.sort_by_key(|&row| length(row));
-    let mut groups: Vec<Vec<usize>> = vec![];
-    for row in order {
-        match groups.last_mut() {
-            Some(group) if 3 * length(row) <= 4 * length(group[0]) => group.push(row),
-            _ => groups.push(vec![row]),
-        }
-    }
-    groups
 }
 
 /// Some rows of a batch.

@@ -1,5 +1,6 @@
 //! Training: what learns, and the loop that teaches it.
 
+mod below;
 pub mod gradients;
 pub mod learned;
 pub mod mend;

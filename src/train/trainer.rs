@@ -26,7 +26,7 @@ use crate::evaluate::probes::Limits;
 use crate::evaluate::{ProbeRow, Summary, probe_table, summarize};
 use crate::network::parameters::stable_id;
 use crate::panics::caught;
-use crate::{files, random, tensors};
+use crate::{files, parallel, random, tensors};
 
 /// `[train]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct Settings {
     /// Passes whose gradients are averaged in an update.
     #[serde(default = "one")]
     pub accumulate: usize,
+    /// Memory, in GB, for the hidden states of texts that are met more than once; where they need more, none are kept.
+    #[serde(default = "hidden_memory_gb")]
+    pub hidden_memory_gb: f64,
     /// Steps between validations.
     #[serde(default = "validate_every")]
     pub validate_every: usize,
@@ -86,6 +89,10 @@ fn one() -> usize {
     1
 }
 
+fn hidden_memory_gb() -> f64 {
+    2.0
+}
+
 fn validate_every() -> usize {
     200
 }
@@ -124,6 +131,7 @@ impl Settings {
         within("train.edits_together", self.edits_together as f64, 1.0, self.edits_per_step as f64)?;
         within("train.validate_every", self.validate_every as f64, 1.0, 1e12)?;
         within("train.validation_records", self.validation_records as f64, 1.0, 1e9)?;
+        within("train.hidden_memory_gb", self.hidden_memory_gb, 0.0, 1e6)?;
         within("train.learning_rate", self.learning_rate, 0.0, 10.0)?;
         within("train.edit_rate_learning_rate", self.edit_rate_learning_rate, 0.0, 10.0)?;
         within("train.schedule_end", self.schedule_end, 0.0, 1.0)?;
@@ -148,6 +156,13 @@ impl Settings {
 
 /// What a training tells whoever watches it.
 pub enum Event<'a> {
+    /// A part of the work was done that comes before the first step.
+    Prepared {
+        /// Texts done.
+        done: usize,
+        /// Texts in all.
+        total: usize,
+    },
     /// A step was done, or skipped because something was not finite.
     Step {
         /// Steps done.
@@ -249,6 +264,12 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         let of_param = group_of_params(self.editor.network(), &groups);
         let mut last_validated = progress.step;
 
+        let settings = &self.settings;
+        let draws = (settings.max_steps * settings.accumulate * settings.edits_per_step) as u64;
+        self.editor.prepare(self.train, draws, settings.hidden_memory_gb * 1e9, &mut |done, total| {
+            watch(&Event::Prepared { done, total });
+            !stop()
+        })?;
         while !progress.finished {
             let (figures, skipped) = self.step(progress.step, &groups, &of_param, &mut optimizers)?;
             progress.step += 1;
@@ -349,14 +370,21 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
     /// # Errors
     /// A record that the model cannot take.
     pub fn evaluate(&self, records: &[EditRecord]) -> Result<Vec<ProbeRow>> {
-        let mut table = vec![];
         let numbered: Vec<(usize, &EditRecord)> = records.iter().enumerate().collect();
-        for together in numbered.chunks(self.settings.edits_together) {
-            let requests: Vec<EditRequest> = together.iter().map(|(_, record)| EditRequest::from(*record)).collect();
-            let edit = self.editor.edit(&self.base, &requests, self.settings.seed)?;
-            table.extend(probe_table(&self.base, &self.base.with(edit)?, together, self.limits)?);
-        }
-        Ok(table)
+        let edits: Vec<&[(usize, &EditRecord)]> = numbered.chunks(self.settings.edits_together).collect();
+        let device = self.base.base().decoder.device();
+        let parts = edits.chunks(edits.len().div_ceil(parallel::parts(&device)).max(1));
+        let tables = parallel::run(parts.collect(), |part| {
+            let mut table = vec![];
+            for together in part {
+                let requests: Vec<EditRequest> =
+                    together.iter().map(|(_, record)| EditRequest::from(*record)).collect();
+                let edit = self.editor.edit(&self.base, &requests, self.settings.seed)?;
+                table.extend(probe_table(&self.base, &self.base.with(edit)?, together, self.limits)?);
+            }
+            Ok(table)
+        });
+        Ok(tables?.concat())
     }
 
     /// Puts the best editor of the snapshot where `apply` finds it.
@@ -402,7 +430,7 @@ fn digest(train: &Source, validation: &[EditRecord]) -> String {
     let mut hasher = blake3::Hasher::new();
     match train {
         Source::World { .. } => {}
-        Source::Records(records) => hash(&mut hasher, records),
+        Source::Records(records) => hash(&mut hasher, records.all()),
     }
     hash(&mut hasher, validation);
     hasher.finalize().to_hex().to_string()

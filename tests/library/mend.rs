@@ -6,8 +6,9 @@ use burn::module::Param;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use emend::data::record::{EditRecord, Probe};
+use emend::data::source::Source;
 use emend::edit::{EditRequest, Edited};
-use emend::network::gradient_transform::{GradientTransform, LowRankLayer, Normalizer};
+use emend::network::gradient_transform::{GradientTransform, LowRankLayer, Nonlinearity, Normalizer};
 use emend::network::mend::{Mend, Settings};
 use emend::network::parameters;
 use emend::random;
@@ -53,7 +54,7 @@ fn transform_and_its_gradients_match_pytorch() {
         let (x, delta) = (tensor::<2>(&golden, "input.x", &plain), tensor::<2>(&golden, "input.delta", &plain));
         let z = normalizer(&golden, &plain).normalize(Tensor::cat(vec![x, delta], 1));
         let mode: Vec<i64> = golden.floats("input.mode").iter().map(|&mode| mode as i64).collect();
-        let out = transform.forward(z, &Tensor::<1, Int>::from_data(mode.as_slice(), &plain));
+        let out = transform.forward(z, &Tensor::<1, Int>::from_data(mode.as_slice(), &plain), Nonlinearity::Outer);
         let widths = [golden.shape("input.x")[1], golden.shape("input.delta")[1]];
         let rows = out.dims()[0];
         let x_tilde = out.clone().inner().slice([0..rows, 0..widths[0]]);
@@ -158,6 +159,7 @@ fn gradient_of_the_loss_is_that_of_finite_differences() {
             "kl = \"answer\"\nscope = \"edit\"",
             2,
         ),
+        ("initial_edit_rate = 0.02\nnonlinearity = \"inner\"", "scope = \"both\"\nin_scope = 2", 1),
     ] {
         let mut trainer = trainer(extra, loss, together);
         shaken(&mut trainer, 0.3);
@@ -198,6 +200,60 @@ fn gradient_of_the_loss_is_that_of_finite_differences() {
                 assert!(apart < 1e-4, "{name}[{element}]: {numeric:e} against {:e}", gradient[element]);
             }
         }
+    }
+}
+
+#[test]
+fn inner_layers_are_their_equation() {
+    let device = Device::flex().autodiff();
+    let param = |values: &[f64], shape: [usize; 2]| {
+        Param::from_tensor(Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), (&device, DType::F64)))
+    };
+    // z = (1, −2); z·V = (−1, 3); max(·, 0)·U = (−6, 3); ⊙ s + o = (−12 + 0.5, 1.5 − 0.5).
+    let layer = LowRankLayer {
+        down: param(&[1.0, 1.0, 1.0, -1.0], [2, 2]),
+        up: param(&[5.0, 5.0, -2.0, 1.0], [2, 2]),
+        bias: Param::from_tensor(Tensor::<1>::zeros([2], (&device, DType::F64))),
+        scale: param(&[1.0, 1.0, 2.0, 0.5], [2, 2]),
+        shift: param(&[0.0, 0.0, 0.5, -0.5], [2, 2]),
+    };
+    let z = Tensor::<2>::from_data(TensorData::new(vec![1.0, -2.0], [1, 2]), (&Device::flex(), DType::F64));
+    let second = Tensor::<1, Int>::from_data([1i64], &Device::flex());
+    let out = GradientTransform { layers: vec![layer] }.forward(z, &second, Nonlinearity::Inner);
+    assert_eq!(values(out.inner()), [1.0 - 11.5, -2.0 + 1.0]);
+}
+
+#[test]
+fn kept_hidden_states_change_no_loss() {
+    for kl in ["all", "answer"] {
+        let loss = format!("kl = \"{kl}\"\nscope = \"both\"\nin_scope = 2\nout_of_scope = 2");
+        let mut computed = trainer("initial_edit_rate = 0.02", &loss, 1);
+        shaken(&mut computed, 0.3);
+        let source = Source::from(records());
+        let drawn = source.draws(0, 0, 5, 2);
+        let mut kept = computed.clone();
+        let mut told = vec![];
+        let mut watch = |done, total| {
+            told.push((done, total));
+            true
+        };
+        kept.prepare(&source, 3, 1e9, &mut watch).unwrap();
+        kept.prepare(&source, 4, 0.0, &mut watch).unwrap();
+        assert!(told.is_empty(), "nothing is kept of texts that are met once, nor beyond the memory");
+        kept.prepare(&source, 4, 1e9, &mut |done, total| {
+            told.push((done, total));
+            true
+        })
+        .unwrap();
+        assert!(told.last().is_some_and(|(done, total)| done == total && *total > 6), "{told:?}");
+        let of = |trainer: &mut MendTrainer| trainer.loss(&drawn, &mut random::stream(1, "draw", 0)).unwrap();
+        let (a, b) = (of(&mut computed), of(&mut kept));
+        assert!((a.figures[0].1 - b.figures[0].1).abs() < 1e-12 * a.figures[0].1, "{:?} {:?}", a.figures, b.figures);
+        let id = parameters::stable_id("transforms.0.layers.0.down");
+        assert!(
+            difference(&values(a.gradients.get::<2>(id).unwrap()), &values(b.gradients.get::<2>(id).unwrap())) < 1e-9
+        );
+        assert!(kept.clone().prepare(&source, 4, 1e9, &mut |_, _| false).is_err());
     }
 }
 
