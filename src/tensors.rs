@@ -9,15 +9,21 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use crate::error::{Error, Result};
 
 /// The bytes of a safetensors file.
-pub fn to_bytes(tensors: &BTreeMap<String, TensorData>) -> Vec<u8> {
-    let views = tensors.iter().filter_map(|(name, data)| {
+///
+/// # Errors
+/// A tensor whose data does not fit its shape.
+pub fn to_bytes(tensors: &BTreeMap<String, TensorData>) -> Result<Vec<u8>> {
+    let broken = |name: &str, error| Error::Input(format!("tensor \"{name}\" cannot be written: {error}"));
+    let views = tensors.iter().map(|(name, data)| {
         let dtype = match data.dtype() {
             DType::F64 => Dtype::F64,
             _ => Dtype::F32,
         };
-        TensorView::new(dtype, data.shape().to_vec(), data.as_bytes()).ok().map(|view| (name.as_str(), view))
+        let view = TensorView::new(dtype, data.shape().to_vec(), data.as_bytes());
+        Ok((name.as_str(), view.map_err(|error| broken(name, error))?))
     });
-    safetensors::serialize(views, None::<HashMap<String, String>>).unwrap_or_default()
+    let views = views.collect::<Result<Vec<_>>>()?;
+    safetensors::serialize(views, None::<HashMap<String, String>>).map_err(|error| broken("", error))
 }
 
 /// The tensors of a safetensors file of f32 and f64.

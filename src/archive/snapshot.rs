@@ -59,6 +59,24 @@ impl Store {
         Store { folder: archive.join("training") }
     }
 
+    /// Keeps other processes from training here as long as the file lives.
+    ///
+    /// # Errors
+    /// Another process trains here; a folder that cannot be written.
+    pub fn lock(&self) -> Result<fs::File> {
+        fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
+        let path = self.folder.join("lock");
+        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(Error::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(Error::file(&path, "another process trains in this folder; wait for it, or use another --out"))
+            }
+            Err(fs::TryLockError::Error(error)) => Err(Error::io(&path)(error)),
+        }
+    }
+
     fn pointer(&self) -> PathBuf {
         self.folder.join("current")
     }

@@ -21,7 +21,7 @@ use crate::model::{Model, device};
 use crate::network::mend::Mend;
 use crate::report::table::{percent, table};
 use crate::train::mend::MendTrainer;
-use crate::train::trainer::{EditTrainer, Event, check_folder};
+use crate::train::trainer::{EditTrainer, Event, claim_folder};
 
 /// Train an editor into an archive.
 ///
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(out) => out.clone(),
         None => Path::new("checkpoints").join(args.config.file_stem().unwrap_or_default()),
     };
-    check_folder(&folder, args.resume)?;
+    let _claim = claim_folder(&folder, args.resume)?;
     let place = args.config.parent().unwrap_or(Path::new(""));
     let open = |name: &str, split| -> Result<Source> {
         let source = Source::open(name, split, place)?;

@@ -101,7 +101,7 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
         let write = |name: &str, contents: &[u8]| {
             fs::write(temporary.join(name), contents).map_err(Error::io(folder.join(name)))
         };
-        write("adapter_model.safetensors", &tensors::to_bytes(&named))?;
+        write("adapter_model.safetensors", &tensors::to_bytes(&named)?)?;
         write("adapter_config.json", format!("{config:#}\n").as_bytes())
     })?;
     Ok(rank)

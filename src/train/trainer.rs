@@ -291,7 +291,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
                 watch(&Event::Validation { step: progress.step, summary: &summary, best: gain });
                 metrics.line(&json!({"step": progress.step, "validation": summary, "best": gain}))?;
                 if gain {
-                    best = Some(tensors::to_bytes(&self.editor.tensors()));
+                    best = Some(tensors::to_bytes(&self.editor.tensors())?);
                     progress.best = Some(Best { step: progress.step, summary });
                     progress.without_gain = 0;
                 } else {
@@ -305,7 +305,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
             if last_validated == progress.step || leave {
                 progress.metrics_bytes = metrics.sync()?;
                 let optimizers = optimizers.iter().map(state_of).collect::<Result<Vec<_>>>()?;
-                let last = tensors::to_bytes(&self.editor.tensors());
+                let last = tensors::to_bytes(&self.editor.tensors())?;
                 let gained = best.is_some();
                 store.write(&Snapshot { progress: progress.clone(), last, best, optimizers })?;
                 if gained {
@@ -522,12 +522,14 @@ impl Metrics {
     }
 }
 
-/// Makes sure that a folder can take a new training: it is new, or its training is to be resumed.
+/// Makes sure that a folder can take a new training: it is new, or its training is to be resumed. What it gives keeps others from
+/// training there as long as it lives.
 ///
 /// # Errors
-/// A folder that holds a training already, or none to resume.
-pub fn check_folder(folder: &Path, resume: bool) -> Result<()> {
-    let known = Store::new(folder).progress()?;
+/// A folder that holds a training already, or none to resume, or in which another process trains.
+pub fn claim_folder(folder: &Path, resume: bool) -> Result<File> {
+    let store = Store::new(folder);
+    let known = store.progress()?;
     match (known, resume) {
         (Some(progress), false) => Err(Error::Config(format!(
             "{} holds a training of {} steps already; --resume goes on with it, --out DIR trains elsewhere",
@@ -542,8 +544,10 @@ pub fn check_folder(folder: &Path, resume: bool) -> Result<()> {
         }
         _ => {
             files::check_writable(folder)?;
+            let lock = store.lock()?;
             files::remove_leftovers(folder)?;
-            files::remove_leftovers(&folder.join("training"))
+            files::remove_leftovers(&folder.join("training"))?;
+            Ok(lock)
         }
     }
 }

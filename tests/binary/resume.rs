@@ -158,3 +158,18 @@ fn patience_runs_on_over_a_kill() {
     stdout(&run(&training(&config, &out, &[&["--resume"], &settings[..]].concat())));
     same_training(&out, &whole);
 }
+
+#[test]
+fn two_trainings_in_one_folder() {
+    let place = Place::new();
+    let config = place.gpt2_config();
+    let out = place.path("out");
+    let settings = sets(&["train.max_steps=100000"]);
+    let mut child = spawn(&training(&config, &out, &settings));
+    wait_for_steps(&mut child, &out, 3);
+    let second = training(&config, &out, &[&["--resume"], &settings[..]].concat());
+    one_line_error(&run(&second), 1, &["another process", "--out"]);
+    wait_for_steps(&mut child, &out, 6);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
