@@ -1,7 +1,6 @@
 //! Files that appear whole or not at all.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -11,21 +10,32 @@ use crate::error::{Error, Result};
 /// # Errors
 /// A folder that cannot be written, a full disk.
 pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
+    write_by(path, |temporary| fs::write(temporary, contents).map_err(Error::io(path)))
+}
+
+/// The same for contents that `make` puts into the file whose path it is given.
+///
+/// # Errors
+/// A folder that cannot be written, and what `make` says.
+pub fn write_by(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let mut temporary = tempfile::Builder::new().prefix(".emend-").tempfile_in(folder).map_err(Error::io(folder))?;
-    temporary.write_all(contents).map_err(Error::io(path))?;
-    temporary.as_file().sync_all().map_err(Error::io(path))?;
+    let temporary = tempfile::Builder::new().prefix(".emend-").tempfile_in(folder).map_err(Error::io(folder))?;
+    let temporary = temporary.into_temp_path();
+    make(&temporary)?;
+    // Opened anew: `make` may have put another file under this name, as safetensors does.
+    let made = fs::OpenOptions::new().append(true).open(&temporary).map_err(Error::io(path))?;
+    made.sync_all().map_err(Error::io(path))?;
     // A temporary file is private; the result is as readable as the one before it, or as any other file.
     match fs::metadata(path) {
-        Ok(known) => temporary.as_file().set_permissions(known.permissions()).map_err(Error::io(path))?,
-        Err(_) => make_readable(temporary.path(), 0o644)?,
+        Ok(known) => made.set_permissions(known.permissions()).map_err(Error::io(path))?,
+        Err(_) => make_readable(&temporary, 0o644)?,
     }
-    temporary.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
-    Ok(())
+    drop(made);
+    temporary.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })
 }
 
 /// Gives a file or folder the permissions of `mode`, where the system has such.

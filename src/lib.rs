@@ -30,6 +30,7 @@ mod panics;
 mod parallel;
 pub mod random;
 pub mod report;
+pub mod statistics;
 pub mod tensors;
 pub mod train;
 

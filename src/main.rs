@@ -21,6 +21,7 @@ enum Command {
     Inspect(command::inspect::Args),
     Fetch(command::fetch::Args),
     Pretrain(command::pretrain::Args),
+    Stats(command::stats::Args),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => command::inspect::run(&args),
         Command::Fetch(args) => command::fetch::run(&args).map_err(Into::into),
         Command::Pretrain(args) => command::pretrain::run(&args),
+        Command::Stats(args) => command::stats::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,16 @@
 //! Editors: functions from a model and requests to an edit.
 
+pub mod alphaedit;
+pub mod contexts;
+pub mod emmet;
+pub mod fine_tuning;
+pub mod knowledge_neurons;
+pub mod memit;
 mod mend;
+pub mod prepared;
+pub mod rome;
+mod settings;
+pub mod value;
 
 use std::sync::Arc;
 
@@ -8,6 +18,8 @@ use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::Result;
 
 pub use mend::MendEditor;
+pub use prepared::Prepared;
+pub use settings::EditorSettings;
 
 /// An editor is a function: it mutates nothing.
 pub trait Editor {
@@ -62,6 +74,7 @@ pub fn apply(
     mode: Mode,
     watch: &mut dyn FnMut(usize, &Edited) -> Result<()>,
 ) -> Result<Applied> {
+    prepared::check(if mode == Mode::Batch { requests } else { &requests[..requests.len().min(1)] })?;
     if mode == Mode::Batch {
         let edit = Arc::new(editor.edit(model, requests)?);
         let after = model.with(edit.clone())?;

@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{answer, load_edits, peak_memory, print, show_rows, train::figures};
+use super::train::{figures, folder_or_name};
+use super::{answer, load_edits, peak_memory, print, show_rows};
 use crate::apply::{Applied, Editor, MendEditor, Mode, apply};
 use crate::archive::Archive;
+use crate::config::apply::Config;
+use crate::config::beside;
 use crate::data::load_records;
 use crate::data::pocket;
 use crate::data::record::{EditRecord, Probe};
@@ -28,8 +32,14 @@ use crate::report::table::percent;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The trained editor: a folder that `emend train` wrote
-    #[arg(long, value_name = "DIR")]
-    pub archive: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "config", conflicts_with = "config")]
+    pub archive: Option<PathBuf>,
+    /// The configuration of an editor that needs no training
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Lay a value over the configuration
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    pub sets: Vec<String>,
     /// The sentence to edit
     #[arg(long, value_name = "TEXT", requires = "target", conflicts_with = "edits", required_unless_present = "edits")]
     pub prompt: Option<String>,
@@ -54,7 +64,7 @@ pub struct Args {
     /// How several edits are made: each by itself, all at once, or one on the other
     #[arg(long, value_enum, default_value = "single")]
     pub mode: Mode,
-    /// Use another model than the archive's base
+    /// Use another model than the archive's base, or the configuration's
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
     /// Go on where the archive or an edit was made on another base
@@ -89,12 +99,9 @@ const SHOWN: usize = 3;
 /// An archive, model, request or file that is wrong; files that cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
-    let archive = Archive::open(&args.archive)?;
     let device = device(&args.device)?;
-    let base = &archive.description.base;
-    let name = args.model.as_ref().unwrap_or(&base.path);
-    let model = Arc::new(Model::load(name, &device, base.dtype.into())?);
-    let editor = MendEditor { mend: archive.editor(&model, args.allow_other_base, &device)? };
+    let (name, model, editor) = editor(args, &device)?;
+    let name = &name;
     let before = load_edits(Edited::new(model.clone()), &args.under, args.allow_other_base)?;
     let records = records(args, name)?;
     check_outputs(args, records.len())?;
@@ -108,7 +115,7 @@ pub fn run(args: &Args) -> Result<()> {
     let editing = Instant::now();
     // In a sequence, what the model said right after an edit stands beside what it says at the end.
     let mut immediate: Vec<Vec<Value>> = vec![];
-    let applied = apply(&editor, &before, &requests, args.mode, &mut |number, after| {
+    let applied = apply(editor.as_ref(), &before, &requests, args.mode, &mut |number, after| {
         bar.inc(1);
         if args.json && args.mode == Mode::Sequential {
             let table = probe_table(&before, after, &[(number, &records[number])], Limits::default())?;
@@ -164,6 +171,27 @@ pub fn run(args: &Args) -> Result<()> {
         text += &line;
     }
     print(&text)
+}
+
+/// The model's name, the model, and the editor of an archive or of a configuration.
+fn editor(args: &Args, device: &Device) -> Result<(String, Arc<Model>, Box<dyn Editor>)> {
+    if let Some(folder) = &args.archive {
+        let archive = Archive::open(folder)?;
+        let base = &archive.description.base;
+        let name = args.model.as_ref().unwrap_or(&base.path).clone();
+        let model = Arc::new(Model::load(&name, device, base.dtype.into())?);
+        let mend = archive.editor(&model, args.allow_other_base, device)?;
+        return Ok((name, model, Box::new(MendEditor { mend })));
+    }
+    let path = args.config.clone().unwrap_or_default();
+    let config = Config::read(&path, &args.sets)?;
+    let name = match &args.model {
+        Some(model) => folder_or_name(Path::new(model), model),
+        None => folder_or_name(&beside(&path, &config.model.path), &config.model.path),
+    };
+    let model = Arc::new(Model::load(&name, device, config.model.dtype.into())?);
+    let editor = config.editor.editor(&model, &name, path.parent().unwrap_or(Path::new("")))?;
+    Ok((name, model, editor))
 }
 
 /// A few probes of each kind, one of each locality class first.

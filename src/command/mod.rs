@@ -5,6 +5,7 @@ pub mod fetch;
 pub mod inspect;
 pub mod predict;
 pub mod pretrain;
+pub mod stats;
 pub mod train;
 
 use std::path::PathBuf;

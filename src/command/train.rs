@@ -164,7 +164,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// The whole path of a model's folder, so that an archive finds it from anywhere; or its name, where that is no folder.
-fn folder_or_name(folder: &Path, name: &str) -> String {
+pub(super) fn folder_or_name(folder: &Path, name: &str) -> String {
     let whole = folder.is_dir().then(|| folder.canonicalize().ok()).flatten();
     whole.map_or_else(|| name.to_owned(), |folder| folder.to_string_lossy().into_owned())
 }

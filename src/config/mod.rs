@@ -1,5 +1,6 @@
 //! Configuration files as types: TOML, every key known, every error with its file and key.
 
+pub mod apply;
 pub mod pretrain;
 pub mod train;
 
@@ -17,15 +18,41 @@ use crate::error::{Error, Result};
 /// # Errors
 /// A file that cannot be read or is no TOML, an unknown key (with the nearest known one), a value of the wrong type.
 pub fn read<T: DeserializeOwned>(path: &Path, sets: &[String]) -> Result<T> {
-    let bytes = crate::files::read(path).map_err(|error| Error::Config(error.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        Error::Config(format!("{}: not UTF-8 (byte {})", path.display(), error.utf8_error().valid_up_to()))
-    })?;
-    let mut table: Table = text.parse().map_err(|error: toml::de::Error| not_toml(path, &text, &error))?;
+    let mut table = table(path, 0)?;
     for set in sets {
         lay_over(&mut table, set)?;
     }
     parse(Value::Table(table), &path.display().to_string())
+}
+
+/// A file as a table, laid over the one it names with `include = "FILE"`.
+fn table(path: &Path, depth: usize) -> Result<Table> {
+    let bytes = crate::files::read(path).map_err(|error| Error::Config(error.to_string()))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        Error::Config(format!("{}: not UTF-8 (byte {})", path.display(), error.utf8_error().valid_up_to()))
+    })?;
+    let mut own: Table = text.parse().map_err(|error: toml::de::Error| not_toml(path, &text, &error))?;
+    let Some(include) = own.remove("include") else { return Ok(own) };
+    let wrong = |why: &str| Error::Config(format!("{}: include: {why}", path.display()));
+    let include = include.as_str().ok_or_else(|| wrong("it must be the name of a file, beside this one"))?.to_owned();
+    if depth == 8 {
+        return Err(wrong("files include each other more than eight deep"));
+    }
+    let mut under = table(&beside(path, &include), depth + 1)?;
+    merge(&mut under, own);
+    Ok(under)
+}
+
+/// Lays a table over another, section by section.
+fn merge(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => merge(under, over),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
 }
 
 /// A value as a type; `origin` names it in errors.
@@ -63,6 +90,11 @@ fn explain(message: &str) -> String {
     let Some(unknown) = unknown else { return message.to_owned() };
     let what = if message.starts_with("unknown field") { "key" } else { "value" };
     let known: Vec<&str> = quoted.collect();
+    self::unknown(what, unknown, &known)
+}
+
+/// What is said of an unknown key or value: the nearest known one, and all of them.
+pub(crate) fn unknown(what: &str, unknown: &str, known: &[&str]) -> String {
     let nearest =
         known.iter().max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
     let nearest = nearest.map_or(String::new(), |nearest| format!(", did you mean `{nearest}`?"));
@@ -140,4 +172,25 @@ pub fn within(key: &str, value: f64, least: f64, most: f64) -> Result<()> {
         false => format!("it must lie between {least} and {most}"),
     };
     Err(Error::Config(format!("{key} = {value}: {range}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_file_lies_over_the_one_it_includes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("base.toml"), "[model]\npath = \"a\"\ndtype = \"f64\"\n").unwrap();
+        std::fs::write(path("top.toml"), "include = \"base.toml\"\n[model]\npath = \"b\"\n").unwrap();
+        let found: BTreeMap<String, ModelSection> = read(&path("top.toml"), &[]).unwrap();
+        assert_eq!((found["model"].path.as_str(), found["model"].dtype), ("b", Precision::F64));
+
+        std::fs::write(path("self.toml"), "include = \"self.toml\"\n").unwrap();
+        let error = read::<Table>(&path("self.toml"), &[]).unwrap_err().to_string();
+        assert!(error.contains("eight deep"), "{error}");
+    }
 }

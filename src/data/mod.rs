@@ -13,6 +13,7 @@ pub mod record;
 
 pub mod sets;
 pub mod source;
+pub mod text;
 pub mod world;
 mod zsre;
 

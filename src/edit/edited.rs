@@ -146,6 +146,23 @@ impl Edited {
         Ok(edited)
     }
 
+    /// A weight `[d_in, d_out]` and its bias `[d_out]` as the edits made them, multiplied out.
+    ///
+    /// # Errors
+    /// The model has no such weight.
+    pub fn weight(&self, at: Weight) -> Result<(Tensor<2>, Option<Tensor<1>>)> {
+        let linear = self.decoder.linear(at)?;
+        let mut weight = linear.weight.val();
+        if let Some((a, b)) = self.deltas.matrices.get(&at) {
+            weight = weight + a.clone().matmul(b.clone());
+        }
+        let bias = match (linear.bias.as_ref().map(|bias| bias.val()), self.deltas.biases.get(&at)) {
+            (Some(bias), Some(delta)) => Some(bias + delta.clone()),
+            (bias, delta) => bias.or_else(|| delta.cloned()),
+        };
+        Ok((weight, bias))
+    }
+
     /// The number of layers.
     pub fn layers(&self) -> usize {
         self.decoder.spec.layers

@@ -80,7 +80,7 @@ pub struct Edit {
     pub provenance: Provenance,
     /// What it changes.
     pub change: Change,
-    /// What its editor wants back for its next edit.
+    /// What its editor wants back for its next edit; of joined edits, what each left stands side by side.
     pub state: BTreeMap<String, Tensor<2>>,
 }
 
@@ -97,12 +97,12 @@ impl Edit {
         &self.id
     }
 
-    /// Several edits of one stack as one: the sum of their changes, with all requests in its provenance.
+    /// Several edits of one stack as one: the sum of their changes, with all requests in its provenance and all states.
     ///
     /// # Errors
     /// There is none to join.
     pub fn join(edits: &[std::sync::Arc<Edit>]) -> Result<Edit> {
-        let (Some(first), Some(last)) = (edits.first(), edits.last()) else {
+        let Some(first) = edits.first() else {
             return Err(Error::Input("there is no edit to join".into()));
         };
         let change = Change::Weights(WeightChange::sum(edits.iter().map(|edit| {
@@ -111,7 +111,19 @@ impl Edit {
         })));
         let mut provenance = first.provenance.clone();
         provenance.requests = edits.iter().flat_map(|edit| edit.provenance.requests.iter().cloned()).collect();
-        Ok(Edit::new(provenance, change, last.state.clone()))
+        // An editor that goes on wants what every one of them left.
+        let mut state: BTreeMap<String, Tensor<2>> = BTreeMap::new();
+        for (name, tensor) in edits.iter().flat_map(|edit| &edit.state) {
+            let tensor = match state.remove(name) {
+                Some(known) if known.dims()[0] == tensor.dims()[0] => {
+                    let tensor = tensor.clone().cast(known.dtype());
+                    Tensor::cat(vec![known, tensor], 1)
+                }
+                _ => tensor.clone(),
+            };
+            state.insert(name.clone(), tensor);
+        }
+        Ok(Edit::new(provenance, change, state))
     }
 
     /// Writes it as one safetensors file, whole or not at all.

@@ -13,6 +13,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Put before every text, or taken away where tokenizer.json adds one against tokenizer_config.json.
     begin: Begin,
+    /// What tokenizer_config.json calls the begin token.
+    bos: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +100,7 @@ impl Tokenizer {
             (Some(false), Some(id)) => Begin::Without(id),
             _ => Begin::AsStored,
         };
-        Ok(Tokenizer { inner, begin })
+        Ok(Tokenizer { inner, begin, bos: id })
     }
 
     /// The ids of a text and the byte range of the text that each stands for; a token that the tokenizer adds has an empty range.
@@ -126,6 +128,23 @@ impl Tokenizer {
             _ => {}
         }
         Ok((ids, offsets))
+    }
+
+    /// The token that texts begin with, where the tokenizer names one.
+    pub fn begin(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// BLAKE3 of the tokenizer and of its rule for the beginning of a text, in hexadecimal.
+    ///
+    /// # Errors
+    /// A tokenizer that cannot be written down.
+    pub fn fingerprint(&self) -> Result<String> {
+        let text = self.inner.to_string(false);
+        let text = text.map_err(|error| Error::Input(format!("the tokenizer cannot be written down: {error}")))?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(text.as_bytes()).update(format!("{:?}", self.begin).as_bytes());
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     /// The tokens of a text, with the tokenizer's own beginning.

@@ -1,5 +1,6 @@
 //! What a user of the library relies on.
 
+mod attribution;
 mod common;
 mod golden;
 mod mend;

@@ -1,0 +1,105 @@
+//! Texts that stand before a prompt, so that an edit does not hang on its prompt standing first.
+
+use serde::{Deserialize, Serialize};
+
+use crate::edit::generate::Sampling;
+use crate::edit::{EditRequest, Edited};
+use crate::error::{Error, Result};
+use crate::model::tokenizer::Continuation;
+
+/// Contexts that the model writes itself: for each `[tokens, count]`, `count` texts of `tokens` tokens, and the empty
+/// one first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampled {
+    /// `[tokens, count]`
+    pub lengths: Vec<[usize; 2]>,
+    /// Words each text begins with in turn; none to begin with the begin token alone.
+    #[serde(default)]
+    pub starts: Vec<String>,
+    /// The seed of the draws.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// The templates of an editor: those it was given, else sampled ones. Each holds one `{}`, where the prompt stands.
+///
+/// # Errors
+/// A template without its `{}`, or a model that has no begin token to write from.
+pub fn templates(model: &Edited, given: &[String], sampled: &Sampled) -> Result<Vec<String>> {
+    if let Some(wrong) = given.iter().find(|template| template.matches("{}").count() != 1) {
+        let message = format!("editor.context_templates: \"{wrong}\" must hold {{}} once, where the prompt stands");
+        return Err(Error::Config(message));
+    }
+    if !given.is_empty() {
+        return Ok(given.to_vec());
+    }
+    // The frozen model writes them: they stay the same as edits are stacked.
+    let base = Edited::new(model.base().clone());
+    let tokenizer = &base.base().tokenizer;
+    let mut templates = vec!["{}".to_owned()];
+    for (number, [tokens, count]) in sampled.lengths.iter().enumerate() {
+        let starts: Vec<Vec<u32>> = match sampled.starts.is_empty() {
+            true => {
+                let begin = tokenizer.begin().ok_or_else(|| {
+                    let message = "editor.context: the tokenizer names no begin token; give context.starts";
+                    Error::Config(message.into())
+                })?;
+                vec![vec![begin]]
+            }
+            false => sampled.starts.iter().map(|start| tokenizer.encode(start)).collect::<Result<_>>()?,
+        };
+        let rows: Vec<Vec<u32>> = (0..*count).map(|row| starts[row % starts.len()].clone()).collect();
+        let seed = sampled.seed.wrapping_add(number as u64);
+        let sampling = Sampling { temperature: 1.0, top_k: 5, top_p: 1.0, seed };
+        let stop = base.base().stop_tokens();
+        for (start, made) in rows.iter().zip(base.generate(&rows, *tokens, &stop, &sampling)?) {
+            let ids: Vec<u32> = start.iter().chain(&made).copied().collect();
+            let text = tokenizer.decode(&ids)?.replace(['{', '}', '\n'], " ");
+            templates.push(format!("{}. {{}}", text.trim().trim_end_matches('.')));
+        }
+    }
+    Ok(templates)
+}
+
+/// A request in its contexts, as tokens.
+#[derive(Debug, Clone)]
+pub struct Posed {
+    /// Prompt and target in each context; the first is the empty one where templates are sampled.
+    pub rows: Vec<Continuation>,
+    /// The index of the subject's last token in each row.
+    pub subjects: Vec<usize>,
+    /// "SUBJECT is a": what the subject is beside the fact.
+    pub essence: Vec<u32>,
+    /// The index of the subject's last token in it.
+    pub essence_subject: usize,
+}
+
+impl Posed {
+    /// Poses a request.
+    ///
+    /// # Errors
+    /// A request without a subject, or whose subject does not occur in its prompt; texts that cannot be tokenised.
+    pub fn new(model: &Edited, request: &EditRequest, templates: &[String]) -> Result<Self> {
+        let tokenizer = &model.base().tokenizer;
+        let subject = request.subject.as_deref().map(str::trim).filter(|subject| !subject.is_empty());
+        let subject = subject.ok_or_else(|| {
+            Error::Input(format!("\"{}\" names no subject; say what the fact is about (--subject)", request.prompt))
+        })?;
+        let (mut rows, mut subjects) = (vec![], vec![]);
+        for template in templates {
+            let prompt = template.replace("{}", &request.prompt);
+            let row = tokenizer.continuation(&prompt, &request.target_new)?;
+            // A tokenizer may cut a prompt otherwise where a target follows; the subject is never beyond it.
+            subjects.push(tokenizer.last_of_subject(&prompt, subject)?.min(row.prompt - 1));
+            rows.push(row);
+        }
+        let essence = format!("{subject} is a");
+        Ok(Posed {
+            rows,
+            subjects,
+            essence: tokenizer.encode_prompt(&essence)?,
+            essence_subject: tokenizer.last_of_subject(&essence, subject)?,
+        })
+    }
+}

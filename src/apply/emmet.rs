@@ -1,0 +1,87 @@
+//! EMMET: a batch of associations under equality constraints (Gupta et al., 2024): `ΔW = C⁻¹K (KᵀC⁻¹K + ridge)⁻¹ Rᵀ`
+//! maps every key to its value exactly where the ridge is 0.
+
+use std::collections::BTreeMap;
+
+use faer::linalg::solvers::Solve;
+use faer::{Mat, Scale, Side};
+use serde::{Deserialize, Serialize};
+
+use super::Editor;
+use super::memit::{Common, singular, spread};
+use super::prepared::Prepared;
+use crate::edit::{Change, Edit, EditRequest, Edited};
+use crate::error::Result;
+
+/// `[editor]` of an EMMET config.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// What it shares with MEMIT.
+    #[serde(flatten)]
+    pub common: Common,
+    /// λ: C is scaled by it, so that the ridge counts for less or more.
+    #[serde(default = "covariance_weight")]
+    pub covariance_weight: f64,
+    /// Added to the diagonal of KᵀC⁻¹K.
+    #[serde(default = "ridge")]
+    pub ridge: f64,
+}
+
+fn covariance_weight() -> f64 {
+    10_000.0
+}
+
+fn ridge() -> f64 {
+    0.1
+}
+
+/// EMMET, ready to edit.
+pub struct Emmet {
+    settings: Settings,
+    prepared: Prepared,
+}
+
+impl Emmet {
+    /// # Errors
+    /// Settings out of range.
+    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+        settings.common.descent().check()?;
+        crate::config::within("editor.covariance_weight", settings.covariance_weight, 1e-12, 1e15)?;
+        crate::config::within("editor.ridge", settings.ridge, 0.0, 1e15)?;
+        Ok(Emmet { settings, prepared })
+    }
+}
+
+impl Editor for Emmet {
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        let change = spread(model, requests, &self.settings.common, &mut |layer, keys| {
+            let x = self.prepared.whiten(layer, keys.clone())? * Scale(1.0 / self.settings.covariance_weight);
+            constrained(&x, keys, self.settings.ridge)
+        })?;
+        let provenance = self.prepared.provenance("emmet", self.describe().1, model, requests);
+        Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
+    }
+
+    fn describe(&self) -> (String, serde_json::Value) {
+        ("emmet".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+    }
+}
+
+/// `X (KᵀX + ridge)⁻¹` with `X = C⁻¹K`.
+///
+/// # Errors
+/// A singular system: two requests with one key, and no ridge.
+pub fn constrained(x: &Mat<f64>, keys: &Mat<f64>, ridge: f64) -> Result<Mat<f64>> {
+    let mut d = keys.transpose() * x;
+    for index in 0..keys.ncols() {
+        d[(index, index)] += ridge;
+    }
+    let factor = d.llt(Side::Lower).map_err(|_| singular())?;
+    // A key that others make up leaves a pivot that is 0 but for rounding.
+    let pivots = factor.L();
+    let lost = |index: usize| pivots[(index, index)].powi(2) <= 1e-14 * d[(index, index)];
+    if (0..d.ncols()).any(lost) {
+        return Err(singular());
+    }
+    Ok(factor.solve(x.transpose()).transpose().to_owned())
+}

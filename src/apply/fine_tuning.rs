@@ -1,0 +1,237 @@
+//! Fine-tuning on the edit alone: of some weights of some layers, free or held near where they were.
+//!
+//! With `norm_constraint` ε no element leaves `[−ε, ε]` around its base (FT-L, Zhu et al., 2020; constrained
+//! fine-tuning of Hase et al., 2023, with one layer or five). The loss is that of the target's tokens under teacher
+//! forcing (FT-M); `compat = "prompt_last"` reads all of them at the prompt's last token, as ROME's baseline does.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{DType, Int, Tensor, TensorData, activation};
+use serde::{Deserialize, Serialize};
+
+use super::Editor;
+use super::prepared::{Prepared, check, of_request, precision};
+use crate::edit::score::check_targets;
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
+use crate::error::{Error, Result};
+use crate::model::tap::{NoTap, Role, Weight};
+use crate::model::taps::GradientProbes;
+use crate::model::tokenizer::Continuation;
+use crate::model::tokens::Tokens;
+
+/// `[editor]` of a fine-tuning config.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The layers.
+    pub layers: Vec<usize>,
+    /// The weights in each.
+    #[serde(default = "weights")]
+    pub weights: Vec<String>,
+    /// Whether the biases of these weights are trained too, where there are any.
+    #[serde(default = "yes")]
+    pub biases: bool,
+    /// Updates at most.
+    #[serde(default = "steps")]
+    pub steps: usize,
+    /// The optimiser's.
+    pub learning_rate: f64,
+    /// The optimiser.
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    /// ε: the largest change of an element; none unless given.
+    #[serde(default)]
+    pub norm_constraint: Option<f64>,
+    /// Done once the loss is below this.
+    #[serde(default = "early_stop")]
+    pub early_stop: f64,
+    /// Which positions the loss reads.
+    #[serde(default)]
+    pub compat: Compat,
+}
+
+/// The optimisers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// Kingma and Ba, 2015.
+    #[default]
+    Adam,
+    /// Plain descent.
+    Sgd,
+    /// With a mean of squares that forgets 1 % a step, as in MEND's baseline.
+    RmsProp,
+}
+
+/// Which positions the loss reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compat {
+    /// Each token of the target where it is predicted.
+    #[default]
+    None,
+    /// All of them at the prompt's last token.
+    PromptLast,
+}
+
+fn weights() -> Vec<String> {
+    vec![Role::MlpDown.to_string()]
+}
+fn yes() -> bool {
+    true
+}
+fn steps() -> usize {
+    25
+}
+fn early_stop() -> f64 {
+    1e-2
+}
+
+/// Fine-tuning, ready to edit.
+pub struct FineTuning {
+    settings: Settings,
+    prepared: Prepared,
+    roles: Vec<Role>,
+}
+
+impl FineTuning {
+    /// # Errors
+    /// Settings out of range.
+    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+        use crate::config::within;
+        within("editor.learning_rate", settings.learning_rate, 0.0, 1e3)?;
+        if let Some(most) = settings.norm_constraint {
+            within("editor.norm_constraint", most, 0.0, 1e9)?;
+        }
+        let roles = settings.weights.iter().map(|name| name.parse::<Role>()).collect::<Result<Vec<_>>>()?;
+        if settings.layers.is_empty() || roles.is_empty() {
+            return Err(Error::Config("editor.layers and editor.weights must name at least one each".into()));
+        }
+        Ok(FineTuning { settings, prepared, roles })
+    }
+
+    /// The cells at which the loss is read, each with its target.
+    fn reads(&self, rows: &[Continuation]) -> Vec<((usize, usize), u32)> {
+        let mut reads = vec![];
+        for (row, text) in rows.iter().enumerate() {
+            let cells: Vec<usize> = match self.settings.compat {
+                Compat::None => text.reads().collect(),
+                Compat::PromptLast => vec![text.prompt - 1; text.target().len()],
+            };
+            reads.extend(cells.into_iter().map(|cell| (row, cell)).zip(text.target().iter().copied()));
+        }
+        reads
+    }
+}
+
+/// A tensor that is being tuned, with the optimiser's moments.
+struct Tuned<const D: usize> {
+    delta: Tensor<D>,
+    first: Tensor<D>,
+    second: Tensor<D>,
+}
+
+impl<const D: usize> Tuned<D> {
+    fn like(tensor: &Tensor<D>, dtype: DType) -> Self {
+        let zero = tensor.zeros_like().cast(dtype);
+        Tuned { delta: zero.clone(), first: zero.clone(), second: zero }
+    }
+
+    fn step(&mut self, gradient: Tensor<D>, settings: &Settings, step: i32) {
+        let gradient = gradient.cast(self.delta.dtype());
+        let change = match settings.optimizer {
+            Optimizer::Sgd => gradient,
+            Optimizer::Adam => {
+                self.first = self.first.clone().mul_scalar(0.9) + gradient.clone().mul_scalar(0.1);
+                self.second = self.second.clone().mul_scalar(0.999) + gradient.square().mul_scalar(0.001);
+                let mean = self.first.clone().div_scalar(1.0 - 0.9f64.powi(step));
+                mean / self.second.clone().div_scalar(1.0 - 0.999f64.powi(step)).sqrt().add_scalar(1e-8)
+            }
+            Optimizer::RmsProp => {
+                self.second = self.second.clone().mul_scalar(0.99) + gradient.clone().square().mul_scalar(0.01);
+                gradient / self.second.clone().sqrt().add_scalar(1e-8)
+            }
+        };
+        self.delta = self.delta.clone() - change.mul_scalar(settings.learning_rate);
+        if let Some(most) = settings.norm_constraint {
+            self.delta = self.delta.clone().clamp(-most, most);
+        }
+    }
+}
+
+impl Editor for FineTuning {
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        check(requests)?;
+        let tokenizer = &model.base().tokenizer;
+        let texts = requests.iter().enumerate().map(|(number, request)| {
+            let text = tokenizer.continuation(&request.prompt, &request.target_new);
+            let text = text.and_then(|text| check_targets(model, text.target()).map(|()| text));
+            text.map_err(|error| of_request(requests, number, error))
+        });
+        let rows = texts.collect::<Result<Vec<_>>>()?;
+        let tokens = Tokens::new(rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()).collect());
+        let mut tuned = BTreeMap::new();
+        let mut biases = BTreeMap::new();
+        for &layer in &self.settings.layers {
+            for &role in &self.roles {
+                let at = Weight::decoder(layer, role);
+                let linear = model.base().decoder.linear(at)?;
+                tuned.insert(at, Tuned::like(&linear.weight.val(), precision(model)));
+                if let Some(bias) = linear.bias.as_ref().filter(|_| self.settings.biases) {
+                    biases.insert(at, Tuned::like(&bias.val(), precision(model)));
+                }
+            }
+        }
+        let lowest = self.settings.layers.iter().copied().min().unwrap_or(0);
+        let hidden = model.embed(&tokens, &mut NoTap)?;
+        let hidden = model.blocks(hidden, 0..lowest, tokens.span(), None, &mut NoTap)?;
+        let reads = self.reads(&rows);
+        let cells: Vec<(usize, usize)> = reads.iter().map(|(cell, _)| *cell).collect();
+        let ids: Vec<i64> = reads.iter().map(|(_, id)| i64::from(*id)).collect();
+        let share: Vec<f64> =
+            reads.iter().map(|((row, _), _)| 1.0 / (rows.len() * rows[*row].target().len()) as f64).collect();
+
+        let change = |tuned: &BTreeMap<Weight, Tuned<2>>, biases: &BTreeMap<Weight, Tuned<1>>| WeightChange {
+            matrices: tuned.iter().map(|(&at, tuned)| (at, Delta::Dense(tuned.delta.clone()))).collect(),
+            biases: biases.iter().map(|(&at, tuned)| (at, tuned.delta.clone())).collect(),
+        };
+        for step in 1..=self.settings.steps {
+            let provenance = self.prepared.provenance("fine_tuning", serde_json::Value::Null, model, &[]);
+            let now = model.with(Edit::new(provenance, Change::Weights(change(&tuned, &biases)), BTreeMap::new()))?;
+            let mut probes = GradientProbes::at(tuned.keys().copied());
+            let hidden = now.blocks(hidden.clone(), lowest..now.layers(), tokens.span(), None, &mut probes)?;
+            let log = activation::log_softmax(now.head(hidden, &cells), 1);
+            let index = Tensor::<1, Int>::from_data(ids.as_slice(), &log.device().inner()).unsqueeze_dim::<2>(1);
+            let share = Tensor::<1>::from_data(
+                TensorData::new(share.clone(), [share.len()]),
+                (&log.device().inner(), log.dtype()),
+            );
+            let loss = (log.gather(1, index).squeeze_dim::<1>(1) * share).sum().neg();
+            let value: f64 = loss.clone().inner().into_data().iter::<f64>().sum();
+            if !value.is_finite() {
+                return Err(Error::Input("the loss is not finite; try a lower editor.learning_rate".into()));
+            }
+            if value < self.settings.early_stop {
+                break;
+            }
+            // uᵀδ is the gradient of a matrix, the sum of δ that of its bias.
+            for (at, (u, delta)) in probes.read(&loss.backward()) {
+                let [rows, cells, d_in] = u.dims();
+                let d_out = delta.dims()[2];
+                let (u, delta) = (u.reshape([rows * cells, d_in]), delta.reshape([rows * cells, d_out]));
+                if let Some(bias) = biases.get_mut(&at) {
+                    bias.step(delta.clone().sum_dim(0).squeeze_dim(0), &self.settings, step as i32);
+                }
+                if let Some(matrix) = tuned.get_mut(&at) {
+                    matrix.step(u.transpose().matmul(delta), &self.settings, step as i32);
+                }
+            }
+        }
+        let provenance = self.prepared.provenance("fine_tuning", self.describe().1, model, requests);
+        Ok(Edit::new(provenance, Change::Weights(change(&tuned, &biases)), BTreeMap::new()))
+    }
+
+    fn describe(&self) -> (String, serde_json::Value) {
+        ("fine_tuning".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+    }
+}

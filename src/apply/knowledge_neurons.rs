@@ -1,0 +1,322 @@
+//! Knowledge neurons (Dai et al., 2022): which MLP neurons bring an answer forth, and what becomes of it when they are
+//! changed.
+//!
+//! The attribution of neuron i of a layer at the prompt's last token, with hidden activations a and answer y, is the
+//! integrated gradient
+//!
+//! ```text
+//! aᵢ · mean over α = 1/m, 2/m, …, 1 of ∂p(y | hidden = α a)/∂hiddenᵢ
+//! ```
+//!
+//! Only the one position is run, above the layer, with the steps as rows of one batch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::tensor::{Int, Tensor, TensorData, activation};
+use serde::{Deserialize, Serialize};
+
+use super::Editor;
+use super::contexts::{Sampled, templates};
+use super::prepared::{Prepared, check, of_request, precision};
+use crate::edit::score::check_targets;
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
+use crate::error::{Error, Result};
+use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
+use crate::model::taps::{Recorder, cells};
+use crate::model::tokens::Tokens;
+
+/// `[editor]` of a knowledge-neurons config.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The layers searched; all unless given.
+    #[serde(default)]
+    pub layers: Vec<usize>,
+    /// Steps of the integral.
+    #[serde(default = "steps")]
+    pub steps: usize,
+    /// A neuron counts for a prompt from this share of the largest attribution on.
+    #[serde(default = "threshold")]
+    pub threshold: f64,
+    /// It is kept if it counts for at least this share of the prompts.
+    #[serde(default = "share")]
+    pub share: f64,
+    /// At most so many neurons, those with the largest attributions; 0 for all.
+    #[serde(default = "most")]
+    pub most: usize,
+    /// What is done with them.
+    #[serde(default)]
+    pub operation: Operation,
+    /// Of the old answer's embedding, in rewriting.
+    #[serde(default = "one")]
+    pub old_weight: f64,
+    /// Of the new answer's embedding, in rewriting.
+    #[serde(default = "new_weight")]
+    pub new_weight: f64,
+    /// Texts with `{}` where the prompt stands, for refinement; sampled where there are none.
+    #[serde(default)]
+    pub context_templates: Vec<String>,
+    /// How contexts are sampled.
+    #[serde(default = "context")]
+    pub context: Sampled,
+}
+
+/// What is done with the neurons found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operation {
+    /// Their output rows become 0.
+    Erase,
+    /// Their output rows are doubled.
+    Amplify,
+    /// The old answer's output embedding is taken off their rows, the new one's is added.
+    #[default]
+    Rewrite,
+}
+
+fn steps() -> usize {
+    20
+}
+fn threshold() -> f64 {
+    0.2
+}
+fn share() -> f64 {
+    0.5
+}
+fn most() -> usize {
+    20
+}
+fn one() -> f64 {
+    1.0
+}
+fn new_weight() -> f64 {
+    8.0
+}
+fn context() -> Sampled {
+    Sampled { lengths: vec![], starts: vec![], seed: 0 }
+}
+
+/// A neuron with its attribution.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Neuron {
+    /// The layer.
+    pub layer: usize,
+    /// Its index in the MLP's hidden activations.
+    pub neuron: usize,
+    /// Its attribution, the mean over prompts; it is 0 where the neuron does not count.
+    pub attribution: f64,
+}
+
+/// Knowledge neurons, ready to edit.
+pub struct KnowledgeNeurons {
+    settings: Settings,
+    prepared: Prepared,
+}
+
+impl KnowledgeNeurons {
+    /// # Errors
+    /// Settings out of range.
+    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+        use crate::config::within;
+        within("editor.steps", settings.steps as f64, 1.0, 1e6)?;
+        within("editor.threshold", settings.threshold, 0.0, 1.0)?;
+        within("editor.share", settings.share, 0.0, 1.0)?;
+        Ok(KnowledgeNeurons { settings, prepared })
+    }
+
+    /// The neurons that bring forth `answer` after each of the prompts.
+    ///
+    /// # Errors
+    /// Prompts that cannot be tokenised.
+    pub fn find(&self, model: &Edited, prompts: &[String], answer: u32) -> Result<Vec<Neuron>> {
+        let layers: Vec<usize> = match self.settings.layers.is_empty() {
+            true => (0..model.layers()).collect(),
+            false => self.settings.layers.clone(),
+        };
+        let mut counts: BTreeMap<(usize, usize), (usize, f64)> = BTreeMap::new();
+        for prompt in prompts {
+            let ids = model.base().tokenizer.encode_prompt(prompt)?;
+            let found = attributions(model, &ids, answer, &layers, self.settings.steps)?;
+            let largest = found.values().flatten().copied().fold(0.0, f64::max);
+            for (layer, values) in found {
+                for (neuron, value) in values.into_iter().enumerate() {
+                    if value > 0.0 && value >= self.settings.threshold * largest {
+                        let entry = counts.entry((layer, neuron)).or_default();
+                        entry.0 += 1;
+                        entry.1 += value / prompts.len() as f64;
+                    }
+                }
+            }
+        }
+        let wanted = self.settings.share * prompts.len() as f64;
+        let kept = counts.into_iter().filter(|(_, (count, _))| *count as f64 >= wanted);
+        let mut kept: Vec<Neuron> =
+            kept.map(|((layer, neuron), (_, attribution))| Neuron { layer, neuron, attribution }).collect();
+        kept.sort_by(|a, b| b.attribution.total_cmp(&a.attribution));
+        if self.settings.most > 0 {
+            kept.truncate(self.settings.most);
+        }
+        Ok(kept)
+    }
+
+    /// The change for one request, and its neurons. Those in `taken` were erased or amplified before.
+    fn change(
+        &self,
+        model: &Edited,
+        request: &EditRequest,
+        templates: &[String],
+        taken: &mut BTreeSet<(usize, usize)>,
+    ) -> Result<(WeightChange, Vec<Neuron>)> {
+        let tokenizer = &model.base().tokenizer;
+        let prompts: Vec<String> = templates.iter().map(|template| template.replace("{}", &request.prompt)).collect();
+        let first = |target: &str| -> Result<u32> {
+            let text = tokenizer.continuation(&request.prompt, target)?;
+            check_targets(model, text.target())?;
+            Ok(text.target()[0])
+        };
+        let new = first(&request.target_new)?;
+        // Where the record does not say what is answered before, the model does.
+        let old = match &request.target_true {
+            Some(target) => first(target)?,
+            None => {
+                let ids = tokenizer.encode_prompt(&request.prompt)?;
+                model.next_tokens(&ids, 1)?.first().map_or(new, |token| token.id)
+            }
+        };
+        let neurons = self.find(model, &prompts, old)?;
+        let mut by_layer: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for neuron in &neurons {
+            // What is erased or amplified for several requests is so once.
+            if self.settings.operation == Operation::Rewrite || taken.insert((neuron.layer, neuron.neuron)) {
+                by_layer.entry(neuron.layer).or_default().push(neuron.neuron);
+            }
+        }
+        let decoder = &model.base().decoder;
+        let (device, dtype) = (decoder.device(), precision(model));
+        let size = |rows: Tensor<2>| rows.square().sum_dim(1).sqrt();
+        // An answer's output embedding, of length 1.
+        let embedding = |id: u32| -> Tensor<2> {
+            let index = Tensor::<1, Int>::from_data([i64::from(id)], &device);
+            let row = match &decoder.head {
+                Some(head) => head.val().select(1, index).transpose(),
+                None => decoder.embedding.val().select(0, index),
+            };
+            let row = row.cast(dtype);
+            row.clone() * size(row).recip()
+        };
+        let mut matrices = BTreeMap::new();
+        for (layer, mine) in by_layer {
+            let at = Weight::decoder(layer, Role::MlpDown);
+            let (weight, _) = model.weight(at)?;
+            let [d_in, _] = weight.dims();
+            let index: Vec<i64> = mine.iter().map(|&neuron| neuron as i64).collect();
+            let rows = weight.select(0, Tensor::<1, Int>::from_data(index.as_slice(), &device)).cast(dtype);
+            let b = match self.settings.operation {
+                Operation::Erase => rows.neg(),
+                Operation::Amplify => rows,
+                Operation::Rewrite => {
+                    // Both answers are measured by the rows that they are added to.
+                    let direction = embedding(new).mul_scalar(self.settings.new_weight)
+                        - embedding(old).mul_scalar(self.settings.old_weight);
+                    size(rows) * direction
+                }
+            };
+            let mut places = vec![0.0f64; d_in * mine.len()];
+            mine.iter().enumerate().for_each(|(column, &neuron)| places[neuron * mine.len() + column] = 1.0);
+            let a = Tensor::<2>::from_data(TensorData::new(places, [d_in, mine.len()]), (&device, dtype));
+            matrices.insert(at, Delta::LowRank { a, b });
+        }
+        Ok((WeightChange { matrices, biases: BTreeMap::new() }, neurons))
+    }
+}
+
+impl Editor for KnowledgeNeurons {
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        check(requests)?;
+        let templates = templates(model, &self.settings.context_templates, &self.settings.context)?;
+        let (mut changes, mut found, mut taken) = (vec![], vec![], BTreeSet::new());
+        for (number, request) in requests.iter().enumerate() {
+            let change = self.change(model, request, &templates, &mut taken);
+            let (change, neurons) = change.map_err(|error| of_request(requests, number, error))?;
+            changes.push(change);
+            found.push(neurons);
+        }
+        let mut settings = self.describe().1;
+        settings["neurons"] = serde_json::json!(found);
+        let provenance = self.prepared.provenance("knowledge_neurons", settings, model, requests);
+        Ok(Edit::new(provenance, Change::Weights(WeightChange::sum(changes.iter())), BTreeMap::new()))
+    }
+
+    fn describe(&self) -> (String, serde_json::Value) {
+        ("knowledge_neurons".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+    }
+}
+
+/// The integrated gradients of all neurons of some layers at the last token of `ids`.
+///
+/// # Errors
+/// A text that the model cannot take.
+pub fn attributions(
+    model: &Edited,
+    ids: &[u32],
+    answer: u32,
+    layers: &[usize],
+    steps: usize,
+) -> Result<BTreeMap<usize, Vec<f64>>> {
+    let last = ids.len().checked_sub(1).ok_or_else(|| Error::Input("there is no token to read".into()))?;
+    let site = |layer, place| Site { stack: Stack::Decoder, layer, place };
+    let mut past = model.past();
+    if last > 0 {
+        let left = Tokens::new(vec![ids[..last].to_vec()]);
+        let hidden = model.embed(&left, &mut NoTap)?;
+        model.blocks(hidden, 0..model.layers(), left.span(), Some(&mut past), &mut NoTap)?;
+    }
+    // The last token by itself, on what stands left of it.
+    let here = Tokens::placed(vec![vec![ids[last]]], vec![(0, last)]);
+    let wanted = layers.iter().flat_map(|&layer| {
+        [site(layer, Place::MlpHidden), site(layer, Place::MlpOut), site(layer, Place::BlockOut)]
+    });
+    let mut recorder = Recorder::at(wanted);
+    let hidden = model.embed(&here, &mut NoTap)?;
+    model.blocks(hidden, 0..model.layers(), here.span(), Some(&mut past.clone()), &mut recorder)?;
+
+    let many = Tokens::placed(vec![vec![ids[last]]; steps], (0..steps).map(|step| (step, last)).collect());
+    let past = past.select(&vec![0; steps]);
+    let reads: Vec<(usize, usize)> = (0..steps).map(|row| (row, 0)).collect();
+    let mut found = BTreeMap::new();
+    for &layer in layers {
+        let mut at = |place| {
+            let seen = recorder.values.remove(&site(layer, place)).map(|seen| cells(seen, &[(0, 0)]));
+            seen.ok_or_else(|| Error::Input(format!("the model has no layer {layer}")))
+        };
+        let (a, out, above) = (at(Place::MlpHidden)?, at(Place::MlpOut)?, at(Place::BlockOut)?);
+        let (device, dtype) = (a.device(), a.dtype());
+        // What the hidden activations bring to the stream: the MLP's output without its bias.
+        let (weight, bias) = model.weight(Weight::decoder(layer, Role::MlpDown))?;
+        let brought = match bias {
+            Some(bias) => out - bias.unsqueeze(),
+            None => out,
+        };
+        let alphas: Vec<f64> = (1..=steps).map(|step| step as f64 / steps as f64 - 1.0).collect();
+        let less = Tensor::<2>::from_data(TensorData::new(alphas, [steps, 1]), (&device, dtype));
+        let streams = above + less * brought;
+        let leaf = Tensor::from_inner(streams).require_grad();
+        let mut past = past.clone();
+        let hidden = model.blocks(
+            leaf.clone().unsqueeze_dim(1),
+            layer + 1..model.layers(),
+            many.span(),
+            Some(&mut past),
+            &mut NoTap,
+        )?;
+        let p = activation::softmax(model.head(hidden, &reads), 1);
+        let index = Tensor::<1, Int>::from_data([i64::from(answer)], &device);
+        let gradients = p.select(1, index).sum().backward();
+        let gradient = leaf.grad(&gradients);
+        let gradient = gradient.ok_or_else(|| Error::Input("the answer does not hang on the layer".into()))?;
+        // ∂p/∂hidden = (∂p/∂stream) · Wᵀ
+        let mean = gradient.mean_dim(0).matmul(weight.transpose());
+        found.insert(layer, (a * mean).into_data().iter::<f64>().collect());
+    }
+    Ok(found)
+}

@@ -1,0 +1,317 @@
+//! MEMIT: many associations in several layers at once (Meng et al., 2023).
+//!
+//! For each request a stream z at the last of the layers is found that makes the model answer. Then, from the lowest
+//! layer up, each takes its share of what is still missing: with keys K and `R = (z − stream) / layers left`,
+//!
+//! ```text
+//! ΔW = (λC + K Kᵀ)⁻¹ K Rᵀ
+//! ```
+//!
+//! where later layers see what earlier ones changed.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Int, Tensor};
+use faer::linalg::solvers::Solve;
+use faer::{Mat, Scale, Side};
+use serde::{Deserialize, Serialize};
+
+use super::Editor;
+use super::contexts::{Posed, Sampled, templates};
+use super::prepared::{Prepared, check, columns, of_request, tensor};
+use super::value::{Cone, Descent, Measured, descend};
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, WeightChange};
+use crate::error::{Error, Result};
+use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
+use crate::model::taps::{Recorder, cells};
+use crate::model::tokens::Tokens;
+
+/// Requests whose z are found together.
+const TOGETHER: usize = 10;
+
+/// What MEMIT, EMMET and AlphaEdit have in common.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Common {
+    /// The layers, lowest first.
+    pub layers: Vec<usize>,
+    /// Evaluations of z's loss; one update fewer.
+    #[serde(default = "steps")]
+    pub steps: usize,
+    /// Adam's, for z.
+    #[serde(default = "learning_rate")]
+    pub learning_rate: f64,
+    /// z is found once its loss is below this.
+    #[serde(default = "early_stop")]
+    pub early_stop: f64,
+    /// Of z's decay term.
+    #[serde(default = "weight_decay")]
+    pub weight_decay: f64,
+    /// The largest `‖z − z₀‖ / ‖z₀‖`.
+    #[serde(default = "clamp")]
+    pub clamp: f64,
+    /// Of z's KL term.
+    #[serde(default = "kl")]
+    pub kl: f64,
+    /// A file of `emend stats`, or "none" for C = 1.
+    pub statistics: String,
+    /// Texts with `{}` where the prompt stands; sampled where there are none.
+    #[serde(default)]
+    pub context_templates: Vec<String>,
+    /// How contexts are sampled.
+    #[serde(default = "context")]
+    pub context: Sampled,
+}
+
+fn steps() -> usize {
+    20
+}
+fn learning_rate() -> f64 {
+    0.5
+}
+fn early_stop() -> f64 {
+    0.05
+}
+fn weight_decay() -> f64 {
+    0.5
+}
+fn clamp() -> f64 {
+    0.75
+}
+fn kl() -> f64 {
+    0.0625
+}
+fn context() -> Sampled {
+    let starts = ["The", "Therefore", "Because", "I", "You"].map(str::to_owned).to_vec();
+    Sampled { lengths: vec![[9, 5]], starts, seed: 0 }
+}
+
+/// `[editor]` of a MEMIT config.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// What it shares with others.
+    #[serde(flatten)]
+    pub common: Common,
+    /// λ: how much C counts against the new keys.
+    #[serde(default = "covariance_weight")]
+    pub covariance_weight: f64,
+}
+
+fn covariance_weight() -> f64 {
+    15_000.0
+}
+
+/// MEMIT, ready to edit.
+pub struct Memit {
+    settings: Settings,
+    prepared: Prepared,
+}
+
+impl Memit {
+    /// # Errors
+    /// Settings out of range.
+    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+        settings.common.descent().check()?;
+        crate::config::within("editor.covariance_weight", settings.covariance_weight, 1e-12, 1e15)?;
+        Ok(Memit { settings, prepared })
+    }
+}
+
+impl Editor for Memit {
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        let weight = self.settings.covariance_weight;
+        let change = spread(model, requests, &self.settings.common, &mut |layer, keys| {
+            if keys.ncols() < keys.nrows() {
+                // The cached factor of C serves every edit.
+                let whitened = self.prepared.whiten(layer, keys.clone())? * Scale(1.0 / weight);
+                return woodbury(&whitened, keys);
+            }
+            let c = match &self.prepared.statistics {
+                Some(statistics) => statistics.second_moment(layer)?,
+                None => Mat::identity(keys.nrows(), keys.nrows()),
+            };
+            direct(&(c * Scale(weight)), keys)
+        })?;
+        let provenance = self.prepared.provenance("memit", self.describe().1, model, requests);
+        Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
+    }
+
+    fn describe(&self) -> (String, serde_json::Value) {
+        ("memit".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+    }
+}
+
+impl Common {
+    pub(super) fn descent(&self) -> Descent {
+        Descent {
+            steps: self.steps,
+            learning_rate: self.learning_rate,
+            early_stop: self.early_stop,
+            weight_decay: self.weight_decay,
+            clamp: self.clamp,
+            kl: self.kl,
+        }
+    }
+}
+
+/// `(A + K Kᵀ)⁻¹ K` with `X = A⁻¹K`, by Woodbury: `X (1 + KᵀX)⁻¹`, a system as large as the keys are many.
+///
+/// # Errors
+/// A singular system.
+pub fn woodbury(x: &Mat<f64>, keys: &Mat<f64>) -> Result<Mat<f64>> {
+    let count = keys.ncols();
+    let mut small = keys.transpose() * x;
+    for index in 0..count {
+        small[(index, index)] += 1.0;
+    }
+    // X S⁻¹ = (S⁻¹ Xᵀ)ᵀ, S being symmetric.
+    let factor = small.llt(Side::Lower).map_err(|_| singular())?;
+    Ok(factor.solve(x.transpose()).transpose().to_owned())
+}
+
+/// `(A + K Kᵀ)⁻¹ K` itself.
+///
+/// # Errors
+/// A singular system.
+pub fn direct(a: &Mat<f64>, keys: &Mat<f64>) -> Result<Mat<f64>> {
+    let system = a + keys * keys.transpose();
+    Ok(system.llt(Side::Lower).map_err(|_| singular())?.solve(keys))
+}
+
+pub(super) fn singular() -> Error {
+    let message = "the system of the keys is singular: two requests may be one, or statistics of more tokens may help";
+    Error::Input(message.into())
+}
+
+/// Finds z for all requests, and spreads what is missing over the layers. `adjust` turns a layer's keys
+/// `[width, requests]` into the left factor of its update.
+pub(super) fn spread(
+    model: &Edited,
+    requests: &[EditRequest],
+    settings: &Common,
+    adjust: &mut dyn FnMut(usize, &Mat<f64>) -> Result<Mat<f64>>,
+) -> Result<WeightChange> {
+    check(requests)?;
+    let (Some(&lowest), Some(&last)) = (settings.layers.first(), settings.layers.last()) else {
+        return Err(Error::Config("editor.layers must name at least one layer".into()));
+    };
+    if settings.layers.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return Err(Error::Config("editor.layers must be in order, each once".into()));
+    }
+    let templates = templates(model, &settings.context_templates, &settings.context)?;
+    let posed = requests.iter().enumerate().map(|(number, request)| {
+        Posed::new(model, request, &templates).map_err(|error| of_request(requests, number, error))
+    });
+    let posed = posed.collect::<Result<Vec<_>>>()?;
+    let descent = settings.descent();
+    let mut wanted = vec![];
+    for together in posed.chunks(TOGETHER) {
+        let cone = Cone::new(model, last, &together.iter().collect::<Vec<_>>())?;
+        let found = descend(model, &cone, &descent, Measured::Stream)?;
+        let first: Vec<(usize, usize)> = (0..together.len()).map(|request| (0, cone.contexts(request).start)).collect();
+        wanted.push(cells(cone.streams.clone().unsqueeze_dim(0), &first) + found.delta);
+    }
+    let wanted = columns(&Tensor::cat(wanted, 0));
+
+    let mut texts = Texts::new(model, &posed, lowest)?;
+    let mut current = model.clone();
+    let mut change = WeightChange::default();
+    for (number, &layer) in settings.layers.iter().enumerate() {
+        let (keys, streams) = texts.at(&current, layer, last)?;
+        let left = settings.layers.len() - number;
+        let missing = (&wanted - streams) * Scale(1.0 / left as f64);
+        let adjusted = adjust(layer, &keys)?;
+        let (d_in, d_out) = (adjusted.nrows(), missing.nrows());
+        let (a, b) = (tensor(model, &adjusted), tensor(model, &missing.transpose().to_owned()));
+        let delta = match requests.len() * (d_in + d_out) < d_in * d_out {
+            true => Delta::LowRank { a, b },
+            false => Delta::Dense(a.matmul(b)),
+        };
+        let at = Weight::decoder(layer, Role::MlpDown);
+        change.matrices.insert(at, delta.clone());
+        if left == 1 {
+            break;
+        }
+        // The next layer sees this one's change: a part that is no edit of its own.
+        let part = WeightChange { matrices: [(at, delta)].into(), biases: BTreeMap::new() };
+        let provenance = Provenance {
+            method: "part".into(),
+            settings: serde_json::Value::Null,
+            requests: vec![],
+            seed: 0,
+            version: String::new(),
+            base: model.base().fingerprint.clone(),
+            computed_on: vec![],
+        };
+        current = current.with(Edit::new(provenance, Change::Weights(part), BTreeMap::new()))?;
+    }
+    Ok(change)
+}
+
+/// The texts of all requests up to their subjects, as far as the layers have carried them.
+struct Texts {
+    batches: Vec<(Tokens, Tensor<3>)>,
+    /// For each batch the subject's cell of each row.
+    subjects: Vec<Vec<(usize, usize)>>,
+    /// Rows of each request: the first is the prompt in its first context.
+    rows: usize,
+    /// The layer whose input the hidden states are.
+    reached: usize,
+}
+
+impl Texts {
+    fn new(model: &Edited, posed: &[Posed], layer: usize) -> Result<Self> {
+        let rows = posed[0].rows.len();
+        let (mut batches, mut subjects) = (vec![], vec![]);
+        for together in posed.chunks((512 / rows).max(1)) {
+            let texts = together.iter().flat_map(|request| request.rows.iter().zip(&request.subjects));
+            let texts: Vec<Vec<u32>> = texts.map(|(text, &subject)| text.ids[..=subject].to_vec()).collect();
+            subjects.push(texts.iter().enumerate().map(|(row, ids)| (row, ids.len() - 1)).collect());
+            let tokens = Tokens::new(texts);
+            let hidden = model.embed(&tokens, &mut NoTap)?;
+            let hidden = model.blocks(hidden, 0..layer, tokens.span(), None, &mut NoTap)?;
+            batches.push((tokens, hidden));
+        }
+        Ok(Texts { batches, subjects, rows, reached: layer })
+    }
+
+    /// Keys `[mlp width, requests]` of a layer, and the streams `[width, requests]` above the `last` one, on the model
+    /// as it is now.
+    ///
+    /// A request's key is the mean of its first context's and of the mean of the others: the bare prompt counts half.
+    fn at(&mut self, model: &Edited, layer: usize, last: usize) -> Result<(Mat<f64>, Mat<f64>)> {
+        let site = Site { stack: Stack::Decoder, layer, place: Place::MlpHidden };
+        let (mut keys, mut streams) = (vec![], vec![]);
+        for ((tokens, hidden), subjects) in self.batches.iter_mut().zip(&self.subjects) {
+            *hidden = model.blocks(hidden.clone(), self.reached..layer, tokens.span(), None, &mut NoTap)?;
+            let mut recorder = Recorder::at([site]);
+            let above = model.blocks(hidden.clone(), layer..layer + 1, tokens.span(), None, &mut recorder)?;
+            let seen = recorder.values.remove(&site);
+            let seen = seen.ok_or_else(|| Error::Input(format!("layer {layer} was not reached")))?;
+            let seen = cells(seen, subjects);
+            let [count, width] = seen.dims();
+            let requests = count / self.rows;
+            let seen = seen.reshape([requests, self.rows, width]);
+            let first = seen.clone().slice([0..requests, 0..1, 0..width]).squeeze_dim::<2>(1);
+            keys.push(match self.rows {
+                1 => first,
+                rows => {
+                    let others = seen.slice([0..requests, 1..rows, 0..width]).mean_dim(1).squeeze_dim::<2>(1);
+                    (first + others).mul_scalar(0.5)
+                }
+            });
+            // Only the first context's stream is asked for.
+            let firsts: Vec<usize> = (0..requests).map(|request| request * self.rows).collect();
+            let index: Vec<i64> = firsts.iter().map(|&row| row as i64).collect();
+            let index = Tensor::<1, Int>::from_data(index.as_slice(), &above.device());
+            let some = Tokens::new(firsts.iter().map(|&row| tokens.ids()[row].clone()).collect());
+            let [_, _, channels] = above.dims();
+            let above = above.select(0, index).slice([0..requests, 0..some.span().width, 0..channels]);
+            let above = model.blocks(above, layer + 1..last + 1, some.span(), None, &mut NoTap)?;
+            let ends = some.ids().iter().enumerate().map(|(row, ids)| (row, ids.len() - 1));
+            let ends: Vec<(usize, usize)> = ends.collect();
+            streams.push(cells(above, &ends));
+        }
+        self.reached = layer;
+        Ok((columns(&Tensor::cat(keys, 0)), columns(&Tensor::cat(streams, 0))))
+    }
+}

@@ -1,0 +1,99 @@
+//! What attribution-based editors have in common: statistics, the seed, and where an edit says it comes from.
+
+use std::collections::HashMap;
+
+use burn::tensor::{DType, Tensor, TensorData};
+use faer::Mat;
+
+use crate::edit::{EditRequest, Edited, Provenance};
+use crate::error::{Error, Result};
+use crate::statistics::Statistics;
+
+/// What an editor was given beside its settings.
+pub struct Prepared {
+    /// Second moments; nothing for C = 1.
+    pub statistics: Option<Statistics>,
+    /// The seed of random draws.
+    pub seed: u64,
+}
+
+impl Prepared {
+    /// `C⁻¹ K` of a layer for keys `K [width, count]`.
+    ///
+    /// # Errors
+    /// C is singular, or not known for the layer.
+    pub fn whiten(&self, layer: usize, keys: Mat<f64>) -> Result<Mat<f64>> {
+        match &self.statistics {
+            Some(statistics) => statistics.solve(layer, keys.as_ref()),
+            None => Ok(keys),
+        }
+    }
+
+    /// Where an edit comes from.
+    pub fn provenance(
+        &self,
+        method: &str,
+        settings: serde_json::Value,
+        model: &Edited,
+        requests: &[EditRequest],
+    ) -> Provenance {
+        Provenance {
+            method: method.into(),
+            settings,
+            requests: requests.to_vec(),
+            seed: self.seed,
+            version: env!("CARGO_PKG_VERSION").into(),
+            base: model.base().fingerprint.clone(),
+            computed_on: model.edit_ids(),
+        }
+    }
+}
+
+/// Refuses requests that no single edit can serve.
+///
+/// # Errors
+/// No request, or two with one prompt and different targets.
+pub fn check(requests: &[EditRequest]) -> Result<()> {
+    if requests.is_empty() {
+        return Err(Error::Input("there is no request to edit".into()));
+    }
+    let mut known: HashMap<&str, (usize, &str)> = HashMap::new();
+    for (number, request) in requests.iter().enumerate() {
+        let (first, target) = *known.entry(&request.prompt).or_insert((number, &request.target_new));
+        if target != request.target_new {
+            return Err(Error::Input(format!(
+                "records {first} and {number} contradict each other: \"{}\" is to be \"{target}\" and \"{}\"",
+                request.prompt, request.target_new
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// An error about one of some requests, with its number where they are several: of a single one the caller knows it.
+pub(super) fn of_request(requests: &[EditRequest], number: usize, error: Error) -> Error {
+    if requests.len() > 1 { error.of_record(number) } else { error }
+}
+
+/// Rows `[rows, n]` as columns `[n, rows]` in f64.
+pub fn columns(rows: &Tensor<2>) -> Mat<f64> {
+    let [count, width] = rows.dims();
+    let values: Vec<f64> = rows.clone().into_data().iter::<f64>().collect();
+    Mat::from_fn(width, count, |row, column| values[column * width + row])
+}
+
+/// The element type of deltas: the model's, but no less than 32 bits.
+pub(super) fn precision(model: &Edited) -> DType {
+    match model.base().decoder.dtype() {
+        DType::F16 | DType::BF16 => DType::F32,
+        dtype => dtype,
+    }
+}
+
+/// A matrix as a tensor beside the model's weights.
+pub fn tensor(model: &Edited, matrix: &Mat<f64>) -> Tensor<2> {
+    let (rows, columns) = (matrix.nrows(), matrix.ncols());
+    let values: Vec<f64> = (0..rows).flat_map(|row| (0..columns).map(move |column| matrix[(row, column)])).collect();
+    let values = TensorData::new(values, [rows, columns]);
+    Tensor::from_data(values, (&model.base().decoder.device(), precision(model)))
+}

@@ -1,0 +1,145 @@
+//! `[editor]` of the editors that need no training, by its method.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::prepared::Prepared;
+use super::{Editor, alphaedit, emmet, fine_tuning, knowledge_neurons, memit, rome};
+use crate::config;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::statistics::Statistics;
+
+/// The settings of an editor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "snake_case")]
+pub enum EditorSettings {
+    /// Fine-tuning.
+    FineTuning(fine_tuning::Settings),
+    /// ROME.
+    Rome(rome::Settings),
+    /// MEMIT.
+    Memit(memit::Settings),
+    /// EMMET.
+    Emmet(emmet::Settings),
+    /// AlphaEdit.
+    #[serde(rename = "alphaedit")]
+    AlphaEdit(alphaedit::Settings),
+    /// Knowledge neurons.
+    KnowledgeNeurons(knowledge_neurons::Settings),
+}
+
+const METHODS: [&str; 6] = ["fine_tuning", "rome", "memit", "emmet", "alphaedit", "knowledge_neurons"];
+
+impl EditorSettings {
+    /// From a section `[editor]`; `origin` names its file in errors.
+    ///
+    /// # Errors
+    /// A method that is not known, or keys that it does not have.
+    pub fn parse(mut table: toml::Table, origin: &str) -> Result<Self> {
+        let known = METHODS.map(|method| format!("\"{method}\"")).join(", ");
+        let Some(method) = table.remove("method") else {
+            return Err(Error::Config(format!("{origin}: editor.method is missing; known: {known}")));
+        };
+        match method.as_str() {
+            Some("fine_tuning") => strict(table, origin).map(EditorSettings::FineTuning),
+            Some("rome") => strict(table, origin).map(EditorSettings::Rome),
+            Some("memit") => strict(table, origin).map(EditorSettings::Memit),
+            Some("emmet") => strict(table, origin).map(EditorSettings::Emmet),
+            Some("alphaedit") => strict(table, origin).map(EditorSettings::AlphaEdit),
+            Some("knowledge_neurons") => strict(table, origin).map(EditorSettings::KnowledgeNeurons),
+            Some("mend") => Err(Error::Config(format!(
+                "{origin}: editor.method = \"mend\": `emend train` makes this editor, `emend apply --archive` uses it"
+            ))),
+            _ => Err(Error::Config(format!("{origin}: editor.method = {method} is not known; known: {known}"))),
+        }
+    }
+
+    fn layers(&self) -> &[usize] {
+        match self {
+            EditorSettings::FineTuning(settings) => &settings.layers,
+            EditorSettings::Rome(settings) => &settings.layers,
+            EditorSettings::Memit(settings) => &settings.common.layers,
+            EditorSettings::Emmet(settings) => &settings.common.layers,
+            EditorSettings::AlphaEdit(settings) => &settings.common.layers,
+            EditorSettings::KnowledgeNeurons(settings) => &settings.layers,
+        }
+    }
+
+    fn statistics(&self) -> Option<&str> {
+        let name = match self {
+            EditorSettings::Rome(settings) => &settings.statistics,
+            EditorSettings::Memit(settings) => &settings.common.statistics,
+            EditorSettings::Emmet(settings) => &settings.common.statistics,
+            EditorSettings::AlphaEdit(settings) => &settings.common.statistics,
+            EditorSettings::FineTuning(_) | EditorSettings::KnowledgeNeurons(_) => return None,
+        };
+        (name != "none").then_some(name.as_str())
+    }
+
+    fn seed(&self) -> u64 {
+        match self {
+            EditorSettings::FineTuning(_) => 0,
+            EditorSettings::Rome(settings) => settings.context.seed,
+            EditorSettings::Memit(settings) => settings.common.context.seed,
+            EditorSettings::Emmet(settings) => settings.common.context.seed,
+            EditorSettings::AlphaEdit(settings) => settings.common.context.seed,
+            EditorSettings::KnowledgeNeurons(settings) => settings.context.seed,
+        }
+    }
+
+    /// The editor for a model that was loaded as `name`. Statistics are looked for beside the config, in `folder`, then
+    /// from the working folder.
+    ///
+    /// # Errors
+    /// A layer that does not exist, statistics that are missing or of another model, settings out of range.
+    pub fn editor(self, model: &Model, name: &str, folder: &Path) -> Result<Box<dyn Editor>> {
+        let count = model.decoder.spec.layers;
+        let layers = self.layers();
+        if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
+            let message = format!("editor.layers: the model has no layer {layer}; it has layers 0 to {}", count - 1);
+            return Err(Error::Config(message));
+        }
+        if layers.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return Err(Error::Config("editor.layers must be in order, each once".into()));
+        }
+        let statistics = match self.statistics() {
+            Some(path) => {
+                let beside = folder.join(path);
+                let there = crate::statistics::Moments::path(&beside).is_file();
+                let path = if there { beside.as_path() } else { Path::new(path) };
+                Some(Statistics::open(path, model, name, layers)?)
+            }
+            None => None,
+        };
+        let prepared = Prepared { statistics, seed: self.seed() };
+        Ok(match self {
+            EditorSettings::FineTuning(settings) => Box::new(fine_tuning::FineTuning::new(settings, prepared)?),
+            EditorSettings::Rome(settings) => Box::new(rome::Rome::new(settings, prepared)?),
+            EditorSettings::Memit(settings) => Box::new(memit::Memit::new(settings, prepared)?),
+            EditorSettings::Emmet(settings) => Box::new(emmet::Emmet::new(settings, prepared)?),
+            EditorSettings::AlphaEdit(settings) => Box::new(alphaedit::AlphaEdit::new(settings, prepared)?),
+            EditorSettings::KnowledgeNeurons(settings) => {
+                Box::new(knowledge_neurons::KnowledgeNeurons::new(settings, prepared)?)
+            }
+        })
+    }
+}
+
+/// A section whose type is made of parts: serde lets keys pass that no part has, this does not.
+fn strict<T: DeserializeOwned + Serialize>(table: toml::Table, origin: &str) -> Result<T> {
+    let keys: Vec<String> = table.keys().cloned().collect();
+    let settings: T = config::parse_under("editor", table.into(), origin)?;
+    // What was read, written down again, has every key that there is.
+    let known = serde_json::to_value(&settings).ok();
+    let known: Vec<&String> = known.iter().filter_map(|value| value.as_object()).flat_map(|map| map.keys()).collect();
+    match keys.iter().find(|key| !known.contains(key)) {
+        None => Ok(settings),
+        Some(key) => {
+            let known: Vec<&str> = known.into_iter().map(String::as_str).collect();
+            Err(Error::Config(format!("{origin}: editor.{key}: {}", config::unknown("key", key, &known))))
+        }
+    }
+}

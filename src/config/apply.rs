@@ -1,0 +1,37 @@
+//! `emend apply --config`: an editor that needs no training, and the model it edits.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::ModelSection;
+use crate::apply::EditorSettings;
+use crate::error::Result;
+
+/// The whole file.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The frozen base.
+    pub model: ModelSection,
+    /// The editor.
+    pub editor: EditorSettings,
+}
+
+/// The file before its editor is known: which keys `[editor]` has hangs on its method.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    model: ModelSection,
+    editor: toml::Table,
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Unknown keys, values of the wrong type.
+    pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
+        let file: File = super::read(path, sets)?;
+        Ok(Config { model: file.model, editor: EditorSettings::parse(file.editor, &path.display().to_string())? })
+    }
+}

@@ -1,0 +1,286 @@
+//! Plain texts, one document at a time: files of text, JSON or JSONL, gzipped or not.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use rand::RngExt;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::random;
+
+/// Documents that are held to be shuffled.
+const SHUFFLED: usize = 16_384;
+
+/// What is done with a document; it says whether there should be more.
+type Take<'a> = &'a mut dyn FnMut(String) -> Result<ControlFlow<()>>;
+
+/// Some files of texts.
+#[derive(Debug, Clone)]
+pub struct Texts {
+    /// The files, read in this order.
+    pub files: Vec<PathBuf>,
+    /// The key that holds the text of a JSON record.
+    pub field: String,
+}
+
+impl Texts {
+    /// BLAKE3 of each file's bytes, in hexadecimal.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn hashes(&self) -> Result<Vec<String>> {
+        let hash = |path: &PathBuf| -> Result<String> {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(open_file(path)?).map_err(Error::io(path))?;
+            Ok(hasher.finalize().to_hex().to_string())
+        };
+        self.files.iter().map(hash).collect()
+    }
+
+    /// Gives every document once, in an order drawn by `seed`: each is drawn from among the next 16,384.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not what its name says, and what `take` says.
+    pub fn shuffled(&self, seed: u64, take: Take<'_>) -> Result<()> {
+        let mut rng: ChaCha8Rng = random::stream(seed, "texts", 0);
+        let mut held: Vec<String> = vec![];
+        let mut flow = ControlFlow::Continue(());
+        for path in &self.files {
+            self.documents(path, &mut |document| {
+                if held.len() < SHUFFLED {
+                    held.push(document);
+                    return Ok(ControlFlow::Continue(()));
+                }
+                let place = rng.random_range(0..held.len());
+                flow = take(std::mem::replace(&mut held[place], document))?;
+                Ok(flow)
+            })?;
+            if flow.is_break() {
+                return Ok(());
+            }
+        }
+        held.shuffle(&mut rng);
+        for document in held {
+            if take(document)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the documents of a file in its order: its lines, or its records' texts. Empty ones are left out.
+    fn documents(&self, path: &Path, take: Take<'_>) -> Result<()> {
+        let mut take = |text: String| {
+            if text.trim().is_empty() { Ok(ControlFlow::Continue(())) } else { take(text) }
+        };
+        let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+        let (name, reader): (&str, Box<dyn Read>) = match name.strip_suffix(".gz") {
+            Some(name) => (name, Box::new(MultiGzDecoder::new(BufReader::new(open_file(path)?)))),
+            None => (&name, Box::new(open_file(path)?)),
+        };
+        let reader = BufReader::with_capacity(1 << 16, reader);
+        if name.ends_with(".json") {
+            return self.array(path, reader, &mut take);
+        }
+        for (number, line) in reader.lines().enumerate() {
+            let line = line.map_err(|error| match error.kind() {
+                std::io::ErrorKind::InvalidData => {
+                    Error::file(path, format!("line {}: not UTF-8; save the file as UTF-8", number + 1))
+                }
+                _ => Error::io(path)(error),
+            })?;
+            let text = if name.ends_with(".jsonl") {
+                if line.trim().is_empty() {
+                    continue;
+                }
+                let record = serde_json::from_str(&line)
+                    .map_err(|error| Error::file(path, format!("line {}: not JSON: {error}", number + 1)))?;
+                self.text(record).map_err(|problem| Error::file(path, format!("line {}: {problem}", number + 1)))?
+            } else {
+                line
+            };
+            if take(text)?.is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The texts of a JSON array, of which one record is held at a time.
+    fn array(&self, path: &Path, reader: impl Read, take: Take<'_>) -> Result<()> {
+        let mut failed = None;
+        let mut stopped = false;
+        let mut number = 0;
+        let mut each = |record: Value| {
+            let text = self.text(record).map_err(|problem| Error::file(path, format!("record {number}: {problem}")));
+            number += 1;
+            match text.and_then(&mut *take) {
+                Ok(ControlFlow::Continue(())) => true,
+                Ok(ControlFlow::Break(())) => {
+                    stopped = true;
+                    false
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
+            }
+        };
+        let mut json = serde_json::Deserializer::from_reader(reader);
+        let read = Records(&mut each).deserialize(&mut json).and_then(|()| json.end());
+        match (failed, stopped, read) {
+            (Some(error), ..) => Err(error),
+            (None, true, _) | (None, false, Ok(())) => Ok(()),
+            (None, false, Err(error)) => Err(Error::file(path, format!("not a JSON array of records: {error}"))),
+        }
+    }
+
+    fn text(&self, record: Value) -> std::result::Result<String, String> {
+        match record {
+            Value::String(text) => Ok(text),
+            Value::Object(mut record) => match record.remove(&self.field) {
+                Some(Value::String(text)) => Ok(text),
+                Some(_) => Err(format!("\"{}\" is no text; --field names another key", self.field)),
+                None => {
+                    let keys: Vec<&str> = record.keys().map(String::as_str).collect();
+                    let found = if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
+                    Err(format!("no key \"{}\"; --field names another (found: {found})", self.field))
+                }
+            },
+            _ => Err("neither a text nor a record with one".into()),
+        }
+    }
+}
+
+/// A regular file, opened: a pipe, which could not be read a second time, is not even waited for.
+fn open_file(path: &Path) -> Result<File> {
+    if !std::fs::metadata(path).map_err(Error::io(path))?.is_file() {
+        return Err(Error::file(path, "is not a regular file; name a file of text, JSON or JSONL"));
+    }
+    File::open(path).map_err(Error::io(path))
+}
+
+/// Reads an array and gives its elements one by one, until it is told to stop.
+struct Records<'a>(&'a mut dyn FnMut(Value) -> bool);
+
+impl<'de> DeserializeSeed<'de> for Records<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Records<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array of texts or of records")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        while let Some(element) = elements.next_element()? {
+            if !(self.0)(element) {
+                return Err(serde::de::Error::custom("stopped"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn all(texts: &Texts, seed: u64) -> Result<Vec<String>> {
+        let mut found = vec![];
+        texts.shuffled(seed, &mut |text| {
+            found.push(text);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
+    }
+
+    fn texts(folder: &tempfile::TempDir, name: &str, contents: &[u8]) -> Texts {
+        let path = folder.path().join(name);
+        std::fs::write(&path, contents).unwrap();
+        Texts { files: vec![path], field: "text".into() }
+    }
+
+    #[test]
+    fn every_form_gives_the_same_documents() {
+        let folder = tempfile::tempdir().unwrap();
+        let plain = b"one\n\n two\nthree\n".to_vec();
+        let lines = b"{\"text\": \"one\"}\n\n{\"text\": \" two\", \"more\": 1}\n\"three\"\n".to_vec();
+        let array = b"[{\"text\": \"one\"}, \" two\", {\"text\": \"\"}, {\"text\": \"three\"}]".to_vec();
+        let zipped = |contents: &[u8]| {
+            let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+            encoder.write_all(contents).unwrap();
+            encoder.finish().unwrap()
+        };
+        for (name, contents) in [("a.txt", &plain), ("a.jsonl", &lines), ("a.json", &array)] {
+            for (name, contents) in [(name.to_owned(), contents.clone()), (format!("{name}.gz"), zipped(contents))] {
+                let mut found = all(&texts(&folder, &name, &contents), 0).unwrap();
+                found.sort();
+                assert_eq!(found, [" two", "one", "three"], "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_hangs_on_the_seed_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines: String = (0..SHUFFLED + 500).map(|line| format!("{line}\n")).collect();
+        let texts = texts(&folder, "many.txt", lines.as_bytes());
+        let (a, again, b) = (all(&texts, 1).unwrap(), all(&texts, 1).unwrap(), all(&texts, 2).unwrap());
+        assert_eq!(a, again);
+        assert_ne!(a, b);
+        let mut numbers: Vec<usize> = a.iter().map(|line| line.parse().unwrap()).collect();
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..SHUFFLED + 500));
+    }
+
+    #[test]
+    fn one_can_stop_early() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, contents) in [("a.txt", "a\nb\nc"), ("a.json", "[\"a\", \"b\", \"c\"]")] {
+            let mut count = 0;
+            texts(&folder, name, contents.as_bytes())
+                .shuffled(0, &mut |_| {
+                    count += 1;
+                    Ok(if count == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+                })
+                .unwrap();
+            assert_eq!(count, 2);
+        }
+    }
+
+    #[test]
+    fn errors_name_the_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let cases: [(&str, &[u8], &str); 8] = [
+            ("a.jsonl", b"\"a\"\n{\"body\": 1}", "line 2: no key \"text\"; --field names another (found: body)"),
+            ("b.jsonl", b"{\"text\": 3}", "line 1: \"text\" is no text"),
+            ("c.jsonl", b"{\"text\": ", "line 1: not JSON"),
+            ("d.json", b"{\"text\": \"a\"}", "not a JSON array of records"),
+            ("e.json", b"[\"a\", 3]", "record 1: neither a text nor a record with one"),
+            ("f.json", b"[\"a\"", "not a JSON array of records"),
+            ("g.txt", b"good\n\xff\xfe\n", "line 2: not UTF-8"),
+            ("h.txt.gz", b"not zipped", "h.txt.gz: "),
+        ];
+        for (name, contents, word) in cases {
+            let error = all(&texts(&folder, name, contents), 0).unwrap_err().to_string();
+            assert!(error.contains(word) && error.contains(name), "{error}");
+        }
+        let missing = Texts { files: vec![folder.path().into()], field: "text".into() };
+        assert!(all(&missing, 0).unwrap_err().to_string().contains("not a regular file"));
+    }
+}

@@ -1,0 +1,120 @@
+//! Second moments of keys: `C = E[k kᵀ]` at the inputs of down-projections, over text. What the attribution-based
+//! editors keep as still as they can (Meng et al., 2022, section 3.1).
+
+mod collect;
+mod store;
+
+pub use collect::{Collect, Collected, collect};
+pub use store::{Change, Header, Moments, Source};
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use faer::linalg::solvers::{Llt, Solve};
+use faer::{Mat, MatRef, Side};
+
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// Moments as an editor uses them: with one Cholesky factor a layer, made when it is first asked for.
+pub struct Statistics {
+    moments: Moments,
+    factors: BTreeMap<usize, OnceLock<Option<Llt<f64>>>>,
+    origin: String,
+}
+
+impl Statistics {
+    /// Opens the statistics of a model for some layers.
+    ///
+    /// # Errors
+    /// A file that is missing, of another model, or without one of the layers; each names the command that makes them.
+    pub fn open(path: &Path, model: &Model, name: &str, layers: &[usize]) -> Result<Self> {
+        let path = Moments::path(path);
+        let wanted: Vec<String> = layers.iter().map(usize::to_string).collect();
+        let command = format!(
+            "emend stats --model {name} --text FILE --layers {} --out {}",
+            wanted.join(","),
+            path.display()
+        );
+        if !path.is_file() {
+            return Err(Error::file(
+                &path,
+                format!("there are no statistics here; `{command}` makes them, statistics = \"none\" goes without"),
+            ));
+        }
+        let moments = Moments::load(&path)?;
+        if moments.header.model != model.fingerprint {
+            return Err(Error::file(
+                &path,
+                format!(
+                    "statistics of the model {}, this one is {}; `{command}` makes its own",
+                    moments.header.model, model.fingerprint
+                ),
+            ));
+        }
+        let (found, wanted) = (moments.header.width, model.decoder.spec.mlp_width);
+        if found != wanted {
+            return Err(Error::file(&path, format!("keys of width {found}, the model's are {wanted} wide")));
+        }
+        if let Some(layer) = layers.iter().find(|&layer| !moments.sums.contains_key(layer)) {
+            let there: Vec<String> = moments.sums.keys().map(usize::to_string).collect();
+            let there = there.join(", ");
+            let message = format!("no statistics of layer {layer} (there are: {there}); `{command}` makes them");
+            return Err(Error::file(&path, message));
+        }
+        if moments.header.tokens < moments.header.width as u64 {
+            tracing::warn!(
+                "{}: {} tokens for keys of width {}: C has not full rank; more text with --tokens",
+                path.display(),
+                moments.header.tokens,
+                moments.header.width
+            );
+        }
+        Ok(Statistics::new(moments, path.display().to_string()))
+    }
+
+    /// Of moments at hand; `origin` names them in errors.
+    pub fn new(moments: Moments, origin: String) -> Self {
+        let factors = moments.sums.keys().map(|&layer| (layer, OnceLock::new())).collect();
+        Statistics { moments, factors, origin }
+    }
+
+    /// What is known of them.
+    pub fn header(&self) -> &Header {
+        &self.moments.header
+    }
+
+    /// `C [width, width]` of a layer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn second_moment(&self, layer: usize) -> Result<Mat<f64>> {
+        let sum = self.moments.sums.get(&layer).ok_or_else(|| self.without(layer))?;
+        let width = self.moments.header.width;
+        let count = self.moments.header.tokens as f64;
+        Ok(MatRef::from_row_major_slice(sum, width, width) * faer::Scale(1.0 / count))
+    }
+
+    /// `C⁻¹ K` of a layer for keys `K [width, count]`.
+    ///
+    /// # Errors
+    /// There are no statistics of the layer, or C is singular.
+    pub fn solve(&self, layer: usize, keys: MatRef<'_, f64>) -> Result<Mat<f64>> {
+        let factor = self.factors.get(&layer).ok_or_else(|| self.without(layer))?;
+        let c = if factor.get().is_none() { Some(self.second_moment(layer)?) } else { None };
+        let factor = factor.get_or_init(|| c.and_then(|c| c.llt(Side::Lower).ok()));
+        let factor = factor.as_ref().ok_or_else(|| {
+            Error::Input(format!(
+                "{}: the second moment of layer {layer} is singular ({} tokens for keys of width {}); \
+                 collect more with --tokens",
+                self.origin, self.moments.header.tokens, self.moments.header.width
+            ))
+        })?;
+        Ok(factor.solve(keys))
+    }
+
+    fn without(&self, layer: usize) -> Error {
+        Error::Input(format!("{}: there are no statistics of layer {layer}", self.origin))
+    }
+}
