@@ -1,13 +1,17 @@
 //! `[editor]` of the editors that need no training, by its method.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::prepared::Prepared;
+use super::memit::Common;
+use super::contexts::{self, Sampled};
 use super::{Editor, alphaedit, emmet, fine_tuning, knowledge_neurons, memit, rome};
 use crate::config;
+use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::statistics::Statistics;
@@ -79,6 +83,20 @@ impl EditorSettings {
         (name != "none").then_some(name.as_str())
     }
 
+    /// The context templates, and how they are sampled where there are none.
+    fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
+        match self {
+            EditorSettings::Rome(rome::Settings { context_templates, context, .. })
+            | EditorSettings::Memit(memit::Settings { common: Common { context_templates, context, .. }, .. })
+            | EditorSettings::Emmet(emmet::Settings { common: Common { context_templates, context, .. }, .. })
+            | EditorSettings::AlphaEdit(alphaedit::Settings { common: Common { context_templates, context, .. }, .. })
+            | EditorSettings::KnowledgeNeurons(knowledge_neurons::Settings { context_templates, context, .. }) => {
+                Some((context_templates, context))
+            }
+            EditorSettings::FineTuning(_) => None,
+        }
+    }
+
     fn seed(&self) -> u64 {
         match self {
             EditorSettings::FineTuning(_) => 0,
@@ -95,7 +113,7 @@ impl EditorSettings {
     ///
     /// # Errors
     /// A layer that does not exist, statistics that are missing or of another model, settings out of range.
-    pub fn editor(self, model: &Model, name: &str, folder: &Path) -> Result<Box<dyn Editor>> {
+    pub fn editor(mut self, model: &Arc<Model>, name: &str, folder: &Path) -> Result<Box<dyn Editor>> {
         let count = model.decoder.spec.layers;
         let layers = self.layers();
         if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
@@ -114,6 +132,10 @@ impl EditorSettings {
             }
             None => None,
         };
+        // Sampled once: an edit's settings then name the very contexts it was made in.
+        if let Some((given, sampled)) = self.contexts() {
+            *given = contexts::templates(&Edited::new(model.clone()), given, sampled)?;
+        }
         let prepared = Prepared { statistics, seed: self.seed() };
         Ok(match self {
             EditorSettings::FineTuning(settings) => Box::new(fine_tuning::FineTuning::new(settings, prepared)?),
