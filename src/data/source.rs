@@ -200,3 +200,43 @@ pub fn draw_locality<'a>(
     }
     drawn
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_neighbours_of_each_other() {
+        let record = |subject: &str, prompt: &str, answer: Option<&str>| EditRecord {
+            prompt: prompt.into(),
+            subject: Some(subject.into()),
+            target_true: answer.map(str::to_owned),
+            target_new: "new".into(),
+            ..EditRecord::default()
+        };
+        let source = Source::from(vec![
+            record("a", "a is in", Some("Rome")),
+            record("b", "b is in", Some("Rome")),
+            record("a", "a lies in", Some("Rome")),
+            record("c", "c is in", Some("Oslo")),
+            record("d", "d is in", None),
+        ]);
+        let drawn = source.draws(0, 0, 200, 2);
+        let mut seen = std::collections::BTreeSet::new();
+        for record in &drawn {
+            for (class, probes) in &record.locality {
+                assert!(!probes.is_empty() && probes.len() <= 2);
+                for probe in probes {
+                    // Never the subject itself, never a fact whose answer is not known.
+                    assert!(!probe.prompt.starts_with(&record.subject.clone().unwrap()) && probe.target.is_some());
+                    assert!(class == OTHER_RECORDS || probe.target == record.target_true);
+                    seen.insert((class.clone(), record.prompt.clone(), probe.prompt.clone()));
+                }
+            }
+        }
+        let near = |prompt: &str| seen.iter().filter(|(class, of, _)| class == SAME_OLD_OBJECT && of == prompt).count();
+        assert_eq!([near("a is in"), near("b is in"), near("c is in"), near("d is in")], [1, 2, 0, 0]);
+        // The same draw is the same record.
+        assert_eq!(source.draws(0, 7, 1, 2), drawn[7..8]);
+    }
+}
