@@ -202,12 +202,15 @@ impl World {
             .copied()
             .filter(|&other| self.facts[other].relation != fact.relation)
             .collect();
-        let subject_facts = subject_facts
-            .iter()
-            .take(per_class)
-            .map(|&other| self.probe(other, rng.random_range(0..1 << 16)))
-            .collect();
-        for (class, probes) in CLASSES.into_iter().zip([random, relation_facts, object_facts, subject_facts]) {
+        // Few subjects have many facts: each fact is asked for in several ways, as far as there is room.
+        let mut own: Vec<Probe> = vec![];
+        for number in 0..per_class * usize::from(!subject_facts.is_empty()) {
+            let probe = self.probe(subject_facts[number % subject_facts.len()], rng.random_range(0..1 << 16));
+            if !own.contains(&probe) {
+                own.push(probe);
+            }
+        }
+        for (class, probes) in CLASSES.into_iter().zip([random, relation_facts, object_facts, own]) {
             if !probes.is_empty() {
                 locality.insert(class.to_owned(), probes);
             }
