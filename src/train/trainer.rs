@@ -283,7 +283,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
                     progress.not_finite, progress.step
                 )));
             }
-            let mut best = None;
+            let mut gained = false;
             if progress.step.is_multiple_of(self.settings.validate_every) || progress.step == self.settings.max_steps {
                 last_validated = progress.step;
                 let summary = summarize(&self.evaluate(self.validation)?);
@@ -291,7 +291,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
                 watch(&Event::Validation { step: progress.step, summary: &summary, best: gain });
                 metrics.line(&json!({"step": progress.step, "validation": summary, "best": gain}))?;
                 if gain {
-                    best = Some(tensors::to_bytes(&self.editor.tensors())?);
+                    gained = true;
                     progress.best = Some(Best { step: progress.step, summary });
                     progress.without_gain = 0;
                 } else {
@@ -306,8 +306,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
                 progress.metrics_bytes = metrics.sync()?;
                 let optimizers = optimizers.iter().map(state_of).collect::<Result<Vec<_>>>()?;
                 let last = tensors::to_bytes(&self.editor.tensors())?;
-                let gained = best.is_some();
-                store.write(&Snapshot { progress: progress.clone(), last, best, optimizers })?;
+                store.write(&Snapshot { progress: progress.clone(), last, is_best: gained, optimizers })?;
                 if gained {
                     self.publish(&store, &progress)?;
                 }
