@@ -15,7 +15,10 @@ use crate::error::{Error, Result};
 const HELD_OUT: usize = 2;
 
 /// The classes of locality prompts, from the loosest to the tightest neighbour.
-pub const CLASSES: [&str; 4] = ["random", "same relation", "same old object", "same subject"];
+pub const CLASSES: [&str; 4] = ["random", "same relation", SAME_OLD_OBJECT, "same subject"];
+
+/// The class of facts whose answer is the one that the edit replaces: the hardest to leave alone.
+pub const SAME_OLD_OBJECT: &str = "same old object";
 
 /// A world of facts.
 #[derive(Debug, Clone)]

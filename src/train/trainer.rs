@@ -266,10 +266,12 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
 
         let settings = &self.settings;
         let draws = (settings.max_steps * settings.accumulate * settings.edits_per_step) as u64;
-        self.editor.prepare(self.train, draws, settings.hidden_memory_gb * 1e9, &mut |done, total| {
-            watch(&Event::Prepared { done, total });
-            !stop()
-        })?;
+        if !progress.finished {
+            self.editor.prepare(self.train, draws, settings.hidden_memory_gb * 1e9, &mut |done, total| {
+                watch(&Event::Prepared { done, total });
+                !stop()
+            })?;
+        }
         while !progress.finished {
             let (figures, skipped) = self.step(progress.step, &groups, &of_param, &mut optimizers)?;
             progress.step += 1;
@@ -383,7 +385,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
             }
             Ok(table)
         });
-        Ok(tables?.concat())
+        Ok(tables?.into_iter().flatten().collect())
     }
 
     /// Puts the best editor of the snapshot where `apply` finds it.
