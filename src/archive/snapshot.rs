@@ -41,8 +41,8 @@ pub struct Snapshot {
     pub progress: Progress,
     /// The editor as it is, a safetensors file.
     pub last: Vec<u8>,
-    /// The best editor, where it is new; otherwise the previous snapshot's is kept.
-    pub best: Option<Vec<u8>>,
+    /// Whether it is the best so far; otherwise the previous snapshot's best is kept.
+    pub is_best: bool,
     /// One state an optimiser.
     pub optimizers: Vec<Vec<u8>>,
 }
@@ -130,13 +130,14 @@ impl Store {
             fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
         }
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        crate::files::write(&folder.join("last.safetensors"), &snapshot.last)?;
-        match (&snapshot.best, &old) {
-            (Some(best), _) => crate::files::write(&folder.join("best.safetensors"), best)?,
-            (None, Some(old)) if old.join("best.safetensors").is_file() => {
-                crate::files::link(&old.join("best.safetensors"), &folder.join("best.safetensors"))?;
+        let (last, best) = (folder.join("last.safetensors"), folder.join("best.safetensors"));
+        crate::files::write(&last, &snapshot.last)?;
+        match &old {
+            _ if snapshot.is_best => crate::files::link(&last, &best)?,
+            Some(old) if old.join("best.safetensors").is_file() => {
+                crate::files::link(&old.join("best.safetensors"), &best)?;
             }
-            (None, _) => {}
+            _ => {}
         }
         for (number, state) in snapshot.optimizers.iter().enumerate() {
             crate::files::write(&folder.join(format!("optimizer-{number}.bpk")), state)?;

@@ -49,10 +49,6 @@ pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let config = Config::read(&args.config, &args.sets)?;
     let device = device(&args.device)?;
-    // The parts of a batch are what runs side by side; products within them are too small to be split again.
-    if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(1).build_global() {
-        tracing::debug!("threads: {error}");
-    }
     let path = config.world(&args.config);
     let contents = std::fs::read(&path).map_err(Error::io(&path))?;
     let world = World::parse(&contents, &path)?;

@@ -21,7 +21,8 @@ use crate::model::{Model, device};
 use crate::network::mend::Mend;
 use crate::report::table::{percent, table};
 use crate::train::mend::MendTrainer;
-use crate::train::trainer::{EditTrainer, Event, claim_folder};
+use crate::train::resume::claim_folder;
+use crate::train::trainer::{EditTrainer, Event};
 
 /// Train an editor into an archive.
 ///

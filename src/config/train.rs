@@ -8,7 +8,7 @@ use super::{ModelSection, within};
 use crate::archive::EditorSettings;
 use crate::error::{Error, Result};
 use crate::train::mend::LossSettings;
-use crate::train::trainer::Settings;
+use crate::train::settings::Settings;
 
 /// The whole file.
 #[derive(Debug, Clone, Serialize)]

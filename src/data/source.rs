@@ -9,7 +9,7 @@ use rand::seq::{IndexedMutRandom, IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::record::{EditRecord, Probe};
-use super::world::{Split, World};
+use super::world::{SAME_OLD_OBJECT, Split, World};
 use super::{load_records, pocket, sets};
 use crate::error::{Error, Result};
 use crate::fetch::Settings;
@@ -17,9 +17,6 @@ use crate::random;
 
 /// The class of locality prompts that other records of a file give.
 pub const OTHER_RECORDS: &str = "other records";
-
-/// The class of those whose answer is the one that the edit replaces: the hardest to leave alone.
-pub const SAME_OLD_OBJECT: &str = "same old object";
 
 /// Records of one part of the data.
 #[derive(Debug, Clone)]
@@ -78,8 +75,9 @@ impl Records {
                 other.prompt != record.prompt && (record.subject.is_none() || other.subject != record.subject)
             });
             let probes: Vec<Probe> = others.filter_map(EditRecord::fact).take(per_class).collect();
+            // A file may have neighbours of its own under the same name: they stay.
             if !probes.is_empty() {
-                record.locality.insert(class.into(), probes);
+                record.locality.entry(class.into()).or_default().extend(probes);
             }
         }
         record
@@ -199,4 +197,52 @@ pub fn draw_locality<'a>(
         drawn.push(pool.swap_remove(index));
     }
     drawn
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_neighbours_of_each_other() {
+        let record = |subject: &str, prompt: &str, answer: Option<&str>| EditRecord {
+            prompt: prompt.into(),
+            subject: Some(subject.into()),
+            target_true: answer.map(str::to_owned),
+            target_new: "new".into(),
+            ..EditRecord::default()
+        };
+        let source = Source::from(vec![
+            record("a", "a is in", Some("Rome")),
+            record("b", "b is in", Some("Rome")),
+            record("a", "a lies in", Some("Rome")),
+            record("c", "c is in", Some("Oslo")),
+            record("d", "d is in", None),
+        ]);
+        let drawn = source.draws(0, 0, 200, 2);
+        let mut seen = std::collections::BTreeSet::new();
+        for record in &drawn {
+            for (class, probes) in &record.locality {
+                assert!(!probes.is_empty() && probes.len() <= 2);
+                for probe in probes {
+                    // Never the subject itself, never a fact whose answer is not known.
+                    assert!(!probe.prompt.starts_with(&record.subject.clone().unwrap()) && probe.target.is_some());
+                    assert!(class == OTHER_RECORDS || probe.target == record.target_true);
+                    seen.insert((class.clone(), record.prompt.clone(), probe.prompt.clone()));
+                }
+            }
+        }
+        let near = |prompt: &str| seen.iter().filter(|(class, of, _)| class == SAME_OLD_OBJECT && of == prompt).count();
+        assert_eq!([near("a is in"), near("b is in"), near("c is in"), near("d is in")], [1, 2, 0, 0]);
+        // Neighbours that the file itself calls so are not lost.
+        let own = Probe { prompt: "e is in".into(), target: Some("Rome".into()) };
+        let mut records = [record("a", "a is in", Some("Rome")), record("b", "b is in", Some("Rome"))];
+        records[0].locality.insert(SAME_OLD_OBJECT.into(), vec![own.clone()]);
+        let drawn_of_own = Source::from(records.to_vec()).draws(0, 0, 20, 2);
+        let of_a = drawn_of_own.iter().filter(|record| record.prompt == "a is in");
+        assert!(of_a.clone().count() > 0);
+        of_a.for_each(|record| assert!(record.locality[SAME_OLD_OBJECT].contains(&own)));
+        // The same draw is the same record.
+        assert_eq!(source.draws(0, 7, 1, 2), drawn[7..8]);
+    }
 }

@@ -15,7 +15,10 @@ use crate::error::{Error, Result};
 const HELD_OUT: usize = 2;
 
 /// The classes of locality prompts, from the loosest to the tightest neighbour.
-pub const CLASSES: [&str; 4] = ["random", "same relation", "same old object", "same subject"];
+pub const CLASSES: [&str; 4] = ["random", "same relation", SAME_OLD_OBJECT, "same subject"];
+
+/// The class of facts whose answer is the one that the edit replaces: the hardest to leave alone.
+pub const SAME_OLD_OBJECT: &str = "same old object";
 
 /// A world of facts.
 #[derive(Debug, Clone)]
@@ -202,12 +205,15 @@ impl World {
             .copied()
             .filter(|&other| self.facts[other].relation != fact.relation)
             .collect();
-        let subject_facts = subject_facts
-            .iter()
-            .take(per_class)
-            .map(|&other| self.probe(other, rng.random_range(0..1 << 16)))
-            .collect();
-        for (class, probes) in CLASSES.into_iter().zip([random, relation_facts, object_facts, subject_facts]) {
+        // Few subjects have many facts: each fact is asked for in several ways, as far as there is room.
+        let mut own: Vec<Probe> = vec![];
+        for number in 0..per_class * usize::from(!subject_facts.is_empty()) {
+            let probe = self.probe(subject_facts[number % subject_facts.len()], rng.random_range(0..1 << 16));
+            if !own.contains(&probe) {
+                own.push(probe);
+            }
+        }
+        for (class, probes) in CLASSES.into_iter().zip([random, relation_facts, object_facts, own]) {
             if !probes.is_empty() {
                 locality.insert(class.to_owned(), probes);
             }

@@ -228,6 +228,19 @@ impl Checkpoint {
         hasher.finalize().to_hex().to_string()
     }
 
+    /// Gives the memory of the mapped files back to the system. They can be read again at any time.
+    pub fn release(&self) {
+        for file in &self.files {
+            #[cfg(unix)]
+            if let Bytes::Mapped(map) = &file.bytes {
+                // SAFETY: the map is read-only and of a file: a page that was given back is read from the file again.
+                if let Err(error) = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) } {
+                    tracing::debug!("{}: {error}", file.name);
+                }
+            }
+        }
+    }
+
     /// Builds the decoder on a device, each tensor cast once to `dtype`.
     ///
     /// # Errors

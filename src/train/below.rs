@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor};
 
+use super::learned::Watch;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
@@ -47,12 +48,7 @@ impl Below {
     ///
     /// # Errors
     /// A text that the model cannot take; an interruption.
-    pub fn keep(
-        &mut self,
-        texts: BTreeSet<Vec<u32>>,
-        bytes: f64,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<()> {
+    pub fn keep(&mut self, texts: BTreeSet<Vec<u32>>, bytes: f64, watch: Watch<'_>) -> Result<()> {
         let cells: usize = texts.iter().map(Vec::len).sum();
         let size = self.base.base().decoder.dtype().size();
         if self.layers == 0 || (cells * self.base.base().decoder.spec.width * size) as f64 > bytes {
@@ -75,7 +71,9 @@ impl Below {
                 }));
             }
             if !watch(kept.len(), total) {
-                return Err(Error::Interrupted(" before its first step".into()));
+                return Err(Error::Interrupted(
+                    " while texts were prepared; the same command begins with them again".into(),
+                ));
             }
         }
         self.kept = Arc::new(kept);

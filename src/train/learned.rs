@@ -32,13 +32,7 @@ pub trait LearnedEditor: Clone + Send + Sync {
     ///
     /// # Errors
     /// A record that the model cannot take; an interruption.
-    fn prepare(
-        &mut self,
-        source: &Source,
-        draws: u64,
-        bytes: f64,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<()>;
+    fn prepare(&mut self, source: &Source, draws: u64, bytes: f64, watch: Watch<'_>) -> Result<()>;
 
     /// The loss of some records: gradients of its mean over them, and figures to show. It may move running figures of the editor.
     ///
@@ -67,6 +61,9 @@ pub trait LearnedEditor: Clone + Send + Sync {
     /// How many neighbours of each locality class a record is drawn with.
     fn neighbours(&self) -> usize;
 }
+
+/// Told how much is done of how much; says whether to go on.
+pub type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
 
 /// Parameters that share an optimiser.
 pub struct Group {

@@ -17,11 +17,12 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::below::Below;
-use super::learned::{Group, LearnedEditor, Loss};
+use super::learned::{Group, LearnedEditor, Loss, Watch};
 use crate::archive::{self, EditorSettings};
 use crate::config::within;
 use crate::data::record::{EditRecord, Probe};
-use crate::data::source::{Source, draw_locality};
+use crate::data::source::{OTHER_RECORDS, Source, draw_locality};
+use crate::data::world::SAME_OLD_OBJECT;
 use crate::edit::score::check_targets;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
@@ -326,13 +327,7 @@ impl LearnedEditor for MendTrainer {
         ]
     }
 
-    fn prepare(
-        &mut self,
-        source: &Source,
-        draws: u64,
-        bytes: f64,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<()> {
+    fn prepare(&mut self, source: &Source, draws: u64, bytes: f64, watch: Watch<'_>) -> Result<()> {
         // Texts that are met once are not worth keeping; those of a world are drawn anew each time.
         let Source::Records(records) = source else { return Ok(()) };
         if draws <= source.len() as u64 {
@@ -346,7 +341,11 @@ impl LearnedEditor for MendTrainer {
                 ids.pop();
                 kept.insert(ids);
             }
-            for probe in record.locality.values().flatten().chain(&record.fact()) {
+            let drawn = record.locality.iter().filter(|(class, _)| self.weight(class) > 0.0);
+            // Its own fact is a neighbour of the other records.
+            let own = [OTHER_RECORDS, SAME_OLD_OBJECT].iter().any(|class| self.weight(class) > 0.0);
+            let own = if own { record.fact() } else { None };
+            for probe in drawn.flat_map(|(_, probes)| probes).chain(&own) {
                 kept.insert(self.out_of_scope(probe)?.0);
             }
         }

@@ -19,7 +19,7 @@ use crate::model::decoder::{Decoder, Tensors, Weights};
 use crate::model::spec::DecoderSpec;
 use crate::model::tap::NoTap;
 use crate::model::tokens::Tokens;
-use crate::random;
+use crate::{parallel, random};
 
 /// The token that begins and ends every sentence.
 pub const END: &str = "<|endoftext|>";
@@ -203,20 +203,13 @@ struct Taught {
 fn sharded(decoder: &Decoder, batch: &[&Sentence], settings: &Settings) -> Result<(f64, Vec<f64>, GradientsParams)> {
     let total: f64 = batch.iter().map(|sentence| weights(sentence, settings).iter().sum::<f64>()).sum();
     let parts: Vec<&[&Sentence]> = batch.chunks(batch.len().div_ceil(settings.shards)).collect();
-    let results: Vec<Result<Taught>> = std::thread::scope(|scope| {
-        // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
-        let spawn = |part| {
-            let own = decoder.clone().fork(&decoder.device());
-            scope.spawn(move || gradients_of(&own, part, settings, total))
-        };
-        let threads: Vec<_> = parts.into_iter().map(spawn).collect();
-        let broken = || Err(Error::Training("a part of a batch could not be computed".into()));
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| broken())).collect()
-    });
+    // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
+    let own = |part| (decoder.clone().fork(&decoder.device()), part);
+    let results =
+        parallel::run(parts.into_iter().map(own).collect(), |(own, part)| gradients_of(&own, part, settings, total))?;
     let (mut loss, mut answers) = (0.0, vec![]);
     let mut sum = GradientsAccumulator::<Decoder>::new();
-    for result in results {
-        let part = result?;
+    for part in results {
         loss += part.loss;
         answers.extend(part.answers);
         sum.accumulate(decoder, part.gradients);

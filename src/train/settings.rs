@@ -1,0 +1,136 @@
+//! `[train]`: how long, how fast and how carefully an editor learns.
+
+use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer};
+use serde::{Deserialize, Serialize};
+
+use super::learned::Group;
+use super::schedule::{Schedule, Shape};
+use crate::error::Result;
+
+/// `[train]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The seed of every draw.
+    #[serde(default)]
+    pub seed: u64,
+    /// Optimiser updates.
+    pub max_steps: usize,
+    /// Records that share a forward pass.
+    #[serde(default = "one")]
+    pub edits_per_step: usize,
+    /// Records whose edits are applied together to one model.
+    #[serde(default = "one")]
+    pub edits_together: usize,
+    /// Passes whose gradients are averaged in an update.
+    #[serde(default = "one")]
+    pub accumulate: usize,
+    /// Memory, in GB, for the hidden states of texts that are met more than once; where they need more, none are kept.
+    #[serde(default = "hidden_memory_gb")]
+    pub hidden_memory_gb: f64,
+    /// Steps between validations.
+    #[serde(default = "validate_every")]
+    pub validate_every: usize,
+    /// Records of a validation.
+    #[serde(default = "validation_records")]
+    pub validation_records: usize,
+    /// Validations without a gain until the training stops; 0 for never.
+    #[serde(default)]
+    pub patience: usize,
+    /// The network's learning rate at its height.
+    pub learning_rate: f64,
+    /// The edit rates' learning rate at its height.
+    pub edit_rate_learning_rate: f64,
+    /// The optimiser.
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    /// AdamW's decay.
+    #[serde(default)]
+    pub weight_decay: f32,
+    /// Steps of a linear warm-up.
+    #[serde(default)]
+    pub warm_up: usize,
+    /// How the learning rates go on.
+    #[serde(default)]
+    pub schedule: Shape,
+    /// What a cosine leaves at the end, as a share of the height.
+    #[serde(default)]
+    pub schedule_end: f64,
+    /// The largest global norm of the gradient.
+    #[serde(default = "clip")]
+    pub clip: f64,
+    /// Steps in a row with a loss or gradient that is not finite until the training stops.
+    #[serde(default = "stop_after")]
+    pub stop_after_not_finite: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn hidden_memory_gb() -> f64 {
+    2.0
+}
+
+fn validate_every() -> usize {
+    200
+}
+
+fn validation_records() -> usize {
+    200
+}
+
+fn clip() -> f64 {
+    100.0
+}
+
+fn stop_after() -> usize {
+    10
+}
+
+/// The optimisers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// Adam (Kingma and Ba, 2015).
+    #[default]
+    Adam,
+    /// Adam with decoupled decay (Loshchilov and Hutter, 2019).
+    AdamW,
+}
+
+impl Settings {
+    /// # Errors
+    /// Names the key that is out of range.
+    pub fn check(&self) -> Result<()> {
+        use crate::config::within;
+        within("train.max_steps", self.max_steps as f64, 1.0, 1e12)?;
+        within("train.edits_per_step", self.edits_per_step as f64, 1.0, 1e6)?;
+        within("train.accumulate", self.accumulate as f64, 1.0, 1e6)?;
+        within("train.edits_together", self.edits_together as f64, 1.0, self.edits_per_step as f64)?;
+        within("train.validate_every", self.validate_every as f64, 1.0, 1e12)?;
+        within("train.validation_records", self.validation_records as f64, 1.0, 1e9)?;
+        within("train.hidden_memory_gb", self.hidden_memory_gb, 0.0, 1e6)?;
+        within("train.learning_rate", self.learning_rate, 0.0, 10.0)?;
+        within("train.edit_rate_learning_rate", self.edit_rate_learning_rate, 0.0, 10.0)?;
+        within("train.schedule_end", self.schedule_end, 0.0, 1.0)?;
+        within("train.clip", self.clip, 1e-12, f64::INFINITY)?;
+        within("train.stop_after_not_finite", self.stop_after_not_finite as f64, 1.0, 1e12)?;
+        within("train.weight_decay", f64::from(self.weight_decay), 0.0, 10.0)
+    }
+
+    /// The learning rate's course to and from its `height`.
+    pub fn schedule(&self, height: f64) -> Schedule {
+        Schedule { height, warm_up: self.warm_up, steps: self.max_steps, end: self.schedule_end, shape: self.schedule }
+    }
+
+    /// The optimiser of a group of parameters, in its first state.
+    pub fn optimizer(&self, group: &Group) -> ModuleOptimizer {
+        // A rate's logarithm has no place to decay to.
+        let decay = if group.decays { self.weight_decay } else { 0.0 };
+        match self.optimizer {
+            Optimizer::Adam => AdamConfig::new().with_epsilon(1e-8).init(),
+            Optimizer::AdamW => AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(decay).init(),
+        }
+    }
+}
