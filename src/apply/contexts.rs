@@ -7,8 +7,8 @@ use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::tokenizer::Continuation;
 
-/// Contexts that the model writes itself: for each `[tokens, count]`, `count` texts of `tokens` tokens, and the empty
-/// one first.
+/// Contexts that the model writes itself: for each `[tokens, count]`, `count` texts of `tokens` tokens, those that they
+/// begin with counted; and the empty one first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sampled {
@@ -53,7 +53,8 @@ pub fn templates(model: &Edited, given: &[String], sampled: &Sampled) -> Result<
         let seed = sampled.seed.wrapping_add(number as u64);
         let sampling = Sampling { temperature: 1.0, top_k: 5, top_p: 1.0, seed };
         let stop = base.base().stop_tokens();
-        for (start, made) in rows.iter().zip(base.generate(&rows, *tokens, &stop, &sampling)?) {
+        let begun = starts.iter().map(Vec::len).max().unwrap_or(0);
+        for (start, made) in rows.iter().zip(base.generate(&rows, tokens.saturating_sub(begun), &stop, &sampling)?) {
             let ids: Vec<u32> = start.iter().chain(&made).copied().collect();
             let text = tokenizer.decode(&ids)?.replace(['{', '}', '\n'], " ");
             templates.push(format!("{}. {{}}", text.trim().trim_end_matches('.')));
@@ -82,16 +83,14 @@ impl Posed {
     /// A request without a subject, or whose subject does not occur in its prompt; texts that cannot be tokenised.
     pub fn new(model: &Edited, request: &EditRequest, templates: &[String]) -> Result<Self> {
         let tokenizer = &model.base().tokenizer;
-        let subject = request.subject.as_deref().map(str::trim).filter(|subject| !subject.is_empty());
-        let subject = subject.ok_or_else(|| {
-            Error::Input(format!("\"{}\" names no subject; say what the fact is about (--subject)", request.prompt))
-        })?;
+        let (subject, end) = request.subject()?;
         let (mut rows, mut subjects) = (vec![], vec![]);
         for template in templates {
             let prompt = template.replace("{}", &request.prompt);
             let row = tokenizer.continuation(&prompt, &request.target_new)?;
+            let before = template.find("{}").unwrap_or(0);
             // A tokenizer may cut a prompt otherwise where a target follows; the subject is never beyond it.
-            subjects.push(tokenizer.last_of_subject(&prompt, subject)?.min(row.prompt - 1));
+            subjects.push(tokenizer.last_token(&prompt, before + end)?.min(row.prompt - 1));
             rows.push(row);
         }
         let essence = format!("{subject} is a");
@@ -99,7 +98,7 @@ impl Posed {
             rows,
             subjects,
             essence: tokenizer.encode_prompt(&essence)?,
-            essence_subject: tokenizer.last_of_subject(&essence, subject)?,
+            essence_subject: tokenizer.last_token(&essence, subject.len())?,
         })
     }
 }

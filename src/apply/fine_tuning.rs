@@ -3,10 +3,17 @@
 //! With `norm_constraint` ε no element leaves `[−ε, ε]` around its base (FT-L, Zhu et al., 2020; constrained
 //! fine-tuning of Hase et al., 2023, with one layer or five). The loss is that of the target's tokens under teacher
 //! forcing (FT-M); `compat = "prompt_last"` reads all of them at the prompt's last token, as ROME's baseline does.
+//!
+//! With `kl` λ the model is also held to what it said of other texts x (FT+KL):
+//!
+//! ```text
+//! mean over requests of −ln p(target) / |target|  +  λ · mean over tokens of KL(p₀(· | x) ‖ p(· | x))
+//! ```
 
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Int, Tensor, TensorData, activation};
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use super::Editor;
@@ -14,10 +21,11 @@ use super::prepared::{Prepared, check, of_request, precision};
 use crate::edit::score::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
-use crate::model::tap::{NoTap, Role, Weight};
+use crate::model::tap::{NoTap, Role, Tap, Weight};
 use crate::model::taps::GradientProbes;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
+use crate::random;
 
 /// `[editor]` of a fine-tuning config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,10 +53,28 @@ pub struct Settings {
     /// Done once the loss is below this.
     #[serde(default = "early_stop")]
     pub early_stop: f64,
+    /// λ: how much the texts of `locality` count.
+    #[serde(default)]
+    pub kl: f64,
+    /// A file of texts that the model is held to; needed where `kl` is not 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locality: Option<String>,
+    /// Texts of that file that a step draws.
+    #[serde(default = "locality_texts")]
+    pub locality_texts: usize,
+    /// The key that holds the text where `locality` is JSON.
+    #[serde(default = "locality_field")]
+    pub locality_field: String,
+    /// The seed of these draws.
+    #[serde(default)]
+    pub seed: u64,
     /// Which positions the loss reads.
     #[serde(default)]
     pub compat: Compat,
 }
+
+/// Texts that are read of a file of locality, and tokens of each.
+pub(super) const LOCALITY: (usize, usize) = (1000, 32);
 
 /// The optimisers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -86,28 +112,45 @@ fn steps() -> usize {
 fn early_stop() -> f64 {
     1e-2
 }
+fn locality_texts() -> usize {
+    8
+}
+fn locality_field() -> String {
+    "text".into()
+}
 
 /// Fine-tuning, ready to edit.
 pub struct FineTuning {
     settings: Settings,
     prepared: Prepared,
     roles: Vec<Role>,
+    /// What the model is held to.
+    texts: Vec<Vec<u32>>,
 }
 
 impl FineTuning {
+    /// `texts` are those of `settings.locality`, as tokens.
+    ///
     /// # Errors
     /// Settings out of range.
-    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+    pub fn new(settings: Settings, prepared: Prepared, texts: Vec<Vec<u32>>) -> Result<Self> {
         use crate::config::within;
+        within("editor.steps", settings.steps as f64, 1.0, 1e6)?;
         within("editor.learning_rate", settings.learning_rate, 0.0, 1e3)?;
+        within("editor.kl", settings.kl, 0.0, 1e9)?;
+        within("editor.locality_texts", settings.locality_texts as f64, 1.0, 1e6)?;
         if let Some(most) = settings.norm_constraint {
             within("editor.norm_constraint", most, 0.0, 1e9)?;
+        }
+        if settings.kl > 0.0 && texts.is_empty() {
+            let message = "editor.kl: name a file of texts that the model is held to, editor.locality = \"FILE\"";
+            return Err(Error::Config(message.into()));
         }
         let roles = settings.weights.iter().map(|name| name.parse::<Role>()).collect::<Result<Vec<_>>>()?;
         if settings.layers.is_empty() || roles.is_empty() {
             return Err(Error::Config("editor.layers and editor.weights must name at least one each".into()));
         }
-        Ok(FineTuning { settings, prepared, roles })
+        Ok(FineTuning { settings, prepared, roles, texts })
     }
 
     /// The cells at which the loss is read, each with its target.
@@ -159,6 +202,77 @@ impl<const D: usize> Tuned<D> {
     }
 }
 
+/// The gradients of a weight's matrix and of its bias.
+type WeightGradients = BTreeMap<Weight, (Tensor<2>, Tensor<1>)>;
+
+/// Some texts, carried to the lowest tuned layer: what lies below is the same at every step.
+struct Texts {
+    tokens: Tokens,
+    hidden: Tensor<3>,
+    lowest: usize,
+}
+
+impl Texts {
+    fn new(model: &Edited, lowest: usize, rows: impl Iterator<Item = Vec<u32>>) -> Result<Self> {
+        let tokens = Tokens::new(rows.collect());
+        let hidden = model.embed(&tokens, &mut NoTap)?;
+        let hidden = model.blocks(hidden, 0..lowest, tokens.span(), None, &mut NoTap)?;
+        Ok(Texts { tokens, hidden, lowest })
+    }
+
+    /// The logits `[cells, vocabulary]` of a model that differs from the lowest layer on.
+    fn logits(&self, model: &Edited, cells: &[(usize, usize)], tap: &mut dyn Tap) -> Result<Tensor<2>> {
+        let layers = self.lowest..model.layers();
+        Ok(model.head(model.blocks(self.hidden.clone(), layers, self.tokens.span(), None, tap)?, cells))
+    }
+
+    /// A loss of the logits, and its gradients: uᵀδ of a matrix, the sum of δ of its bias.
+    fn gradients(
+        &self,
+        model: &Edited,
+        weights: &[Weight],
+        cells: &[(usize, usize)],
+        loss: &dyn Fn(Tensor<2>) -> Tensor<1>,
+    ) -> Result<(f64, WeightGradients)> {
+        let mut probes = GradientProbes::at(weights.iter().copied());
+        let loss = loss(self.logits(model, cells, &mut probes)?);
+        let value = loss.clone().inner().into_data().iter::<f64>().sum();
+        let read = probes.read(&loss.backward()).into_iter().map(|(at, (u, delta))| {
+            let [rows, cells, d_in] = u.dims();
+            let d_out = delta.dims()[2];
+            let (u, delta) = (u.reshape([rows * cells, d_in]), delta.reshape([rows * cells, d_out]));
+            (at, (u.transpose().matmul(delta.clone()), delta.sum_dim(0).squeeze_dim(0)))
+        });
+        Ok((value, read.collect()))
+    }
+}
+
+impl FineTuning {
+    /// `λ · KL(p₀ ‖ p)` of some texts drawn for a step, and its gradients.
+    fn locality(
+        &self,
+        model: &Edited,
+        now: &Edited,
+        lowest: usize,
+        weights: &[Weight],
+        step: usize,
+    ) -> Result<(f64, WeightGradients)> {
+        let mut rng = random::stream(self.settings.seed, "locality", step as u64);
+        let drawn =
+            (0..self.settings.locality_texts).map(|_| self.texts[rng.random_range(0..self.texts.len())].clone());
+        let texts = Texts::new(model, lowest, drawn)?;
+        let rows = texts.tokens.ids().iter().enumerate();
+        let cells: Vec<(usize, usize)> =
+            rows.flat_map(|(row, ids)| (0..ids.len()).map(move |cell| (row, cell))).collect();
+        let before = activation::log_softmax(texts.logits(model, &cells, &mut NoTap)?, 1);
+        let weight = self.settings.kl / cells.len() as f64;
+        texts.gradients(now, weights, &cells, &|logits| {
+            let apart = before.clone() - activation::log_softmax(logits, 1);
+            (before.clone().exp() * apart).sum().mul_scalar(weight)
+        })
+    }
+}
+
 impl Editor for FineTuning {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         check(requests)?;
@@ -169,7 +283,6 @@ impl Editor for FineTuning {
             text.map_err(|error| of_request(requests, number, error))
         });
         let rows = texts.collect::<Result<Vec<_>>>()?;
-        let tokens = Tokens::new(rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()).collect());
         let mut tuned = BTreeMap::new();
         let mut biases = BTreeMap::new();
         for &layer in &self.settings.layers {
@@ -183,47 +296,52 @@ impl Editor for FineTuning {
             }
         }
         let lowest = self.settings.layers.iter().copied().min().unwrap_or(0);
-        let hidden = model.embed(&tokens, &mut NoTap)?;
-        let hidden = model.blocks(hidden, 0..lowest, tokens.span(), None, &mut NoTap)?;
+        let edits = Texts::new(model, lowest, rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()))?;
         let reads = self.reads(&rows);
         let cells: Vec<(usize, usize)> = reads.iter().map(|(cell, _)| *cell).collect();
         let ids: Vec<i64> = reads.iter().map(|(_, id)| i64::from(*id)).collect();
         let share: Vec<f64> =
             reads.iter().map(|((row, _), _)| 1.0 / (rows.len() * rows[*row].target().len()) as f64).collect();
+        let nll = |logits: Tensor<2>| {
+            let log = activation::log_softmax(logits, 1);
+            let device = log.device().inner();
+            let index = Tensor::<1, Int>::from_data(ids.as_slice(), &device).unsqueeze_dim::<2>(1);
+            let share = TensorData::new(share.clone(), [share.len()]);
+            let share = Tensor::<1>::from_data(share, (&device, log.dtype()));
+            (log.gather(1, index).squeeze_dim::<1>(1) * share).sum().neg()
+        };
 
         let change = |tuned: &BTreeMap<Weight, Tuned<2>>, biases: &BTreeMap<Weight, Tuned<1>>| WeightChange {
             matrices: tuned.iter().map(|(&at, tuned)| (at, Delta::Dense(tuned.delta.clone()))).collect(),
             biases: biases.iter().map(|(&at, tuned)| (at, tuned.delta.clone())).collect(),
         };
+        let weights: Vec<Weight> = tuned.keys().copied().collect();
         for step in 1..=self.settings.steps {
             let provenance = self.prepared.provenance("fine_tuning", serde_json::Value::Null, model, &[]);
             let now = model.with(Edit::new(provenance, Change::Weights(change(&tuned, &biases)), BTreeMap::new()))?;
-            let mut probes = GradientProbes::at(tuned.keys().copied());
-            let hidden = now.blocks(hidden.clone(), lowest..now.layers(), tokens.span(), None, &mut probes)?;
-            let log = activation::log_softmax(now.head(hidden, &cells), 1);
-            let index = Tensor::<1, Int>::from_data(ids.as_slice(), &log.device().inner()).unsqueeze_dim::<2>(1);
-            let share = Tensor::<1>::from_data(
-                TensorData::new(share.clone(), [share.len()]),
-                (&log.device().inner(), log.dtype()),
-            );
-            let loss = (log.gather(1, index).squeeze_dim::<1>(1) * share).sum().neg();
-            let value: f64 = loss.clone().inner().into_data().iter::<f64>().sum();
-            if !value.is_finite() {
+            let (mut loss, mut gradients) = edits.gradients(&now, &weights, &cells, &nll)?;
+            if self.settings.kl > 0.0 {
+                let (kl, of_kl) = self.locality(model, &now, lowest, &weights, step)?;
+                loss += kl;
+                for (at, (matrix, bias)) in of_kl {
+                    match gradients.remove(&at) {
+                        Some((m, b)) => gradients.insert(at, (m + matrix, b + bias)),
+                        None => gradients.insert(at, (matrix, bias)),
+                    };
+                }
+            }
+            if !loss.is_finite() {
                 return Err(Error::Input("the loss is not finite; try a lower editor.learning_rate".into()));
             }
-            if value < self.settings.early_stop {
+            if loss < self.settings.early_stop {
                 break;
             }
-            // uᵀδ is the gradient of a matrix, the sum of δ that of its bias.
-            for (at, (u, delta)) in probes.read(&loss.backward()) {
-                let [rows, cells, d_in] = u.dims();
-                let d_out = delta.dims()[2];
-                let (u, delta) = (u.reshape([rows * cells, d_in]), delta.reshape([rows * cells, d_out]));
-                if let Some(bias) = biases.get_mut(&at) {
-                    bias.step(delta.clone().sum_dim(0).squeeze_dim(0), &self.settings, step as i32);
+            for (at, (matrix, bias)) in gradients {
+                if let Some(tuned) = tuned.get_mut(&at) {
+                    tuned.step(matrix, &self.settings, step as i32);
                 }
-                if let Some(matrix) = tuned.get_mut(&at) {
-                    matrix.step(u.transpose().matmul(delta), &self.settings, step as i32);
+                if let Some(tuned) = biases.get_mut(&at) {
+                    tuned.step(bias, &self.settings, step as i32);
                 }
             }
         }

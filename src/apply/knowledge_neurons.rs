@@ -238,12 +238,18 @@ impl Editor for KnowledgeNeurons {
         for (number, request) in requests.iter().enumerate() {
             let change = self.change(model, request, &templates, &mut taken);
             let (change, neurons) = change.map_err(|error| of_request(requests, number, error))?;
+            if neurons.is_empty() {
+                tracing::warn!(
+                    "\"{}\": no neuron counts for enough of the prompts, nothing is changed; try a lower editor.threshold \
+                     or editor.share",
+                    request.prompt
+                );
+            }
             changes.push(change);
             found.push(neurons);
         }
-        let mut settings = self.describe().1;
-        settings["neurons"] = serde_json::json!(found);
-        let provenance = self.prepared.provenance("knowledge_neurons", settings, model, requests);
+        let mut provenance = self.prepared.provenance("knowledge_neurons", self.describe().1, model, requests);
+        provenance.findings = serde_json::json!({"layers": model.layers(), "neurons": found});
         Ok(Edit::new(provenance, Change::Weights(WeightChange::sum(changes.iter())), BTreeMap::new()))
     }
 
@@ -273,9 +279,9 @@ pub fn attributions(
     }
     // The last token by itself, on what stands left of it.
     let here = Tokens::placed(vec![vec![ids[last]]], vec![(0, last)]);
-    let wanted = layers.iter().flat_map(|&layer| {
-        [site(layer, Place::MlpHidden), site(layer, Place::MlpOut), site(layer, Place::BlockOut)]
-    });
+    let wanted = layers
+        .iter()
+        .flat_map(|&layer| [site(layer, Place::MlpHidden), site(layer, Place::MlpOut), site(layer, Place::BlockOut)]);
     let mut recorder = Recorder::at(wanted);
     let hidden = model.embed(&here, &mut NoTap)?;
     model.blocks(hidden, 0..model.layers(), here.span(), Some(&mut past.clone()), &mut recorder)?;

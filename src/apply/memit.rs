@@ -82,7 +82,7 @@ fn kl() -> f64 {
 }
 fn context() -> Sampled {
     let starts = ["The", "Therefore", "Because", "I", "You"].map(str::to_owned).to_vec();
-    Sampled { lengths: vec![[9, 5]], starts, seed: 0 }
+    Sampled { lengths: vec![[10, 5]], starts, seed: 0 }
 }
 
 /// `[editor]` of a MEMIT config.
@@ -182,13 +182,16 @@ pub(super) fn singular() -> Error {
     Error::Input(message.into())
 }
 
+/// `(layer, K [mlp width, requests])` → `A [mlp width, requests]`, with which a layer's change is `A Rᵀ`.
+pub(super) type Adjust<'a> = &'a mut dyn FnMut(usize, &Mat<f64>) -> Result<Mat<f64>>;
+
 /// Finds z for all requests, and spreads what is missing over the layers. `adjust` turns a layer's keys
 /// `[width, requests]` into the left factor of its update.
 pub(super) fn spread(
     model: &Edited,
     requests: &[EditRequest],
     settings: &Common,
-    adjust: &mut dyn FnMut(usize, &Mat<f64>) -> Result<Mat<f64>>,
+    adjust: Adjust<'_>,
 ) -> Result<WeightChange> {
     check(requests)?;
     let (Some(&lowest), Some(&last)) = (settings.layers.first(), settings.layers.last()) else {
@@ -241,6 +244,7 @@ pub(super) fn spread(
             version: String::new(),
             base: model.base().fingerprint.clone(),
             computed_on: vec![],
+            findings: serde_json::Value::Null,
         };
         current = current.with(Edit::new(provenance, Change::Weights(part), BTreeMap::new()))?;
     }

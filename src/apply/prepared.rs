@@ -45,6 +45,7 @@ impl Prepared {
             version: env!("CARGO_PKG_VERSION").into(),
             base: model.base().fingerprint.clone(),
             computed_on: model.edit_ids(),
+            findings: serde_json::Value::Null,
         }
     }
 }

@@ -1,16 +1,18 @@
 //! `[editor]` of the editors that need no training, by its method.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::prepared::Prepared;
-use super::memit::Common;
 use super::contexts::{self, Sampled};
+use super::memit::Common;
+use super::prepared::Prepared;
 use super::{Editor, alphaedit, emmet, fine_tuning, knowledge_neurons, memit, rome};
 use crate::config;
+use crate::data::text::Texts;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -89,7 +91,10 @@ impl EditorSettings {
             EditorSettings::Rome(rome::Settings { context_templates, context, .. })
             | EditorSettings::Memit(memit::Settings { common: Common { context_templates, context, .. }, .. })
             | EditorSettings::Emmet(emmet::Settings { common: Common { context_templates, context, .. }, .. })
-            | EditorSettings::AlphaEdit(alphaedit::Settings { common: Common { context_templates, context, .. }, .. })
+            | EditorSettings::AlphaEdit(alphaedit::Settings {
+                common: Common { context_templates, context, .. },
+                ..
+            })
             | EditorSettings::KnowledgeNeurons(knowledge_neurons::Settings { context_templates, context, .. }) => {
                 Some((context_templates, context))
             }
@@ -99,7 +104,7 @@ impl EditorSettings {
 
     fn seed(&self) -> u64 {
         match self {
-            EditorSettings::FineTuning(_) => 0,
+            EditorSettings::FineTuning(settings) => settings.seed,
             EditorSettings::Rome(settings) => settings.context.seed,
             EditorSettings::Memit(settings) => settings.common.context.seed,
             EditorSettings::Emmet(settings) => settings.common.context.seed,
@@ -138,7 +143,10 @@ impl EditorSettings {
         }
         let prepared = Prepared { statistics, seed: self.seed() };
         Ok(match self {
-            EditorSettings::FineTuning(settings) => Box::new(fine_tuning::FineTuning::new(settings, prepared)?),
+            EditorSettings::FineTuning(settings) => {
+                let texts = held(&settings, model, folder)?;
+                Box::new(fine_tuning::FineTuning::new(settings, prepared, texts)?)
+            }
             EditorSettings::Rome(settings) => Box::new(rome::Rome::new(settings, prepared)?),
             EditorSettings::Memit(settings) => Box::new(memit::Memit::new(settings, prepared)?),
             EditorSettings::Emmet(settings) => Box::new(emmet::Emmet::new(settings, prepared)?),
@@ -148,6 +156,22 @@ impl EditorSettings {
             }
         })
     }
+}
+
+/// The beginnings of the texts that fine-tuning holds a model to.
+fn held(settings: &fine_tuning::Settings, model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
+    let mut held = vec![];
+    if let Some(file) = settings.locality.as_ref().filter(|_| settings.kl > 0.0) {
+        let (most, length) = fine_tuning::LOCALITY;
+        let texts = Texts { files: vec![folder.join(file)], field: settings.locality_field.clone() };
+        texts.shuffled(settings.seed, &mut |text| {
+            let mut ids = model.tokenizer.encode_prompt(text.trim())?;
+            ids.truncate(length.min(model.decoder.spec.context));
+            held.push(ids);
+            Ok(if held.len() == most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+    }
+    Ok(held)
 }
 
 /// A section whose type is made of parts: serde lets keys pass that no part has, this does not.

@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::train::{figures, folder_or_name};
+use super::train::folder_or_name;
 use super::{answer, load_edits, peak_memory, print, show_rows};
 use crate::apply::{Applied, Editor, MendEditor, Mode, apply};
 use crate::archive::Archive;
@@ -21,8 +21,9 @@ use crate::edit::score::{Scored, score};
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
 use crate::error::{Error, Result};
 use crate::evaluate::probes::{Limits, probe_table};
-use crate::evaluate::{Kind, ProbeRow, summarize};
+use crate::evaluate::{Kind, ProbeRow, Side, counterfact, summarize};
 use crate::model::{Model, device};
+use crate::report::figures;
 use crate::report::table::percent;
 
 /// Edit a model: what it said before and what it says after, and the edit as a file.
@@ -132,9 +133,16 @@ pub fn run(args: &Args) -> Result<()> {
         let table = probe_table(&before, &applied.after[number], &[(number, record)], Limits::default());
         tables.push(table.map_err(|error| error.of_record(number))?);
     }
+    let known = tables.iter().flatten().filter(|row| row.kind == Kind::Rewrite && row.before.exact()).count();
+    match (known, records.len()) {
+        (0, _) => {}
+        (_, 1) => tracing::warn!("\"{}\" is what the model answers already", records[0].target_new),
+        (known, all) => tracing::warn!("{known} of {all} targets are what the model answers already"),
+    }
     let exported = export(args, &before, &applied, &records)?;
     let (method, settings) = editor.describe();
     if args.json {
+        let table = tables.concat();
         let requests = (0..records.len()).map(|number| {
             request_json(&before, &applied.after[number], &records[number], &tables[number], immediate.get(number))
         });
@@ -144,8 +152,13 @@ pub fn run(args: &Args) -> Result<()> {
             "settings": settings,
             "base": { "model": name, "fingerprint": model.fingerprint },
             "edits": applied.edits.iter().map(|edit| edit.id()).collect::<Vec<_>>(),
+            "findings": applied.edits.iter().map(|edit| &edit.provenance.findings).collect::<Vec<_>>(),
             "requests": requests.collect::<Result<Vec<Value>>>()?,
-            "summary": { "protocol": "mend", "figures": summarize(&tables.concat()) },
+            "summary": { "protocol": "mend", "figures": summarize(&table) },
+            "counterfact": {
+                "before": counterfact(&table, Side::Before),
+                "after": counterfact(&table, Side::After),
+            },
             "saved": saved,
             "exported": exported,
             "seconds": { "load": loaded, "edit": edited, "all": start.elapsed().as_secs_f64() },
@@ -160,8 +173,17 @@ pub fn run(args: &Args) -> Result<()> {
         text += &show_rows(&before, &applied.after[number], &shown)?;
         text.push('\n');
     }
+    if let Some(bars) = figures::neurons_by_layer(applied.edits.iter().map(|edit| &edit.provenance.findings)) {
+        text += &format!("{bars}\n");
+    }
     if records.len() > 1 {
-        text += &format!("{}\n", figures(&summarize(&tables.concat())));
+        let table = tables.concat();
+        text += &format!("{}\n", figures::mend(&summarize(&table)));
+        if let Some(figures) =
+            figures::counterfact(&counterfact(&table, Side::Before), &counterfact(&table, Side::After))
+        {
+            text += &format!("{figures}\n");
+        }
     }
     for line in saved
         .iter()

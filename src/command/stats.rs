@@ -23,7 +23,8 @@ pub struct Args {
     /// The model: `pocket`, a folder, a name under $EMEND_MODELS, or a hub id
     #[arg(long, value_name = "MODEL")]
     pub model: String,
-    /// Files of text (a document a line), JSON or JSONL (a document a record), gzipped or not
+    /// Files of text (a document a line), JSON or JSONL (a document a record), gzipped or not; `pocket`: the embedded
+    /// world's sentences
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     pub text: Vec<PathBuf>,
     /// The layers: 5, 4..8 (both ends), or 4,6,8

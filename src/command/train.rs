@@ -16,10 +16,11 @@ use crate::data::world::Split;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
-use crate::evaluate::{Kind, ProbeRow, Summary, summarize};
+use crate::evaluate::{Kind, ProbeRow, summarize};
 use crate::model::{Model, device};
 use crate::network::mend::Mend;
-use crate::report::table::{percent, table};
+use crate::report::figures;
+use crate::report::table::percent;
 use crate::train::mend::MendTrainer;
 use crate::train::resume::claim_folder;
 use crate::train::trainer::{EditTrainer, Event};
@@ -98,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
     let editor =
         MendTrainer::new(mend, base.clone(), config.loss.clone(), config.train.edits_together, rates.0, rates.1)?;
 
-    let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class };
+    let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: false };
     let validation = validation.fixed(seed, config.train.validation_records, limits.per_class);
     let mut trainer = EditTrainer {
         editor,
@@ -146,7 +147,7 @@ pub fn run(args: &Args) -> Result<()> {
         "\n{} steps in {trained:.0} s, the best after step {}\n\n{}",
         progress.step,
         progress.best.map_or(0, |best| best.step),
-        figures(&summary)
+        figures::mend(&summary)
     );
     text += &format!("\nThree test facts, before and after an edit\n\n{}", three(&base, &trainer, &rows)?);
     text += &format!(
@@ -196,38 +197,6 @@ fn check_lengths(source: &Source, name: &str, model: &Model) -> Result<()> {
     Ok(())
 }
 
-/// The figures of a summary, with the name of their protocol.
-pub(super) fn figures(summary: &Summary) -> String {
-    let mut rows = vec![
-        vec![
-            "edit success".to_owned(),
-            percent(summary.edit_success),
-            "the edit's own prompt, whole target exact".to_owned(),
-        ],
-        vec!["generalization".into(), percent(summary.generalization), "rephrases, whole target exact".into()],
-        vec!["locality".into(), percent(summary.locality), "out of scope, likeliest tokens unchanged".into()],
-    ];
-    rows.extend(
-        summary
-            .locality_by_class
-            .iter()
-            .map(|(class, share)| vec![format!("  {class}"), percent(Some(*share)), String::new()]),
-    );
-    rows.push(vec![
-        "drawdown".into(),
-        percent(summary.drawdown),
-        "out-of-scope facts no longer answered exactly".into(),
-    ]);
-    rows.extend(
-        summary
-            .drawdown_by_class
-            .iter()
-            .map(|(class, share)| vec![format!("  {class}"), percent(Some(*share)), String::new()]),
-    );
-    let header = format!("{} edits", summary.edits);
-    table(&[&header, "share", "protocol mend: teacher-forced"], &rows)
-}
-
 /// The first three test records as a user would see them.
 fn three(base: &Edited, trainer: &EditTrainer<'_, MendTrainer>, rows: &[ProbeRow]) -> Result<String> {
     use crate::train::learned::LearnedEditor;
@@ -235,12 +204,7 @@ fn three(base: &Edited, trainer: &EditTrainer<'_, MendTrainer>, rows: &[ProbeRow
     for record in 0..3 {
         let mine: Vec<&ProbeRow> = rows.iter().filter(|row| row.record == record).collect();
         let Some(own) = mine.iter().find(|row| row.kind == Kind::Rewrite) else { break };
-        let request = crate::edit::EditRequest {
-            prompt: own.prompt.clone(),
-            target_new: own.target.clone(),
-            subject: None,
-            target_true: None,
-        };
+        let request = crate::edit::EditRequest::new(own.prompt.clone(), own.target.clone());
         let edit = trainer.editor.edit(base, &[request], trainer.settings.seed)?;
         let after = base.with(edit)?;
         let of = |kind: Kind| mine.iter().filter(move |row| row.kind == kind).take(1);

@@ -42,3 +42,8 @@ pub fn tokenizer() -> Result<Tokenizer> {
 pub fn world() -> Result<World> {
     World::parse(WORLD, Path::new("pocket/world.json"))
 }
+
+/// BLAKE3 of the embedded facts, in hexadecimal.
+pub fn world_hash() -> String {
+    blake3::hash(WORLD).to_hex().to_string()
+}

@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
+use super::pocket;
 use crate::error::{Error, Result};
 use crate::random;
 
@@ -24,7 +25,7 @@ type Take<'a> = &'a mut dyn FnMut(String) -> Result<ControlFlow<()>>;
 /// Some files of texts.
 #[derive(Debug, Clone)]
 pub struct Texts {
-    /// The files, read in this order.
+    /// The files, read in this order; `pocket` where there is no such file: the embedded world, a sentence a fact and prompt.
     pub files: Vec<PathBuf>,
     /// The key that holds the text of a JSON record.
     pub field: String,
@@ -38,6 +39,9 @@ impl Texts {
     pub fn hashes(&self) -> Result<Vec<String>> {
         let hash = |path: &PathBuf| -> Result<String> {
             let mut hasher = blake3::Hasher::new();
+            if is_pocket(path) {
+                return Ok(pocket::world_hash());
+            }
             hasher.update_reader(open_file(path)?).map_err(Error::io(path))?;
             Ok(hasher.finalize().to_hex().to_string())
         };
@@ -80,6 +84,17 @@ impl Texts {
         let mut take = |text: String| {
             if text.trim().is_empty() { Ok(ControlFlow::Continue(())) } else { take(text) }
         };
+        if is_pocket(path) {
+            let world = pocket::world()?;
+            for (index, fact) in world.facts().iter().enumerate() {
+                for prompt in world.prompts(index).0 {
+                    if take(format!("{prompt} {}.", fact.object))?.is_break() {
+                        return Ok(());
+                    }
+                }
+            }
+            return Ok(());
+        }
         let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
         let (name, reader): (&str, Box<dyn Read>) = match name.strip_suffix(".gz") {
             Some(name) => (name, Box::new(MultiGzDecoder::new(BufReader::new(open_file(path)?)))),
@@ -157,6 +172,11 @@ impl Texts {
             _ => Err("neither a text nor a record with one".into()),
         }
     }
+}
+
+/// Whether the embedded world's sentences are meant, as the embedded model learnt them: no file has their name.
+fn is_pocket(path: &Path) -> bool {
+    path == Path::new(pocket::NAME) && !path.exists()
 }
 
 /// A regular file, opened: a pipe, which could not be read a second time, is not even waited for.

@@ -33,12 +33,49 @@ pub struct EditRequest {
     /// What the model answers before, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_true: Option<String>,
+    /// `prompt` with `{}` in place of the subject, where it is known which occurrence is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
 }
 
 impl EditRequest {
     /// A request that names no subject.
     pub fn new(prompt: impl Into<String>, target_new: impl Into<String>) -> Self {
-        EditRequest { prompt: prompt.into(), target_new: target_new.into(), subject: None, target_true: None }
+        EditRequest {
+            prompt: prompt.into(),
+            target_new: target_new.into(),
+            subject: None,
+            target_true: None,
+            template: None,
+        }
+    }
+
+    /// The subject, and the byte of the prompt at which it ends: where the template has it, else its last occurrence as
+    /// whole words, else its last.
+    ///
+    /// # Errors
+    /// There is no subject, or it does not occur in the prompt.
+    pub fn subject(&self) -> Result<(&str, usize)> {
+        let subject = self.subject.as_deref().map(str::trim).filter(|subject| !subject.is_empty());
+        let subject = subject.ok_or_else(|| {
+            Error::Input(format!("\"{}\" names no subject; say what the fact is about (--subject)", self.prompt))
+        })?;
+        let meant = self.template.as_deref().and_then(|template| template.find("{}"));
+        let meant = meant.map(|start| start + subject.len());
+        if let Some(end) = meant.filter(|&end| self.prompt.get(..end).is_some_and(|upto| upto.ends_with(subject))) {
+            return Ok((subject, end));
+        }
+        let whole = |start: usize| {
+            let before = self.prompt[..start].chars().next_back();
+            let after = self.prompt[start + subject.len()..].chars().next();
+            !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
+        };
+        let mut starts = self.prompt.rmatch_indices(subject).map(|(start, _)| start);
+        let start = starts.clone().find(|&start| whole(start)).or_else(|| starts.next());
+        let start = start.ok_or_else(|| {
+            Error::Input(format!("the subject \"{subject}\" does not occur in the prompt \"{}\"", self.prompt))
+        })?;
+        Ok((subject, start + subject.len()))
     }
 }
 
@@ -49,6 +86,7 @@ impl From<&EditRecord> for EditRequest {
             target_new: record.target_new.clone(),
             subject: record.subject.clone(),
             target_true: record.target_true.clone(),
+            template: record.template.clone(),
         }
     }
 }
@@ -70,6 +108,9 @@ pub struct Provenance {
     pub base: String,
     /// The ids of the edits it was computed on, lowest first.
     pub computed_on: Vec<String>,
+    /// What the editor came upon on its way (knowledge neurons: which these are).
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub findings: serde_json::Value,
 }
 
 /// A change of what a model believes: a value that can be saved, stacked and taken back. It mutates nothing.
@@ -141,5 +182,29 @@ impl Edit {
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let bytes = crate::files::read(path)?;
         file::read(&bytes, device).map_err(|message| Error::file(path, message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::EditRequest;
+
+    #[test]
+    fn a_subject_is_where_the_template_says_else_its_last_whole_word() {
+        let request = |prompt: &str, subject: &str, template: Option<&str>| EditRequest {
+            subject: Some(subject.into()),
+            template: template.map(str::to_owned),
+            ..EditRequest::new(prompt, "x")
+        };
+        let end = |request: EditRequest| request.subject().map(|(_, end)| end).ok();
+        assert_eq!(end(request("Ada met Ada Park", "Ada", None)), Some(11));
+        assert_eq!(end(request("Ada met Ada Park", "Ada", Some("{} met Ada Park"))), Some(3));
+        // Not the one in "Adana"; but "Boo" for want of a better one.
+        assert_eq!(end(request("Ada lives in Adana", "Ada", None)), Some(3));
+        assert_eq!(end(request("Boots", "Boo", None)), Some(3));
+        // A template of another prompt is none.
+        assert_eq!(end(request("Ada met Bo", "Ada", Some("I saw {}"))), Some(3));
+        assert_eq!(end(request("Ada met Bo", "Cleo", None)), None);
+        assert_eq!(end(request("Ada met Bo", " ", None)), None);
     }
 }

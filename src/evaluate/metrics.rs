@@ -1,4 +1,6 @@
-//! Metrics of the `mend` protocol: teacher-forced, whole target exact. Each is a pure function of the table.
+//! Metrics, each a pure function of the table.
+//!
+//! `mend`: teacher-forced, whole target exact. `counterfact`: whether the new answer is likelier than the old one.
 
 use std::collections::BTreeMap;
 
@@ -80,5 +82,64 @@ pub fn summarize(table: &[ProbeRow]) -> Summary {
         locality_by_class: by_class(locality),
         drawdown_by_class: by_class(drawdown),
         edits: table.iter().filter(|row| row.kind == Kind::Rewrite).count(),
+    }
+}
+
+/// The figures of the `counterfact` protocol (Meng et al., 2022), of one side of an edit: shares of prompts on which the
+/// right one of two answers is likelier by token, first meant over the prompts of an edit, then over edits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct CounterFact {
+    /// ES: the new answer beats the old one on the edit's own prompt.
+    pub efficacy: Option<f64>,
+    /// EM: by how much, as a difference of probabilities a token.
+    pub efficacy_magnitude: Option<f64>,
+    /// PS: the same on rephrases.
+    pub paraphrase: Option<f64>,
+    /// PM.
+    pub paraphrase_magnitude: Option<f64>,
+    /// NS: the old answer beats the new one on prompts about others.
+    pub neighborhood: Option<f64>,
+    /// NM.
+    pub neighborhood_magnitude: Option<f64>,
+    /// S: the harmonic mean of ES, PS and NS.
+    pub score: Option<f64>,
+}
+
+/// What stands before an edit, and what after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The model as it was.
+    Before,
+    /// The edited model.
+    After,
+}
+
+/// The `counterfact` figures of one side of a table; absent where no row has a rival.
+pub fn counterfact(table: &[ProbeRow], side: Side) -> CounterFact {
+    let figure = |kind: Kind, of: fn(f64, f64) -> f64| -> Option<f64> {
+        let mut edits: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for row in table.iter().filter(|row| row.kind == kind) {
+            let Some(rival) = &row.rival else { continue };
+            let (right, wrong) = match side {
+                Side::Before => (&row.before, &rival.before),
+                Side::After => (&row.after, &rival.after),
+            };
+            edits.entry(row.record).or_default().push(of(right.nll(), wrong.nll()));
+        }
+        mean(edits.into_values().filter_map(|values| mean(values.into_iter())))
+    };
+    let success = |right: f64, wrong: f64| f64::from(u8::from(right < wrong));
+    let magnitude = |right: f64, wrong: f64| (-right).exp() - (-wrong).exp();
+    let (efficacy, paraphrase, neighborhood) =
+        (figure(Kind::Rewrite, success), figure(Kind::Rephrase, success), figure(Kind::Locality, success));
+    let harmonic = |values: [f64; 3]| 3.0 / values.into_iter().map(|value| 1.0 / value).sum::<f64>();
+    CounterFact {
+        efficacy,
+        efficacy_magnitude: figure(Kind::Rewrite, magnitude),
+        paraphrase,
+        paraphrase_magnitude: figure(Kind::Rephrase, magnitude),
+        neighborhood,
+        neighborhood_magnitude: figure(Kind::Locality, magnitude),
+        score: efficacy.zip(paraphrase).zip(neighborhood).map(|((e, p), n)| harmonic([e, p, n])),
     }
 }

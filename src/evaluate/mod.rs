@@ -3,5 +3,5 @@
 pub mod metrics;
 pub mod probes;
 
-pub use metrics::{Summary, summarize};
-pub use probes::{Kind, ProbeRow, probe_table};
+pub use metrics::{CounterFact, Side, Summary, counterfact, summarize};
+pub use probes::{Kind, ProbeRow, Rival, probe_table};

@@ -43,6 +43,19 @@ pub struct ProbeRow {
     pub before: Scored,
     /// After the edit.
     pub after: Scored,
+    /// The answer that the target is up against, where the record knows it.
+    pub rival: Option<Rival>,
+}
+
+/// The old answer where the new one is asked for; the new one where the old must stay.
+#[derive(Debug, Clone)]
+pub struct Rival {
+    /// The answer.
+    pub target: String,
+    /// Before the edit.
+    pub before: Scored,
+    /// After the edit.
+    pub after: Scored,
 }
 
 /// How many probes of each kind a record is asked at most.
@@ -52,11 +65,13 @@ pub struct Limits {
     pub rephrases: usize,
     /// Prompts of each locality class and of each portability class.
     pub per_class: usize,
+    /// Whether the answers that the targets are up against are scored too, as the `counterfact` protocol wants it.
+    pub rivals: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { rephrases: usize::MAX, per_class: usize::MAX }
+        Limits { rephrases: usize::MAX, per_class: usize::MAX, rivals: true }
     }
 }
 
@@ -68,6 +83,7 @@ struct Asked {
     target: String,
     given: bool,
     text: Continuation,
+    rival: Option<(String, Continuation)>,
 }
 
 /// Asks both models the probes of records: their own prompt, rephrases, locality and portability prompts.
@@ -83,10 +99,10 @@ pub fn probe_table(
     records: &[(usize, &EditRecord)],
     limits: Limits,
 ) -> Result<Vec<ProbeRow>> {
+    let tokenizer = &before.base().tokenizer;
     let mut asked: Vec<Asked> = vec![];
     for &(number, record) in records {
         let mut ask = |kind, class: Option<&String>, prompt: &str, target: Option<&String>| -> Result<()> {
-            let tokenizer = &before.base().tokenizer;
             let (text, target, given) = match target {
                 Some(target) => (tokenizer.continuation(prompt, target)?, target.clone(), true),
                 None => {
@@ -98,6 +114,17 @@ pub fn probe_table(
                     (Continuation { ids, prompt, apart: false }, target, false)
                 }
             };
+            let rival = match kind {
+                Kind::Rewrite | Kind::Rephrase => record.target_true.as_ref(),
+                // Only where the record's old answer is what must stay does the new one compete with it.
+                Kind::Locality if given && Some(&target) == record.target_true.as_ref() => Some(&record.target_new),
+                Kind::Locality | Kind::Portability => None,
+            };
+            let rival = rival.filter(|_| limits.rivals);
+            let rival = match rival {
+                Some(rival) => Some((rival.clone(), tokenizer.continuation(prompt, rival)?)),
+                None => None,
+            };
             asked.push(Asked {
                 record: number,
                 kind,
@@ -106,6 +133,7 @@ pub fn probe_table(
                 target,
                 given,
                 text,
+                rival,
             });
             Ok(())
         };
@@ -121,10 +149,13 @@ pub fn probe_table(
             }
         }
     }
-    let texts: Vec<Continuation> = asked.iter().map(|asked| asked.text.clone()).collect();
-    let mut scored = score(&[before, after], &texts)?.into_iter();
-    let (before, after) = (scored.next().unwrap_or_default(), scored.next().unwrap_or_default());
-    let rows = asked.into_iter().zip(before.into_iter().zip(after)).map(|(asked, (before, after))| ProbeRow {
+    let rivals = asked.iter().filter_map(|asked| Some(&asked.rival.as_ref()?.1));
+    let texts: Vec<Continuation> = asked.iter().map(|asked| &asked.text).chain(rivals).cloned().collect();
+    let scored = score(&[before, after], &texts)?;
+    let [before, after] = scored.as_slice() else { return Ok(vec![]) };
+    let mut both = before.iter().cloned().zip(after.iter().cloned());
+    let own: Vec<(Scored, Scored)> = both.by_ref().take(asked.len()).collect();
+    let rows = asked.into_iter().zip(own).map(|(asked, (before, after))| ProbeRow {
         record: asked.record,
         kind: asked.kind,
         class: asked.class,
@@ -134,6 +165,10 @@ pub fn probe_table(
         apart: asked.text.apart,
         before,
         after,
+        rival: asked.rival.and_then(|(target, _)| {
+            let (before, after) = both.next()?;
+            Some(Rival { target, before, after })
+        }),
     });
     Ok(rows.collect())
 }

@@ -199,18 +199,14 @@ impl Tokenizer {
         Ok(continuation)
     }
 
-    /// The index of the last token of `subject` in `prompt`; of several occurrences the last.
+    /// The index of the token in which the text's first `end` bytes end: of the last one that begins before them.
     ///
     /// # Errors
-    /// The subject does not occur in the prompt.
-    pub fn last_of_subject(&self, prompt: &str, subject: &str) -> Result<usize> {
-        let start = prompt.rfind(subject).ok_or_else(|| {
-            Error::Input(format!("the subject \"{subject}\" does not occur in the prompt \"{prompt}\""))
-        })?;
-        let end = start + subject.len();
-        let (_, offsets) = self.encode_with_offsets(prompt)?;
+    /// No token begins there.
+    pub fn last_token(&self, text: &str, end: usize) -> Result<usize> {
+        let (_, offsets) = self.encode_with_offsets(text)?;
         let last = offsets.iter().rposition(|&(from, to)| from < end && to > from);
-        last.ok_or_else(|| Error::Input(format!("the subject \"{subject}\" has no token in \"{prompt}\"")))
+        last.ok_or_else(|| Error::Input(format!("no token of \"{text}\" begins in its first {end} bytes")))
     }
 
     /// The text of tokens, without special ones.

@@ -327,10 +327,11 @@ impl Mend {
         let hidden = model.embed(&tokens, &mut NoTap)?;
         let hidden = model.blocks(hidden, 0..self.lowest_layer(), tokens.span(), None, &mut NoTap)?;
         let captured = self.capture(model, hidden, &tokens, &rows, &vec![0; rows.len()])?;
-        let deltas = self.deltas(&captured, 1).matrices.into_iter();
-        let matrices: BTreeMap<Weight, Delta> = deltas
-            .map(|(at, (a, b))| (at, Delta::LowRank { a: a.inner().squeeze_dim(0), b: b.inner().squeeze_dim(0) }))
-            .collect();
+        // Nothing is learnt here: what autodiff would keep of each edit adds up over hundreds of them.
+        let plain = Mend { network: self.network.clone().valid(), ..self.clone() };
+        let deltas = plain.deltas(&captured, 1).matrices.into_iter();
+        let matrices: BTreeMap<Weight, Delta> =
+            deltas.map(|(at, (a, b))| (at, Delta::LowRank { a: a.squeeze_dim(0), b: b.squeeze_dim(0) })).collect();
         let provenance = Provenance {
             method: "mend".into(),
             settings: serde_json::to_value(&self.settings).unwrap_or_default(),
@@ -339,6 +340,7 @@ impl Mend {
             version: env!("CARGO_PKG_VERSION").into(),
             base: model.base().fingerprint.clone(),
             computed_on: model.edit_ids(),
+            findings: serde_json::Value::Null,
         };
         Ok(Edit::new(provenance, Change::Weights(WeightChange { matrices, biases: BTreeMap::new() }), BTreeMap::new()))
     }

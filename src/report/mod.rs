@@ -1,3 +1,4 @@
 //! Tables and plain words for people.
 
+pub mod figures;
 pub mod table;

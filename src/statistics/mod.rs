@@ -32,11 +32,8 @@ impl Statistics {
     pub fn open(path: &Path, model: &Model, name: &str, layers: &[usize]) -> Result<Self> {
         let path = Moments::path(path);
         let wanted: Vec<String> = layers.iter().map(usize::to_string).collect();
-        let command = format!(
-            "emend stats --model {name} --text FILE --layers {} --out {}",
-            wanted.join(","),
-            path.display()
-        );
+        let command =
+            format!("emend stats --model {name} --text FILE --layers {} --out {}", wanted.join(","), path.display());
         if !path.is_file() {
             return Err(Error::file(
                 &path,

@@ -355,7 +355,7 @@ fn constrained_fine_tuning_stays_within_its_bound() {
         let model = Arc::new(model(name, DType::F64));
         let base = Edited::new(model.clone());
         let settings = toml::from_str(&format!("layers = [0, 1]\nlearning_rate = 5e-3\nsteps = 10\n{extra}")).unwrap();
-        let tuning = FineTuning::new(settings, Prepared { statistics: None, seed: 0 }).unwrap();
+        let tuning = FineTuning::new(settings, Prepared { statistics: None, seed: 0 }, vec![]).unwrap();
         let edit = tuning.edit(&base, &[request()]).unwrap();
         let Change::Weights(change) = &edit.change else { unreachable!() };
         let matrices: Vec<f64> = change.matrices.values().flat_map(|delta| values(delta.dense())).collect();
@@ -414,7 +414,7 @@ fn neurons_are_erased_amplified_and_rewritten() {
         let editor =
             KnowledgeNeurons::new(toml::from_str(&settings).unwrap(), Prepared { statistics: None, seed: 0 }).unwrap();
         let edit = editor.edit(&base, &[request()]).unwrap();
-        let neurons = edit.provenance.settings["neurons"][0].as_array().unwrap().clone();
+        let neurons = edit.provenance.findings["neurons"][0].as_array().unwrap().clone();
         assert!(!neurons.is_empty() && neurons.len() <= 3);
         let after = base.with(edit).unwrap();
         for neuron in neurons {

@@ -1,7 +1,7 @@
 //! Metrics on a table computed by hand.
 
 use emend::edit::score::Scored;
-use emend::evaluate::{Kind, ProbeRow, summarize};
+use emend::evaluate::{Kind, ProbeRow, Rival, Side, counterfact, summarize};
 
 fn scored(target: &[u32], argmax: &[u32]) -> Scored {
     Scored { target: target.to_vec(), log_probabilities: vec![-0.5; target.len()], argmax: argmax.to_vec() }
@@ -18,6 +18,7 @@ fn row(record: usize, kind: Kind, class: Option<&str>, target: &[u32], before: &
         apart: false,
         before: scored(target, before),
         after: scored(target, after),
+        rival: None,
     }
 }
 
@@ -60,4 +61,38 @@ fn nll_is_a_mean_and_probability_a_product() {
     let scored = Scored { target: vec![1, 2], log_probabilities: vec![-1.0, -3.0], argmax: vec![1, 2] };
     assert!((scored.nll() - 2.0).abs() < 1e-12);
     assert!((scored.probability() - (-4.0f64).exp()).abs() < 1e-12);
+}
+
+#[test]
+fn counterfact_means_over_prompts_and_then_over_edits() {
+    // NLL a token of right and wrong answer, before and after.
+    let row = |record, kind, before: [f32; 2], after: [f32; 2]| {
+        let scored =
+            |nll: f32| Scored { target: vec![1, 2], log_probabilities: vec![0.0, -2.0 * nll], argmax: vec![1, 2] };
+        let mut row = row(record, kind, None, &[1], &[1], &[1]);
+        (row.before, row.after) = (scored(before[0]), scored(after[0]));
+        row.rival = Some(Rival { target: String::new(), before: scored(before[1]), after: scored(after[1]) });
+        row
+    };
+    let table = vec![
+        row(0, Kind::Rewrite, [5.0, 1.0], [0.1, 3.0]),
+        row(1, Kind::Rewrite, [4.0, 1.0], [2.0, 2.0]),
+        row(0, Kind::Rephrase, [5.0, 1.0], [1.0, 2.0]),
+        row(0, Kind::Rephrase, [1.0, 2.0], [1.0, 2.0]),
+        row(1, Kind::Rephrase, [5.0, 1.0], [3.0, 2.0]),
+        row(0, Kind::Locality, [1.0, 2.0], [2.0, 1.0]),
+        row(1, Kind::Locality, [1.0, 2.0], [1.0, 2.0]),
+        row(1, Kind::Locality, [1.0, 2.0], [1.0, 2.0]),
+        row(1, Kind::Locality, [1.0, 2.0], [1.0, 2.0]),
+    ];
+    let (before, after) = (counterfact(&table, Side::Before), counterfact(&table, Side::After));
+    // A tie is no success.
+    assert_eq!((before.efficacy, after.efficacy), (Some(0.0), Some(0.5)));
+    assert_eq!((before.paraphrase, after.paraphrase), (Some(0.25), Some(0.5)));
+    assert_eq!((before.neighborhood, after.neighborhood), (Some(1.0), Some(0.5)));
+    let close = |found: Option<f64>, wanted: f64| assert!((found.unwrap() - wanted).abs() < 1e-6, "{found:?} {wanted}");
+    close(after.score, 0.5);
+    close(before.score, 0.0);
+    close(after.efficacy_magnitude, 0.5 * ((-0.1f64).exp() - (-3.0f64).exp()));
+    assert_eq!(counterfact(&[], Side::After).efficacy, None);
 }
