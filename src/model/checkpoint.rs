@@ -223,20 +223,24 @@ impl Checkpoint {
             if let Some(stored) = self.stored(name) {
                 hasher.update(format!("\n{name} {:?} {:?}\n", stored.dtype, stored.shape).as_bytes());
                 hasher.update(stored.bytes);
+                self.release(name);
             }
         }
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Gives the memory of the mapped files back to the system. They can be read again at any time.
-    pub fn release(&self) {
-        for file in &self.files {
-            #[cfg(unix)]
-            if let Bytes::Mapped(map) = &file.bytes {
-                // SAFETY: the map is read-only and of a file: a page that was given back is read from the file again.
-                if let Err(error) = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) } {
-                    tracing::debug!("{}: {error}", file.name);
-                }
+    /// Gives the memory of a tensor's place in its mapped file back to the system. It can be read again at any time.
+    fn release(&self, name: &str) {
+        #[cfg(unix)]
+        if let Some(file) = self.index.get(name).map(|&number| &self.files[number])
+            && let Some(info) = file.metadata.info(name)
+            && let Bytes::Mapped(map) = &file.bytes
+        {
+            let (from, to) = info.data_offsets;
+            let unneeded = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is read-only and of a file: a page that was given back is read from the file again.
+            if let Err(error) = unsafe { map.unchecked_advise_range(unneeded, file.header + from, to - from) } {
+                tracing::debug!("{}: {error}", file.name);
             }
         }
     }
@@ -302,6 +306,8 @@ impl Reader<'_> {
         let values = floats(stored).ok_or_else(|| {
             wrong(format!("tensor \"{name}\" is {:?}; F32, F16, BF16 and F64 are read", stored.dtype))
         })?;
+        // Held twice, a model would need twice the memory while it is loaded.
+        checkpoint.release(&name);
         let values = match (&place.columns, place.transposed) {
             (Some(columns), _) => {
                 let width = found[found.len() - 1];

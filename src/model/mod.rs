@@ -58,7 +58,6 @@ impl Model {
     pub fn from_parts(checkpoint: Checkpoint, tokenizer: Tokenizer, device: &Device, dtype: DType) -> Result<Self> {
         let decoder = checkpoint.decoder(device, dtype)?;
         let fingerprint = checkpoint.fingerprint();
-        checkpoint.release();
         Ok(Model { decoder, tokenizer, checkpoint, fingerprint })
     }
 

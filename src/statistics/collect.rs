@@ -9,12 +9,14 @@ use super::store::{Change, Moments};
 use crate::data::text::Texts;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::tap::{Place, Site, Span, Tap};
+use crate::model::tap::{Place, Site, Stack};
+use crate::model::taps::Recorder;
 use crate::model::tokens::Tokens;
 use crate::parallel;
 
-/// Rows of one batch. Sums are taken in f32 within a batch's parts, in f64 beyond.
-const ROWS: usize = 16;
+/// Rows of one batch. Sums are taken in f32 within a batch's parts, in f64 beyond; more rows are no faster, and take
+/// more memory.
+const ROWS: usize = 4;
 
 /// Column blocks of a symmetric product: those below the diagonal are not computed.
 const BLOCKS: usize = 4;
@@ -113,38 +115,39 @@ fn converged(moments: &Moments, until: Option<f64>) -> bool {
 
 /// Adds the keys of a batch of rows.
 fn add(model: &Model, rows: Vec<Vec<u32>>, moments: &mut Moments) -> Result<()> {
-    let layers: Vec<usize> = moments.sums.keys().copied().collect();
+    let sites = moments.sums.keys().map(|&layer| Site { stack: Stack::Decoder, layer, place: Place::MlpHidden });
+    let sites: Vec<Site> = sites.collect();
+    let last = moments.sums.keys().max().copied().unwrap_or(0);
     let tokens: u64 = rows.iter().map(|row| row.len() as u64).sum();
     let count = rows.len().div_ceil(parallel::parts(&model.decoder.device()));
     let parts: Vec<Vec<Vec<u32>>> = rows.chunks(count).map(<[_]>::to_vec).collect();
-    let last = layers.iter().max().copied().unwrap_or(0);
-    let products = parallel::run(parts, |rows| {
+    let mut keys = parallel::run(parts, |rows| {
         let tokens = Tokens::new(rows);
-        let mut products = Products { layers: layers.clone(), found: BTreeMap::new() };
-        let hidden = model.decoder.embed(&tokens, &mut products)?;
-        model.decoder.blocks(hidden, 0..last + 1, tokens.span(), None, &mut products)?;
-        Ok(products.found)
+        let mut recorder = Recorder::at(sites.iter().copied());
+        let hidden = model.decoder.embed(&tokens, &mut recorder)?;
+        model.decoder.blocks(hidden, 0..last + 1, tokens.span(), None, &mut recorder)?;
+        Ok(recorder.values)
+    })?;
+    // A layer's sum is one thread's: the order of its additions is always the same.
+    let mut shares: Vec<Vec<_>> = keys.iter().map(|_| vec![]).collect();
+    for (number, (site, (_, sum))) in sites.iter().zip(&mut moments.sums).enumerate() {
+        let mine: Vec<Tensor<3>> = keys.iter_mut().filter_map(|part| part.remove(site)).collect();
+        shares[number % keys.len()].push((sum, mine));
+    }
+    parallel::run(shares, |share| {
+        for (sum, keys) in share {
+            keys.into_iter().for_each(|keys| add_products(sum, keys));
+        }
+        Ok(())
     })?;
     let width = moments.header.width;
-    for products in products {
-        for (layer, blocks) in products {
-            let Some(sum) = moments.sums.get_mut(&layer) else { continue };
-            for (first, block) in blocks {
-                let right = width - first;
-                for (row, values) in block.chunks(right).enumerate() {
-                    let from = (first + row) * width + first;
-                    sum[from..from + right].iter_mut().zip(values).for_each(|(sum, value)| *sum += f64::from(*value));
-                }
-            }
-        }
-    }
     // A key that is not finite shows on the diagonal.
     let broken = |sum: &[f64]| sum.iter().step_by(width + 1).any(|value| !value.is_finite());
     if let Some((layer, _)) = moments.sums.iter().find(|(_, sum)| broken(sum)) {
         return Err(Error::Input(format!("layer {layer} has keys that are not finite: the model is broken")));
     }
     moments.header.tokens += tokens;
-    // 16 rows, 32, 64, …
+    // Batches 1, 2, 4, 8, …
     let batches = moments.header.tokens / (ROWS * moments.header.row) as u64;
     let whole = moments.header.tokens.is_multiple_of((ROWS * moments.header.row) as u64);
     if whole && batches.is_power_of_two() {
@@ -184,32 +187,28 @@ impl Moments {
         if !layers.is_empty() {
             self.header.changes.push(Change { tokens: self.header.tokens, layers });
         }
-        self.half = self.sums.iter().map(|(&layer, sum)| (layer, sum.iter().map(|&v| v as f32).collect())).collect();
+        for (&layer, sum) in &self.sums {
+            // In the old one's place: both at once would be a matrix more.
+            let half = self.half.entry(layer).or_insert_with(|| vec![0.0; sum.len()]);
+            half.iter_mut().zip(sum).for_each(|(half, &sum)| *half = sum as f32);
+        }
         self.header.half = self.header.tokens;
     }
 }
 
-/// Takes `kᵀk` of the keys that pass: the blocks on and right of the diagonal, each with the number of its first row.
-struct Products {
-    layers: Vec<usize>,
-    found: BTreeMap<usize, Vec<(usize, Vec<f32>)>>,
-}
-
-impl Tap for Products {
-    fn activation(&mut self, at: Site, _span: &Span, value: Tensor<3>) -> Tensor<3> {
-        if at.place == Place::MlpHidden && self.layers.contains(&at.layer) {
-            let [rows, cells, width] = value.dims();
-            let keys = value.clone().reshape([rows * cells, width]).cast(DType::F32);
-            let transposed = keys.clone().transpose();
-            let step = width.div_ceil(BLOCKS);
-            let blocks = (0..width).step_by(step).map(|first| {
-                let left = transposed.clone().slice([first..(first + step).min(width), 0..rows * cells]);
-                let right = keys.clone().slice([0..rows * cells, first..width]);
-                let product: Vec<f32> = left.matmul(right).into_data().iter::<f32>().collect();
-                (first, product)
-            });
-            self.found.insert(at.layer, blocks.collect());
+/// Adds `kᵀk` of keys `[rows, cells, width]` to a sum: the blocks on and right of the diagonal.
+fn add_products(sum: &mut [f64], keys: Tensor<3>) {
+    let [rows, cells, width] = keys.dims();
+    let keys = keys.reshape([rows * cells, width]).cast(DType::F32);
+    let transposed = keys.clone().transpose();
+    let step = width.div_ceil(BLOCKS);
+    for first in (0..width).step_by(step) {
+        let left = transposed.clone().slice([first..(first + step).min(width), 0..rows * cells]);
+        let right = keys.clone().slice([0..rows * cells, first..width]);
+        let product: Vec<f32> = left.matmul(right).into_data().iter::<f32>().collect();
+        for (row, values) in product.chunks(width - first).enumerate() {
+            let from = (first + row) * width + first;
+            sum[from..from + values.len()].iter_mut().zip(values).for_each(|(sum, value)| *sum += f64::from(*value));
         }
-        value
     }
 }

@@ -1,9 +1,10 @@
 //! Second moments on disk: one safetensors file, with what they were made of in its metadata.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -99,19 +100,12 @@ impl Moments {
     /// A folder that cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let broken = |error: safetensors::SafeTensorError| Error::file(path, error);
-        let square = vec![self.header.width; 2];
-        let sums: Vec<(String, Dtype, Vec<u8>)> = self
-            .sums
-            .iter()
-            .map(|(layer, sum)| (format!("sum.{layer}"), Dtype::F64, little_endian(sum, |value| value.to_le_bytes())))
-            .chain(self.half.iter().map(|(layer, sum)| {
-                (format!("half.{layer}"), Dtype::F32, little_endian(sum, |value| value.to_le_bytes()))
-            }))
-            .collect();
-        let mut views = vec![];
-        for (name, dtype, bytes) in &sums {
-            views.push((name.as_str(), TensorView::new(*dtype, square.clone(), bytes).map_err(broken)?));
-        }
+        let shape = [self.header.width; 2];
+        let sums =
+            self.sums.iter().map(|(layer, sum)| (format!("sum.{layer}"), Square { shape, values: Values::F64(sum) }));
+        let half =
+            self.half.iter().map(|(layer, sum)| (format!("half.{layer}"), Square { shape, values: Values::F32(sum) }));
+        let views: Vec<(String, Square<'_>)> = sums.chain(half).collect();
         let header = serde_json::to_string(&self.header).map_err(|error| Error::file(path, error))?;
         let metadata = HashMap::from([("emend".to_owned(), header)]);
         files::write_by(path, |temporary| {
@@ -164,8 +158,42 @@ impl Moments {
     }
 }
 
-fn little_endian<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-    values.iter().flat_map(|&value| bytes(value)).collect()
+/// A matrix that becomes bytes when it is written: one at a time.
+struct Square<'a> {
+    shape: [usize; 2],
+    values: Values<'a>,
+}
+
+enum Values<'a> {
+    F64(&'a [f64]),
+    F32(&'a [f32]),
+}
+
+impl View for Square<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.values {
+            Values::F64(_) => Dtype::F64,
+            Values::F32(_) => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.values {
+            Values::F64(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Values::F32(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self.values {
+            Values::F64(values) => size_of_val(values),
+            Values::F32(values) => size_of_val(values),
+        }
+    }
 }
 
 #[cfg(test)]
