@@ -15,7 +15,7 @@ use faer::{Mat, Scale, Side};
 use serde::{Deserialize, Serialize};
 
 use super::Editor;
-use super::memit::{Common, singular, spread};
+use super::memit::{Common, Spread, singular, spread};
 use super::prepared::{Prepared, columns, tensor};
 use crate::edit::{Change, Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
@@ -72,7 +72,7 @@ impl AlphaEdit {
 impl Editor for AlphaEdit {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let mut state: BTreeMap<String, Tensor<2>> = BTreeMap::new();
-        let change = spread(model, requests, &self.settings.common, &mut |layer, keys| {
+        let Spread { change, findings } = spread(model, requests, &self.settings.common, &mut |layer, keys| {
             let basis = self.bases.get(&layer).ok_or_else(singular)?;
             let name = format!("keys.{layer}");
             let mine = |edit: &&std::sync::Arc<Edit>| edit.provenance.method == "alphaedit";
@@ -82,7 +82,8 @@ impl Editor for AlphaEdit {
             state.insert(name, tensor(model, keys));
             projected(basis, keys, &earlier, self.settings.l2)
         })?;
-        let provenance = self.prepared.provenance("alphaedit", self.describe().1, model, requests);
+        let mut provenance = self.prepared.provenance("alphaedit", self.describe().1, model, requests);
+        provenance.findings = findings;
         Ok(Edit::new(provenance, Change::Weights(change), state))
     }
 

@@ -8,7 +8,7 @@ use faer::{Mat, Scale, Side};
 use serde::{Deserialize, Serialize};
 
 use super::Editor;
-use super::memit::{Common, singular, spread};
+use super::memit::{Common, Spread, singular, spread};
 use super::prepared::Prepared;
 use crate::edit::{Change, Edit, EditRequest, Edited};
 use crate::error::Result;
@@ -54,11 +54,12 @@ impl Emmet {
 
 impl Editor for Emmet {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
-        let change = spread(model, requests, &self.settings.common, &mut |layer, keys| {
+        let Spread { change, findings } = spread(model, requests, &self.settings.common, &mut |layer, keys| {
             let x = self.prepared.whiten(layer, keys.clone())? * Scale(1.0 / self.settings.covariance_weight);
             constrained(&x, keys, self.settings.ridge)
         })?;
-        let provenance = self.prepared.provenance("emmet", self.describe().1, model, requests);
+        let mut provenance = self.prepared.provenance("emmet", self.describe().1, model, requests);
+        provenance.findings = findings;
         Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
     }
 

@@ -119,7 +119,7 @@ impl Memit {
 impl Editor for Memit {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let weight = self.settings.covariance_weight;
-        let change = spread(model, requests, &self.settings.common, &mut |layer, keys| {
+        let Spread { change, findings } = spread(model, requests, &self.settings.common, &mut |layer, keys| {
             if keys.ncols() < keys.nrows() {
                 // The cached factor of C serves every edit.
                 let whitened = self.prepared.whiten(layer, keys.clone())? * Scale(1.0 / weight);
@@ -131,7 +131,8 @@ impl Editor for Memit {
             };
             direct(&(c * Scale(weight)), keys)
         })?;
-        let provenance = self.prepared.provenance("memit", self.describe().1, model, requests);
+        let mut provenance = self.prepared.provenance("memit", self.describe().1, model, requests);
+        provenance.findings = findings;
         Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
     }
 
@@ -185,6 +186,14 @@ pub(super) fn singular() -> Error {
 /// `(layer, K [mlp width, requests])` → `A [mlp width, requests]`, with which a layer's change is `A Rᵀ`.
 pub(super) type Adjust<'a> = &'a mut dyn FnMut(usize, &Mat<f64>) -> Result<Mat<f64>>;
 
+/// What spreading came to.
+pub(super) struct Spread {
+    /// Of each layer's down-projection.
+    pub change: WeightChange,
+    /// How z was found.
+    pub findings: serde_json::Value,
+}
+
 /// Finds z for all requests, and spreads what is missing over the layers. `adjust` turns a layer's keys
 /// `[width, requests]` into the left factor of its update.
 pub(super) fn spread(
@@ -192,7 +201,7 @@ pub(super) fn spread(
     requests: &[EditRequest],
     settings: &Common,
     adjust: Adjust<'_>,
-) -> Result<WeightChange> {
+) -> Result<Spread> {
     check(requests)?;
     let (Some(&lowest), Some(&last)) = (settings.layers.first(), settings.layers.last()) else {
         return Err(Error::Config("editor.layers must name at least one layer".into()));
@@ -206,10 +215,11 @@ pub(super) fn spread(
     });
     let posed = posed.collect::<Result<Vec<_>>>()?;
     let descent = settings.descent();
-    let mut wanted = vec![];
+    let (mut wanted, mut findings) = (vec![], vec![]);
     for together in posed.chunks(TOGETHER) {
         let cone = Cone::new(model, last, &together.iter().collect::<Vec<_>>())?;
         let found = descend(model, &cone, &descent, Measured::Stream)?;
+        findings.extend(found.findings());
         let first: Vec<(usize, usize)> = (0..together.len()).map(|request| (0, cone.contexts(request).start)).collect();
         wanted.push(cells(cone.streams.clone().unsqueeze_dim(0), &first) + found.delta);
     }
@@ -248,7 +258,7 @@ pub(super) fn spread(
         };
         current = current.with(Edit::new(provenance, Change::Weights(part), BTreeMap::new()))?;
     }
-    Ok(change)
+    Ok(Spread { change, findings: serde_json::json!({"requests": findings}) })
 }
 
 /// The texts of all requests up to their subjects, as far as the layers have carried them.

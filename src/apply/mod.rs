@@ -12,17 +12,19 @@ pub mod rome;
 mod settings;
 pub mod value;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::Result;
+use crate::parallel;
 
 pub use mend::MendEditor;
 pub use prepared::Prepared;
 pub use settings::EditorSettings;
 
 /// An editor is a function: it mutates nothing.
-pub trait Editor {
+pub trait Editor: Sync {
     /// One edit that makes the model answer all requests.
     ///
     /// # Errors
@@ -63,41 +65,65 @@ pub struct Applied {
     pub after: Vec<Edited>,
 }
 
-/// Edits requests into a model; `watch` is shown the model right after each edit, with the number of its request.
+/// Is shown the model right after each edit, with the number of its request.
+pub type Watch<'a> = dyn FnMut(usize, &Edited) -> Result<()> + Send + 'a;
+
+/// Edits requests into a model.
 ///
 /// # Errors
-/// The first request that cannot be edited, by its number.
+/// The first request that cannot be edited, by its number, and what `watch` says.
 pub fn apply(
     editor: &dyn Editor,
     model: &Edited,
     requests: &[EditRequest],
     mode: Mode,
-    watch: &mut dyn FnMut(usize, &Edited) -> Result<()>,
+    watch: &mut Watch<'_>,
 ) -> Result<Applied> {
     prepared::check(if mode == Mode::Batch { requests } else { &requests[..requests.len().min(1)] })?;
-    if mode == Mode::Batch {
-        let edit = Arc::new(editor.edit(model, requests)?);
-        let after = model.with(edit.clone())?;
-        watch(0, &after)?;
-        return Ok(Applied { edits: vec![edit], after: vec![after; requests.len()] });
-    }
-    let mut applied = Applied { edits: vec![], after: vec![] };
-    let mut current = model.clone();
-    for (number, request) in requests.iter().enumerate() {
-        let on = if mode == Mode::Single { model } else { &current };
-        let edit = editor.edit(on, std::slice::from_ref(request)).map_err(|error| error.of_record(number))?;
+    let one = |on: &Edited, number: usize| -> Result<(Arc<Edit>, Edited)> {
+        let edit = editor.edit(on, &requests[number..=number]).map_err(|error| error.of_record(number))?;
         let edit = Arc::new(edit);
         let after = on.with(edit.clone())?;
-        watch(number, &after)?;
-        applied.edits.push(edit);
-        // Of a sequence only the last model is kept: each may hold merged weights of its own.
-        match mode {
-            Mode::Sequential => current = after,
-            _ => applied.after.push(after),
+        Ok((edit, after))
+    };
+    match mode {
+        Mode::Batch => {
+            let edit = Arc::new(editor.edit(model, requests)?);
+            let after = model.with(edit.clone())?;
+            watch(0, &after)?;
+            Ok(Applied { edits: vec![edit], after: vec![after; requests.len()] })
+        }
+        Mode::Sequential => {
+            // Only the last model is kept: each may hold merged weights of its own.
+            let (mut edits, mut current) = (vec![], model.clone());
+            for number in 0..requests.len() {
+                let (edit, after) = one(&current, number)?;
+                watch(number, &after)?;
+                edits.push(edit);
+                current = after;
+            }
+            Ok(Applied { edits, after: vec![current; requests.len()] })
+        }
+        Mode::Single => {
+            let parts = parallel::parts(&model.base().decoder.device());
+            let numbers: Vec<usize> = (0..requests.len()).collect();
+            let parts = numbers.chunks(numbers.len().div_ceil(parts)).collect();
+            let (watch, failed) = (Mutex::new(watch), AtomicBool::new(false));
+            let done = parallel::run(parts, |part: &[usize]| {
+                let mut done = vec![];
+                // Once one has failed the others need not go on.
+                for &number in part.iter().take_while(|_| !failed.load(Ordering::Relaxed)) {
+                    let watched = one(model, number).and_then(|edited| {
+                        watch.lock().unwrap_or_else(PoisonError::into_inner)(number, &edited.1)?;
+                        Ok(edited)
+                    });
+                    failed.fetch_or(watched.is_err(), Ordering::Relaxed);
+                    done.push(watched?);
+                }
+                Ok(done)
+            })?;
+            let (edits, after) = done.into_iter().flatten().unzip();
+            Ok(Applied { edits, after })
         }
     }
-    if mode == Mode::Sequential {
-        applied.after = vec![current; requests.len()];
-    }
-    Ok(applied)
 }

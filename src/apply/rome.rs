@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::contexts::{Posed, Sampled, templates};
 use super::prepared::{check, of_request, precision};
-use super::value::{Cone, Descent, Measured, descend};
+use super::value::{Cone, Descent, Found, Measured, descend};
 use super::{Editor, Prepared};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
@@ -118,7 +118,7 @@ impl Rome {
     }
 
     /// The change that puts one request in, on a model as it is.
-    fn change(&self, model: &Edited, request: &EditRequest, templates: &[String]) -> Result<WeightChange> {
+    fn change(&self, model: &Edited, request: &EditRequest, templates: &[String]) -> Result<(WeightChange, Found)> {
         let layer = self.settings.layers[0];
         let posed = Posed::new(model, request, templates)?;
         let cone = Cone::new(model, layer, &[&posed])?;
@@ -133,7 +133,7 @@ impl Rome {
             Compat::None => (mean.clone(), cone.mean(0, &cone.values)),
             Compat::Rome => (of_first(&cone.keys), of_first(&cone.values)),
         };
-        let wanted = of_first(&cone.values) + found.delta;
+        let wanted = of_first(&cone.values) + found.delta.clone();
         let numbers = |tensor: Tensor<2>| tensor.into_data().iter::<f64>().collect::<Vec<f64>>();
         let mean = numbers(mean);
         let u = self.prepared.whiten(layer, Mat::from_fn(mean.len(), 1, |row, _| mean[row]))?;
@@ -149,7 +149,8 @@ impl Rome {
         };
         let (d_in, d_out) = (u.len(), residual.len());
         let delta = Delta::LowRank { a: tensor(u, [d_in, 1]), b: tensor(residual, [1, d_out]) };
-        Ok(WeightChange { matrices: [(Weight::decoder(layer, Role::MlpDown), delta)].into(), biases: BTreeMap::new() })
+        let matrices = [(Weight::decoder(layer, Role::MlpDown), delta)].into();
+        Ok((WeightChange { matrices, biases: BTreeMap::new() }, found))
     }
 }
 
@@ -159,18 +160,20 @@ impl Editor for Rome {
         check(requests)?;
         let templates = templates(model, &self.settings.context_templates, &self.settings.context)?;
         let mut current = model.clone();
-        let mut changes = vec![];
+        let (mut changes, mut findings) = (vec![], vec![]);
         for (number, request) in requests.iter().enumerate() {
             let change = self.change(&current, request, &templates);
-            let change = change.map_err(|error| of_request(requests, number, error))?;
+            let (change, found) = change.map_err(|error| of_request(requests, number, error))?;
             if number + 1 < requests.len() {
                 let one = std::slice::from_ref(request);
                 let provenance = self.prepared.provenance("rome", self.describe().1, &current, one);
                 current = current.with(Edit::new(provenance, Change::Weights(change.clone()), BTreeMap::new()))?;
             }
             changes.push(change);
+            findings.extend(found.findings());
         }
-        let provenance = self.prepared.provenance("rome", self.describe().1, model, requests);
+        let mut provenance = self.prepared.provenance("rome", self.describe().1, model, requests);
+        provenance.findings = serde_json::json!({"requests": findings});
         Ok(Edit::new(provenance, Change::Weights(WeightChange::sum(changes.iter())), BTreeMap::new()))
     }
 

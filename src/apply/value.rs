@@ -153,6 +153,14 @@ impl Cone {
     }
 }
 
+impl Found {
+    /// In the words of an edit's findings: for each request its updates and where its loss came to.
+    pub(super) fn findings(&self) -> Vec<serde_json::Value> {
+        let each = self.updates.iter().zip(&self.nll);
+        each.map(|(updates, nll)| serde_json::json!({"updates": updates, "target_nll": nll})).collect()
+    }
+}
+
 /// What the descent came to.
 #[derive(Debug, Clone)]
 pub struct Found {

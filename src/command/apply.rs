@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::probes::{Limits, probe_table};
 use crate::evaluate::{Kind, ProbeRow, Side, counterfact, summarize};
 use crate::model::{Model, device};
+use crate::parallel;
 use crate::report::figures;
 use crate::report::table::percent;
 
@@ -128,11 +129,16 @@ pub fn run(args: &Args) -> Result<()> {
     let edited = editing.elapsed().as_secs_f64();
 
     let saved = save(args, &applied)?;
-    let mut tables = vec![];
-    for (number, record) in records.iter().enumerate() {
-        let table = probe_table(&before, &applied.after[number], &[(number, record)], Limits::default());
-        tables.push(table.map_err(|error| error.of_record(number))?);
-    }
+    let numbered: Vec<(usize, &EditRecord)> = records.iter().enumerate().collect();
+    let parts = numbered.chunks(numbered.len().div_ceil(parallel::parts(&device)));
+    let tables = parallel::run(parts.collect(), |part: &[(usize, &EditRecord)]| {
+        let tables = part.iter().map(|&(number, record)| {
+            let table = probe_table(&before, &applied.after[number], &[(number, record)], Limits::default());
+            table.map_err(|error| error.of_record(number))
+        });
+        tables.collect::<Result<Vec<_>>>()
+    })?;
+    let tables = tables.concat();
     let known = tables.iter().flatten().filter(|row| row.kind == Kind::Rewrite && row.before.exact()).count();
     match (known, records.len()) {
         (0, _) => {}
