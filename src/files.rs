@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use memmap2::Mmap;
+
 use crate::error::{Error, Result};
 
 /// Writes beside the target, flushes to the disk, and renames: what was there before survives until the new file is whole.
@@ -104,12 +106,28 @@ pub fn remove_leftovers(folder: &Path) -> Result<()> {
 /// # Errors
 /// A file that is missing, or none.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    let kind = fs::metadata(path).map_err(Error::io(path))?;
-    if kind.is_dir() {
-        return Err(Error::file(path, "a directory, not a file"));
-    }
-    if !kind.is_file() {
-        return Err(Error::file(path, "not a regular file"));
-    }
+    regular(path)?;
     fs::read(path).map_err(Error::io(path))
+}
+
+/// Maps a regular file into memory. An empty file is an error of its own, since it cannot be mapped.
+///
+/// # Errors
+/// A file that is missing, empty, or none.
+pub fn map(path: &Path) -> Result<Mmap> {
+    if regular(path)?.len() == 0 {
+        return Err(Error::file(path, "the file is empty; fetch or write it again"));
+    }
+    let file = fs::File::open(path).map_err(Error::io(path))?;
+    // SAFETY: the map is read-only and the files that are mapped are replaced by renaming, never written in place.
+    unsafe { Mmap::map(&file) }.map_err(Error::io(path))
+}
+
+fn regular(path: &Path) -> Result<fs::Metadata> {
+    let kind = fs::metadata(path).map_err(Error::io(path))?;
+    match (kind.is_file(), kind.is_dir()) {
+        (true, _) => Ok(kind),
+        (_, true) => Err(Error::file(path, "a directory, not a file")),
+        _ => Err(Error::file(path, "not a regular file")),
+    }
 }

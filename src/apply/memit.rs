@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use crate::model::taps::{Recorder, cells};
 use crate::model::tokens::Tokens;
+use crate::parallel;
 
 /// Requests whose z are found together.
 const TOGETHER: usize = 10;
@@ -215,14 +216,19 @@ pub(super) fn spread(
     });
     let posed = posed.collect::<Result<Vec<_>>>()?;
     let descent = settings.descent();
-    let (mut wanted, mut findings) = (vec![], vec![]);
-    for together in posed.chunks(TOGETHER) {
-        let cone = Cone::new(model, last, &together.iter().collect::<Vec<_>>())?;
-        let found = descend(model, &cone, &descent, Measured::Stream)?;
-        findings.extend(found.findings());
-        let first: Vec<(usize, usize)> = (0..together.len()).map(|request| (0, cone.contexts(request).start)).collect();
-        wanted.push(cells(cone.streams.clone().unsqueeze_dim(0), &first) + found.delta);
-    }
+    let parts = parallel::parts(&model.base().decoder.device());
+    let parts = posed.chunks(posed.len().div_ceil(parts)).collect();
+    let found = parallel::run(parts, |part: &[Posed]| {
+        let streams = part.chunks(TOGETHER).map(|together| {
+            let cone = Cone::new(model, last, &together.iter().collect::<Vec<_>>())?;
+            let found = descend(model, &cone, &descent, Measured::Stream)?;
+            let firsts = (0..together.len()).map(|request| (0, cone.contexts(request).start)).collect::<Vec<_>>();
+            Ok((cells(cone.streams.clone().unsqueeze_dim(0), &firsts) + found.delta.clone(), found.findings()))
+        });
+        streams.collect::<Result<Vec<_>>>()
+    })?;
+    let (wanted, findings): (Vec<_>, Vec<_>) = found.into_iter().flatten().unzip();
+    let findings = findings.concat();
     let wanted = columns(&Tensor::cat(wanted, 0));
 
     let mut texts = Texts::new(model, &posed, lowest)?;

@@ -163,7 +163,9 @@ fn held(settings: &fine_tuning::Settings, model: &Model, folder: &Path) -> Resul
     let mut held = vec![];
     if let Some(file) = settings.locality.as_ref().filter(|_| settings.kl > 0.0) {
         let (most, length) = fine_tuning::LOCALITY;
-        let texts = Texts { files: vec![folder.join(file)], field: settings.locality_field.clone() };
+        let beside = folder.join(file);
+        let file = if beside.is_file() { beside } else { file.into() };
+        let texts = Texts { files: vec![file], field: settings.locality_field.clone() };
         texts.shuffled(settings.seed, &mut |text| {
             let mut ids = model.tokenizer.encode_prompt(text.trim())?;
             ids.truncate(length.min(model.decoder.spec.context));

@@ -212,8 +212,8 @@ pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, measured: Measur
             nll[request] = round.nll[place];
             let loss = round.nll[place] + settings.kl * round.kl[place] + decay * size;
             if !loss.is_finite() {
-                let message = format!("the loss of request {request} is not finite; try a lower editor.learning_rate");
-                return Err(Error::Input(message));
+                let message = "the loss of an edit is not finite; try a lower editor.learning_rate";
+                return Err(Error::Input(message.into()));
             }
             if loss < settings.early_stop || step + 1 == settings.steps {
                 continue;

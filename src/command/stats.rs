@@ -97,6 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
         model: model.fingerprint.clone(),
         tokenizer: model.tokenizer.fingerprint()?,
         width: spec.mlp_width,
+        layers: layers.clone(),
         tokens: 0,
         row: args.row,
         seed: args.seed,
@@ -106,14 +107,14 @@ pub fn run(args: &Args) -> Result<()> {
         changes: vec![],
     };
     let mut moments = if path.is_file() {
-        let known = Moments::load(&path)?;
-        same(&known, &header, &layers).map_err(|what| {
+        let known = Moments::load(&path, None)?;
+        same(&known.header, &header).map_err(|what| {
             let message = format!("statistics of {what}; give another --out, or remove this file");
             Error::file(&path, message)
         })?;
         known
     } else {
-        Moments::empty(header, &layers)
+        Moments::empty(header)
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     crate::files::check_writable(folder)?;
@@ -227,17 +228,15 @@ fn layers(text: &str) -> Result<Vec<usize>> {
 }
 
 /// Whether known moments are of what is asked for; else what they are of.
-fn same(known: &Moments, wanted: &Header, layers: &[usize]) -> std::result::Result<(), String> {
-    let header = &known.header;
-    let there: Vec<usize> = known.sums.keys().copied().collect();
+fn same(header: &Header, wanted: &Header) -> std::result::Result<(), String> {
     if header.model != wanted.model {
         return Err(format!("the model {}, this one is {}", header.model, wanted.model));
     }
     if header.tokenizer != wanted.tokenizer {
         return Err("another tokenizer".into());
     }
-    if there != layers {
-        return Err(format!("the layers {there:?}, asked for are {layers:?}"));
+    if header.layers != wanted.layers {
+        return Err(format!("the layers {:?}, asked for are {:?}", header.layers, wanted.layers));
     }
     if header.sources != wanted.sources || header.field != wanted.field {
         let names: Vec<&str> = header.sources.iter().map(|source| source.name.as_str()).collect();

@@ -14,6 +14,7 @@ use super::decoder::{Decoder, Tensors, Weights};
 use super::family::{self, Family, Place};
 use super::spec::DecoderSpec;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Keys of config.json that say nothing of what the model computes.
 const VOLATILE: [&str; 6] =
@@ -89,16 +90,6 @@ impl File {
     }
 }
 
-/// Maps a file into memory. An empty file is an error of its own, since it cannot be mapped.
-pub(crate) fn map(path: &Path) -> Result<Mmap> {
-    let file = fs::File::open(path).map_err(Error::io(path))?;
-    if file.metadata().map_err(Error::io(path))?.len() == 0 {
-        return Err(Error::file(path, "the file is empty; fetch or write it again"));
-    }
-    // SAFETY: the map is read-only and the files of a model are replaced by renaming, never written in place.
-    unsafe { Mmap::map(&file) }.map_err(Error::io(path))
-}
-
 impl Checkpoint {
     /// Opens a folder: config.json and model.safetensors, or the shards that model.safetensors.index.json names.
     ///
@@ -127,7 +118,7 @@ impl Checkpoint {
         };
         let open = |name: String| {
             let path = folder.join(&name);
-            let bytes = Bytes::Mapped(map(&path)?);
+            let bytes = Bytes::Mapped(files::map(&path)?);
             File::new(name, &path, bytes)
         };
         let files = names.into_iter().map(open).collect::<Result<Vec<_>>>()?;

@@ -40,7 +40,7 @@ impl Statistics {
                 format!("there are no statistics here; `{command}` makes them, statistics = \"none\" goes without"),
             ));
         }
-        let moments = Moments::load(&path)?;
+        let moments = Moments::load(&path, Some(layers))?;
         if moments.header.model != model.fingerprint {
             return Err(Error::file(
                 &path,
@@ -54,8 +54,8 @@ impl Statistics {
         if found != wanted {
             return Err(Error::file(&path, format!("keys of width {found}, the model's are {wanted} wide")));
         }
-        if let Some(layer) = layers.iter().find(|&layer| !moments.sums.contains_key(layer)) {
-            let there: Vec<String> = moments.sums.keys().map(usize::to_string).collect();
+        if let Some(layer) = layers.iter().find(|layer| !moments.header.layers.contains(layer)) {
+            let there: Vec<String> = moments.header.layers.iter().map(usize::to_string).collect();
             let there = there.join(", ");
             let message = format!("no statistics of layer {layer} (there are: {there}); `{command}` makes them");
             return Err(Error::file(&path, message));

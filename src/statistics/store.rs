@@ -23,6 +23,8 @@ pub struct Header {
     pub tokenizer: String,
     /// Width of the keys.
     pub width: usize,
+    /// The layers, in order.
+    pub layers: Vec<usize>,
     /// Tokens seen.
     pub tokens: u64,
     /// Tokens a row of text.
@@ -77,10 +79,10 @@ pub struct Moments {
 
 impl Moments {
     /// Sums of nothing.
-    pub fn empty(mut header: Header, layers: &[usize]) -> Self {
+    pub fn empty(mut header: Header) -> Self {
         header.format = FORMAT.into();
         let width = header.width;
-        let sums = layers.iter().map(|&layer| (layer, vec![0.0; width * width])).collect();
+        let sums = header.layers.iter().map(|&layer| (layer, vec![0.0; width * width])).collect();
         Moments { header, sums, half: BTreeMap::new() }
     }
 
@@ -113,12 +115,12 @@ impl Moments {
         })
     }
 
-    /// Reads a file.
+    /// Reads a file: of all its layers, or of some.
     ///
     /// # Errors
     /// A file that is missing, broken, or no statistics.
-    pub fn load(path: &Path) -> Result<Self> {
-        let bytes = files::read(path)?;
+    pub fn load(path: &Path, some: Option<&[usize]>) -> Result<Self> {
+        let bytes = files::map(path)?;
         let wrong = |problem: String| Error::file(path, problem);
         let whole = |error: safetensors::SafeTensorError| wrong(format!("not a whole safetensors file ({error})"));
         let file = SafeTensors::deserialize(&bytes).map_err(whole)?;
@@ -130,12 +132,15 @@ impl Moments {
         if header.format != FORMAT {
             return Err(wrong(format!("format {}; this program reads {FORMAT}", header.format)));
         }
-        let mut moments = Moments::empty(header, &[]);
+        let mut moments = Moments { header, sums: BTreeMap::new(), half: BTreeMap::new() };
         for (name, view) in file.tensors() {
             let layer = name.split_once('.').and_then(|(_, layer)| layer.parse::<usize>().ok());
             let (Some(layer), true) = (layer, view.shape() == [moments.header.width; 2]) else {
                 return Err(wrong(format!("tensor \"{name}\" is no second moment of width {}", moments.header.width)));
             };
+            if some.is_some_and(|some| !some.contains(&layer)) {
+                continue;
+            }
             if name.starts_with("sum.") && view.dtype() == Dtype::F64 {
                 let sum = view.data().as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
                 moments.sums.insert(layer, sum.collect());
@@ -146,7 +151,15 @@ impl Moments {
                 return Err(wrong(format!("tensor \"{name}\" is no second moment")));
             }
         }
-        if moments.sums.is_empty() || moments.header.tokens == 0 {
+        if let Some(layer) = moments
+            .header
+            .layers
+            .iter()
+            .find(|layer| some.is_none_or(|some| some.contains(layer)) && !moments.sums.contains_key(layer))
+        {
+            return Err(wrong(format!("the second moment of layer {layer} is missing")));
+        }
+        if moments.header.layers.is_empty() || moments.header.tokens == 0 {
             return Err(wrong("statistics of nothing".into()));
         }
         if moments.sums.values().flatten().any(|value| !value.is_finite()) {
@@ -209,6 +222,7 @@ mod tests {
             model: "m".into(),
             tokenizer: "t".into(),
             width: 2,
+            layers: vec![3],
             tokens: 1,
             row: 1,
             seed: 0,
@@ -217,7 +231,7 @@ mod tests {
             half: 0,
             changes: vec![Change { tokens: 1, layers: [(3, 0.5)].into() }],
         };
-        let mut moments = Moments::empty(header, &[3]);
+        let mut moments = Moments::empty(header);
         moments.sums.insert(3, vec![1.0, 2.0, 0.0, 4.0]);
         moments.half.insert(3, vec![1.0, 2.0, 2.0, 4.0]);
         // A second time over the first.
@@ -229,7 +243,7 @@ mod tests {
                 assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
             }
         }
-        let found = Moments::load(&path).unwrap();
+        let found = Moments::load(&path, None).unwrap();
         moments.mirror();
         assert_eq!(found.sums[&3], [1.0, 2.0, 2.0, 4.0]);
         assert_eq!(found, moments);

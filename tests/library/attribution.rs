@@ -46,12 +46,13 @@ fn apart(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
     (a - b).norm_max() / b.norm_max()
 }
 
-fn header(model: &Model, row: usize) -> Header {
+fn header(model: &Model, row: usize, layers: &[usize]) -> Header {
     Header {
         format: String::new(),
         model: model.fingerprint.clone(),
         tokenizer: model.tokenizer.fingerprint().unwrap(),
         width: model.decoder.spec.mlp_width,
+        layers: layers.to_vec(),
         tokens: 0,
         row,
         seed: 3,
@@ -80,7 +81,7 @@ fn texts(folder: &tempfile::TempDir, lines: usize) -> Texts {
 
 fn statistics(model: &Model, layers: &[usize]) -> Statistics {
     let folder = tempfile::tempdir().unwrap();
-    let mut moments = Moments::empty(header(model, 16), layers);
+    let mut moments = Moments::empty(header(model, 16, layers));
     let settings = Collect::default();
     collect(model, &texts(&folder, 400), &settings, &mut moments, &mut |_| Ok(true)).unwrap();
     moments.mirror();
@@ -93,7 +94,7 @@ fn second_moments_are_those_of_the_keys() {
     let folder = tempfile::tempdir().unwrap();
     let texts = texts(&folder, 60);
     let row = 16;
-    let mut moments = Moments::empty(header(&model, row), &[0, 1]);
+    let mut moments = Moments::empty(header(&model, row, &[0, 1]));
     let end = collect(&model, &texts, &Collect::default(), &mut moments, &mut |_| Ok(true)).unwrap();
     assert_eq!(end, Collected::All);
     moments.mirror();
@@ -133,7 +134,7 @@ fn statistics_that_go_on_are_those_of_one_run() {
     let model = model("gpt2-tiny", DType::F32);
     let folder = tempfile::tempdir().unwrap();
     let texts = texts(&folder, 200);
-    let start = || Moments::empty(header(&model, 16), &[1]);
+    let start = || Moments::empty(header(&model, 16, &[1]));
     let mut whole = start();
     let all = Collect { tokens: Some(16 * 16 * 7), until: None };
     assert_eq!(collect(&model, &texts, &all, &mut whole, &mut |_| Ok(true)).unwrap(), Collected::Enough);
@@ -147,7 +148,7 @@ fn statistics_that_go_on_are_those_of_one_run() {
         batches += 1;
         broken.mirror();
         broken.save(&Moments::path(&path)).unwrap();
-        broken = Moments::load(&Moments::path(&path)).unwrap();
+        broken = Moments::load(&Moments::path(&path), None).unwrap();
         if result.is_ok() || batches == 20 {
             break;
         }
@@ -190,9 +191,9 @@ fn woodbury_is_the_direct_solution() {
 /// Statistics whose C is the one given.
 fn statistics_of(c: &Mat<f64>) -> Statistics {
     let model = model("gpt2-tiny", DType::F32);
-    let mut header = header(&model, 16);
+    let mut header = header(&model, 16, &[0]);
     (header.width, header.tokens) = (c.nrows(), 1);
-    let mut moments = Moments::empty(header, &[0]);
+    let mut moments = Moments::empty(header);
     let sum = (0..c.nrows()).flat_map(|row| (0..c.ncols()).map(move |column| c[(row, column)]));
     moments.sums.insert(0, sum.collect());
     Statistics::new(moments, "a test".into())
