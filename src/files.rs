@@ -25,7 +25,7 @@ pub fn write_by(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<(
         _ => Path::new("."),
     };
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let temporary = tempfile::Builder::new().prefix(".emend-").tempfile_in(folder).map_err(Error::io(folder))?;
+    let temporary = tempfile::Builder::new().prefix(&prefix(path)).tempfile_in(folder).map_err(Error::io(folder))?;
     let temporary = temporary.into_temp_path();
     make(&temporary)?;
     // Opened anew: `make` may have put another file under this name, as safetensors does.
@@ -86,15 +86,33 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what a process killed while writing left in a folder.
+/// How the temporary files of a target begin.
+fn prefix(path: &Path) -> String {
+    format!(".emend-{}-", path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Removes what processes killed while writing left in a folder.
 ///
 /// # Errors
 /// A folder that cannot be changed.
 pub fn remove_leftovers(folder: &Path) -> Result<()> {
+    remove_beginning(folder, ".emend-")
+}
+
+/// Removes what a process killed while writing one file left beside it.
+///
+/// # Errors
+/// A folder that cannot be changed.
+pub fn remove_leftovers_of(path: &Path) -> Result<()> {
+    remove_beginning(path.parent().unwrap_or(Path::new("")), &prefix(path))
+}
+
+fn remove_beginning(folder: &Path, prefix: &str) -> Result<()> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with(".emend-") && path.is_file() {
+        if name.starts_with(prefix) && path.is_file() {
             fs::remove_file(&path).map_err(Error::io(&path))?;
         }
     }

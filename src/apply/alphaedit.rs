@@ -72,26 +72,26 @@ impl AlphaEdit {
 impl Editor for AlphaEdit {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let mut state: BTreeMap<String, Tensor<2>> = BTreeMap::new();
-        let Spread { change, findings } = spread(model, requests, &self.settings.common, &mut |layer, keys| {
-            let basis = self.bases.get(&layer).ok_or_else(singular)?;
-            let name = format!("keys.{layer}");
-            let mine = |edit: &&std::sync::Arc<Edit>| edit.provenance.method == "alphaedit";
-            let earlier = model.edits().iter().filter(mine).filter_map(|edit| edit.state.get(&name));
-            // Each edit's state holds its own keys, `[width, requests]`.
-            let earlier: Vec<Mat<f64>> = earlier.map(|keys| columns(&keys.clone().transpose())).collect();
-            state.insert(name, tensor(model, keys));
-            projected(basis, keys, &earlier, self.settings.l2)
-        })?;
+        let Spread { change, mut findings } =
+            spread(model, requests, &self.settings.common, &self.prepared.progress, &mut |layer, keys| {
+                let basis = self.bases.get(&layer).ok_or_else(singular)?;
+                let name = format!("keys.{layer}");
+                let mine = |edit: &&std::sync::Arc<Edit>| edit.provenance.method == "alphaedit";
+                let earlier = model.edits().iter().filter(mine).filter_map(|edit| edit.state.get(&name));
+                // Each edit's state holds its own keys, `[width, requests]`.
+                let earlier: Vec<Mat<f64>> = earlier.map(|keys| columns(&keys.clone().transpose())).collect();
+                state.insert(name, tensor(model, keys));
+                projected(basis, keys, &earlier, self.settings.l2)
+            })?;
         let mut provenance = self.prepared.provenance("alphaedit", self.describe().1, model, requests);
+        let ranks: BTreeMap<usize, usize> = self.bases.iter().map(|(&layer, basis)| (layer, basis.ncols())).collect();
+        findings["null_space_ranks"] = serde_json::json!(ranks);
         provenance.findings = findings;
         Ok(Edit::new(provenance, Change::Weights(change), state))
     }
 
     fn describe(&self) -> (String, serde_json::Value) {
-        let mut settings = serde_json::to_value(&self.settings).unwrap_or_default();
-        let ranks: BTreeMap<usize, usize> = self.bases.iter().map(|(&layer, basis)| (layer, basis.ncols())).collect();
-        settings["null_space_ranks"] = serde_json::json!(ranks);
-        ("alphaedit".into(), settings)
+        ("alphaedit".into(), serde_json::to_value(&self.settings).unwrap_or_default())
     }
 }
 

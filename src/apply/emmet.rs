@@ -54,10 +54,11 @@ impl Emmet {
 
 impl Editor for Emmet {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
-        let Spread { change, findings } = spread(model, requests, &self.settings.common, &mut |layer, keys| {
-            let x = self.prepared.whiten(layer, keys.clone())? * Scale(1.0 / self.settings.covariance_weight);
-            constrained(&x, keys, self.settings.ridge)
-        })?;
+        let Spread { change, findings } =
+            spread(model, requests, &self.settings.common, &self.prepared.progress, &mut |layer, keys| {
+                let x = self.prepared.whiten(layer, keys.clone())? * Scale(1.0 / self.settings.covariance_weight);
+                constrained(&x, keys, self.settings.ridge)
+            })?;
         let mut provenance = self.prepared.provenance("emmet", self.describe().1, model, requests);
         provenance.findings = findings;
         Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))

@@ -121,6 +121,8 @@ impl KnowledgeNeurons {
         within("editor.steps", settings.steps as f64, 1.0, 1e6)?;
         within("editor.threshold", settings.threshold, 0.0, 1.0)?;
         within("editor.share", settings.share, 0.0, 1.0)?;
+        within("editor.old_weight", settings.old_weight, -1e6, 1e6)?;
+        within("editor.new_weight", settings.new_weight, -1e6, 1e6)?;
         Ok(KnowledgeNeurons { settings, prepared })
     }
 
@@ -247,6 +249,7 @@ impl Editor for KnowledgeNeurons {
             }
             changes.push(change);
             found.push(neurons);
+            (self.prepared.progress)(1);
         }
         let mut provenance = self.prepared.provenance("knowledge_neurons", self.describe().1, model, requests);
         provenance.findings = serde_json::json!({"layers": model.layers(), "neurons": found});

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Editor;
 use super::contexts::{Posed, Sampled, templates};
-use super::prepared::{Prepared, check, columns, of_request, tensor};
+use super::prepared::{Prepared, Progress, check, columns, of_request, tensor};
 use super::value::{Cone, Descent, Measured, descend};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, WeightChange};
 use crate::error::{Error, Result};
@@ -120,18 +120,19 @@ impl Memit {
 impl Editor for Memit {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let weight = self.settings.covariance_weight;
-        let Spread { change, findings } = spread(model, requests, &self.settings.common, &mut |layer, keys| {
-            if keys.ncols() < keys.nrows() {
-                // The cached factor of C serves every edit.
-                let whitened = self.prepared.whiten(layer, keys.clone())? * Scale(1.0 / weight);
-                return woodbury(&whitened, keys);
-            }
-            let c = match &self.prepared.statistics {
-                Some(statistics) => statistics.second_moment(layer)?,
-                None => Mat::identity(keys.nrows(), keys.nrows()),
-            };
-            direct(&(c * Scale(weight)), keys)
-        })?;
+        let Spread { change, findings } =
+            spread(model, requests, &self.settings.common, &self.prepared.progress, &mut |layer, keys| {
+                if keys.ncols() < keys.nrows() {
+                    // The cached factor of C serves every edit.
+                    let whitened = self.prepared.whiten(layer, keys.clone())? * Scale(1.0 / weight);
+                    return woodbury(&whitened, keys);
+                }
+                let c = match &self.prepared.statistics {
+                    Some(statistics) => statistics.second_moment(layer)?,
+                    None => Mat::identity(keys.nrows(), keys.nrows()),
+                };
+                direct(&(c * Scale(weight)), keys)
+            })?;
         let mut provenance = self.prepared.provenance("memit", self.describe().1, model, requests);
         provenance.findings = findings;
         Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
@@ -201,6 +202,7 @@ pub(super) fn spread(
     model: &Edited,
     requests: &[EditRequest],
     settings: &Common,
+    progress: &Progress,
     adjust: Adjust<'_>,
 ) -> Result<Spread> {
     check(requests)?;
@@ -222,6 +224,7 @@ pub(super) fn spread(
         let streams = part.chunks(TOGETHER).map(|together| {
             let cone = Cone::new(model, last, &together.iter().collect::<Vec<_>>())?;
             let found = descend(model, &cone, &descent, Measured::Stream)?;
+            progress(together.len());
             let firsts = (0..together.len()).map(|request| (0, cone.contexts(request).start)).collect::<Vec<_>>();
             Ok((cells(cone.streams.clone().unsqueeze_dim(0), &firsts) + found.delta.clone(), found.findings()))
         });

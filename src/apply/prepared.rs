@@ -15,7 +15,12 @@ pub struct Prepared {
     pub statistics: Option<Statistics>,
     /// The seed of random draws.
     pub seed: u64,
+    /// Is told how many more requests of a batch the long part of the work is done for.
+    pub progress: Progress,
 }
+
+/// See [`Prepared::progress`].
+pub type Progress = Box<dyn Fn(usize) + Send + Sync>;
 
 impl Prepared {
     /// `C⁻¹ K` of a layer for keys `K [width, count]`.

@@ -171,6 +171,7 @@ impl Editor for Rome {
             }
             changes.push(change);
             findings.extend(found.findings());
+            (self.prepared.progress)(1);
         }
         let mut provenance = self.prepared.provenance("rome", self.describe().1, model, requests);
         provenance.findings = serde_json::json!({"requests": findings});

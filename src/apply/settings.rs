@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::contexts::{self, Sampled};
 use super::memit::Common;
-use super::prepared::Prepared;
+use super::prepared::{Prepared, Progress};
 use super::{Editor, alphaedit, emmet, fine_tuning, knowledge_neurons, memit, rome};
 use crate::config;
 use crate::data::text::Texts;
@@ -52,9 +52,9 @@ impl EditorSettings {
         match method.as_str() {
             Some("fine_tuning") => strict(table, origin).map(EditorSettings::FineTuning),
             Some("rome") => strict(table, origin).map(EditorSettings::Rome),
-            Some("memit") => strict(table, origin).map(EditorSettings::Memit),
-            Some("emmet") => strict(table, origin).map(EditorSettings::Emmet),
-            Some("alphaedit") => strict(table, origin).map(EditorSettings::AlphaEdit),
+            Some("memit") => spread(table, origin).map(EditorSettings::Memit),
+            Some("emmet") => spread(table, origin).map(EditorSettings::Emmet),
+            Some("alphaedit") => spread(table, origin).map(EditorSettings::AlphaEdit),
             Some("knowledge_neurons") => strict(table, origin).map(EditorSettings::KnowledgeNeurons),
             Some("mend") => Err(Error::Config(format!(
                 "{origin}: editor.method = \"mend\": `emend train` makes this editor, `emend apply --archive` uses it"
@@ -118,7 +118,13 @@ impl EditorSettings {
     ///
     /// # Errors
     /// A layer that does not exist, statistics that are missing or of another model, settings out of range.
-    pub fn editor(mut self, model: &Arc<Model>, name: &str, folder: &Path) -> Result<Box<dyn Editor>> {
+    pub fn editor(
+        mut self,
+        model: &Arc<Model>,
+        name: &str,
+        folder: &Path,
+        progress: Progress,
+    ) -> Result<Box<dyn Editor>> {
         let count = model.decoder.spec.layers;
         let layers = self.layers();
         if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
@@ -141,7 +147,7 @@ impl EditorSettings {
         if let Some((given, sampled)) = self.contexts() {
             *given = contexts::templates(&Edited::new(model.clone()), given, sampled)?;
         }
-        let prepared = Prepared { statistics, seed: self.seed() };
+        let prepared = Prepared { statistics, seed: self.seed(), progress };
         Ok(match self {
             EditorSettings::FineTuning(settings) => {
                 let texts = held(&settings, model, folder)?;
@@ -174,6 +180,13 @@ fn held(settings: &fine_tuning::Settings, model: &Model, folder: &Path) -> Resul
         })?;
     }
     Ok(held)
+}
+
+/// The section of an editor that shares keys with MEMIT. These are read by themselves first: an error in them would else
+/// not name its key.
+fn spread<T: DeserializeOwned + Serialize>(table: toml::Table, origin: &str) -> Result<T> {
+    config::parse_under::<Common>("editor", table.clone().into(), origin)?;
+    strict(table, origin)
 }
 
 /// A section whose type is made of parts: serde lets keys pass that no part has, this does not.

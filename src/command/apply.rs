@@ -102,7 +102,9 @@ const SHOWN: usize = 3;
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let device = device(&args.device)?;
-    let (name, model, editor) = editor(args, &device)?;
+    // Its length is known once the records are.
+    let bar = ProgressBar::no_length();
+    let (name, model, editor) = editor(args, &device, &bar)?;
     let name = &name;
     let before = load_edits(Edited::new(model.clone()), &args.under, args.allow_other_base)?;
     let records = records(args, name)?;
@@ -110,7 +112,8 @@ pub fn run(args: &Args) -> Result<()> {
     let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
     let loaded = start.elapsed().as_secs_f64();
 
-    let bar = ProgressBar::new(if args.mode == Mode::Batch { 1 } else { requests.len() as u64 });
+    bar.set_length(requests.len() as u64);
+    bar.reset_eta();
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} edits {per_sec} {eta}") {
         bar.set_style(style);
     }
@@ -118,7 +121,9 @@ pub fn run(args: &Args) -> Result<()> {
     // In a sequence, what the model said right after an edit stands beside what it says at the end.
     let mut immediate: Vec<Vec<Value>> = vec![];
     let applied = apply(editor.as_ref(), &before, &requests, args.mode, &mut |number, after| {
-        bar.inc(1);
+        if args.mode != Mode::Batch {
+            bar.inc(1);
+        }
         if args.json && args.mode == Mode::Sequential {
             let table = probe_table(&before, after, &[(number, &records[number])], Limits::default())?;
             immediate.push(table.iter().map(|row| side(after, &row.prompt, &row.after)).collect::<Result<_>>()?);
@@ -202,7 +207,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The model's name, the model, and the editor of an archive or of a configuration.
-fn editor(args: &Args, device: &Device) -> Result<(String, Arc<Model>, Box<dyn Editor>)> {
+fn editor(args: &Args, device: &Device, bar: &ProgressBar) -> Result<(String, Arc<Model>, Box<dyn Editor>)> {
     if let Some(folder) = &args.archive {
         let archive = Archive::open(folder)?;
         let base = &archive.description.base;
@@ -218,7 +223,9 @@ fn editor(args: &Args, device: &Device) -> Result<(String, Arc<Model>, Box<dyn E
         None => folder_or_name(&beside(&path, &config.model.path), &config.model.path),
     };
     let model = Arc::new(Model::load(&name, device, config.model.dtype.into())?);
-    let editor = config.editor.editor(&model, &name, path.parent().unwrap_or(Path::new("")))?;
+    let (in_batch, bar) = (args.mode == Mode::Batch, bar.clone());
+    let progress = move |done: usize| bar.inc(if in_batch { done as u64 } else { 0 });
+    let editor = config.editor.editor(&model, &name, path.parent().unwrap_or(Path::new("")), Box::new(progress))?;
     Ok((name, model, editor))
 }
 

@@ -30,7 +30,7 @@ pub struct Args {
     /// The layers: 5, 4..8 (both ends), or 4,6,8
     #[arg(long, value_name = "LAYERS")]
     pub layers: String,
-    /// At most so many tokens; all there are unless given
+    /// So many tokens, rounded up to whole batches of 4 rows; all there are unless given
     #[arg(long, value_name = "N")]
     pub tokens: Option<u64>,
     /// Stop when C changes by less than this share as the tokens double
@@ -39,9 +39,9 @@ pub struct Args {
     /// The key that holds the text of a JSON record
     #[arg(long, default_value = "text", value_name = "KEY")]
     pub field: String,
-    /// Tokens a row of text
-    #[arg(long, default_value_t = 256, value_name = "N")]
-    pub row: usize,
+    /// Tokens a row of text; 256 unless given, or the model's context where that is shorter
+    #[arg(long, value_name = "N")]
+    pub row: Option<usize>,
     /// The seed of the texts' order
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
@@ -66,7 +66,7 @@ const SAVED_EVERY: Duration = Duration::from_secs(60);
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let layers = layers(&args.layers)?;
-    if args.row == 0 {
+    if args.row == Some(0) {
         return Err(Error::Config("--row must be at least 1".into()));
     }
     if args.tokens == Some(0) {
@@ -82,11 +82,18 @@ pub fn run(args: &Args) -> Result<()> {
         let message = format!("--layers: the model has no layer {layer}; it has layers 0 to {}", spec.layers - 1);
         return Err(Error::Config(message));
     }
-    if args.row > spec.context {
-        return Err(Error::Config(format!("--row {}: the model's context is {} tokens", args.row, spec.context)));
+    let row = args.row.unwrap_or(spec.context.min(256));
+    if row > spec.context {
+        return Err(Error::Config(format!("--row {row}: the model's context is {} tokens", spec.context)));
     }
     let name = args.model.trim_end_matches('/').rsplit('/').next().unwrap_or(&args.model);
+    if let Some(out) = args.out.as_ref().filter(|out| out.is_dir()) {
+        return Err(Error::file(out, "a directory, not a file; --out names a file"));
+    }
     let path = Moments::path(&args.out.clone().unwrap_or_else(|| PathBuf::from("stats").join(name)));
+    if path.is_dir() {
+        return Err(Error::file(&path, "a directory, not a file; --out names a file"));
+    }
     let texts = Texts { files: args.text.clone(), field: args.field.clone() };
     let sources = texts.hashes()?.into_iter().zip(&args.text).map(|(blake3, path)| Source {
         name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -99,7 +106,7 @@ pub fn run(args: &Args) -> Result<()> {
         width: spec.mlp_width,
         layers: layers.clone(),
         tokens: 0,
-        row: args.row,
+        row,
         seed: args.seed,
         field: args.field.clone(),
         sources: sources.collect(),
@@ -118,6 +125,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     crate::files::check_writable(folder)?;
+    crate::files::remove_leftovers_of(&path)?;
 
     let before = moments.header.tokens;
     let bar = ProgressBar::new(args.tokens.unwrap_or(0));

@@ -16,8 +16,8 @@ use super::pocket;
 use crate::error::{Error, Result};
 use crate::random;
 
-/// Documents that are held to be shuffled.
-const SHUFFLED: usize = 16_384;
+/// Bytes of text that are held to be shuffled.
+const SHUFFLED: usize = 32 << 20;
 
 /// What is done with a document; it says whether there should be more.
 type Take<'a> = &'a mut dyn FnMut(String) -> Result<ControlFlow<()>>;
@@ -48,22 +48,27 @@ impl Texts {
         self.files.iter().map(hash).collect()
     }
 
-    /// Gives every document once, in an order drawn by `seed`: each is drawn from among the next 16,384.
+    /// Gives every document once, in an order drawn by `seed`: each is drawn from among the next 32 MB.
     ///
     /// # Errors
     /// A file that cannot be read or is not what its name says, and what `take` says.
     pub fn shuffled(&self, seed: u64, take: Take<'_>) -> Result<()> {
+        self.shuffled_within(SHUFFLED, seed, take)
+    }
+
+    fn shuffled_within(&self, bytes: usize, seed: u64, take: Take<'_>) -> Result<()> {
         let mut rng: ChaCha8Rng = random::stream(seed, "texts", 0);
-        let mut held: Vec<String> = vec![];
+        let (mut held, mut size): (Vec<String>, usize) = (vec![], 0);
         let mut flow = ControlFlow::Continue(());
         for path in &self.files {
             self.documents(path, &mut |document| {
-                if held.len() < SHUFFLED {
-                    held.push(document);
-                    return Ok(ControlFlow::Continue(()));
+                size += document.len();
+                held.push(document);
+                while size > bytes && flow.is_continue() {
+                    let next = held.swap_remove(rng.random_range(0..held.len()));
+                    size -= next.len();
+                    flow = take(next)?;
                 }
-                let place = rng.random_range(0..held.len());
-                flow = take(std::mem::replace(&mut held[place], document))?;
                 Ok(flow)
             })?;
             if flow.is_break() {
@@ -258,14 +263,26 @@ mod tests {
     #[test]
     fn the_order_hangs_on_the_seed_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let lines: String = (0..SHUFFLED + 500).map(|line| format!("{line}\n")).collect();
+        let lines: String = (0..3000).map(|line| format!("{line}\n")).collect();
         let texts = texts(&folder, "many.txt", lines.as_bytes());
-        let (a, again, b) = (all(&texts, 1).unwrap(), all(&texts, 1).unwrap(), all(&texts, 2).unwrap());
-        assert_eq!(a, again);
-        assert_ne!(a, b);
-        let mut numbers: Vec<usize> = a.iter().map(|line| line.parse().unwrap()).collect();
-        numbers.sort_unstable();
-        assert!(numbers.into_iter().eq(0..SHUFFLED + 500));
+        // All at once, and through a hold of about 250 lines.
+        for bytes in [SHUFFLED, 1000] {
+            let order = |seed: u64| {
+                let mut found = vec![];
+                let take: Take<'_> = &mut |text| {
+                    found.push(text.parse::<usize>().unwrap());
+                    Ok(ControlFlow::Continue(()))
+                };
+                texts.shuffled_within(bytes, seed, take).unwrap();
+                found
+            };
+            let (a, again, b) = (order(1), order(1), order(2));
+            assert_eq!(a, again);
+            assert_ne!(a, b);
+            let mut sorted = a;
+            sorted.sort_unstable();
+            assert!(sorted.into_iter().eq(0..3000));
+        }
     }
 
     #[test]

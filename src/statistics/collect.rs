@@ -24,7 +24,7 @@ const BLOCKS: usize = 4;
 /// How far to collect.
 #[derive(Debug, Clone, Default)]
 pub struct Collect {
-    /// At most so many tokens.
+    /// So many tokens, rounded up to whole batches of 4 rows.
     pub tokens: Option<u64>,
     /// Stop when C changes by less than this as the tokens double.
     pub until: Option<f64>,
@@ -55,7 +55,9 @@ pub fn collect(
     watch: &mut dyn FnMut(&Moments) -> Result<bool>,
 ) -> Result<Collected> {
     let row = moments.header.row;
-    let wanted = settings.tokens.map_or(u64::MAX, |tokens| tokens.div_ceil(row as u64));
+    // Whole batches: where a collection goes on later, batches begin where they would have begun without a stop.
+    let batch = (ROWS * row) as u64;
+    let wanted = settings.tokens.map_or(u64::MAX, |tokens| tokens.div_ceil(batch) * ROWS as u64);
     let mut known = moments.header.tokens / row as u64;
     let (mut skipped, mut tokens, mut rows) = (0, vec![], vec![]);
     let mut end = Collected::All;
@@ -76,8 +78,7 @@ pub fn collect(
             }
             rows.push(next);
             let full = known + rows.len() as u64;
-            // Batches end where they would have ended without a break before, and where the tokens double.
-            if !full.is_multiple_of(ROWS as u64) && full < wanted {
+            if !full.is_multiple_of(ROWS as u64) {
                 continue;
             }
             add(model, std::mem::take(&mut rows), moments)?;

@@ -1,7 +1,6 @@
 //! Statistics, and the editors that need no training.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -102,16 +101,13 @@ fn nll(document: &Value, record: usize, side: &str) -> f64 {
     number(&document["requests"][record]["probes"][0][side]["target_nll"])
 }
 
-fn names(place: &Place) -> BTreeSet<OsString> {
-    std::fs::read_dir(place.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect()
-}
-
 /// [`refused`], and nothing is left behind that was not there before.
 #[track_caller]
 fn refused_cleanly(place: &Place, args: &[&str], code: i32, words: &[&str]) {
-    let before = names(place);
+    let entries = || std::fs::read_dir(place.path("")).unwrap().map(|entry| entry.unwrap().file_name());
+    let before: BTreeSet<_> = entries().collect();
     refused(args, code, words);
-    assert_eq!(names(place), before, "{args:?}");
+    assert_eq!(entries().collect::<BTreeSet<_>>(), before, "{args:?}");
 }
 
 #[track_caller]
@@ -129,8 +125,7 @@ fn every_method_edits(name: &str) {
     for method in METHODS {
         let (config, saved) = (config(&place, name, method), place.path("e.edit.safetensors"));
         let document = json(&apply(&config, &["--save", text(&saved)]));
-        assert_eq!(document["method"], method);
-        assert_eq!(document["mode"], "single");
+        assert_eq!((&document["method"], &document["mode"]), (&json!(method), &json!("single")));
         assert!(document["settings"]["steps"].is_u64() && document["settings"]["layers"].is_array(), "{method}");
         assert_eq!(document["base"]["fingerprint"], bare["fingerprint"]);
         assert!(document["seconds"].as_object().unwrap().values().all(|seconds| number(seconds) >= 0.0));
@@ -148,8 +143,7 @@ fn every_method_edits(name: &str) {
             _ => assert!(after > 2.0 * before, "{name}, {method}: {before:e}, {after:e}"),
         }
         let over = predict(&model, &[&saved]);
-        assert_eq!(over["edits"], document["edits"]);
-        assert_ne!(over["results"], bare["results"], "{name}, {method}");
+        assert!(over["edits"] == document["edits"] && over["results"] != bare["results"], "{name}, {method}");
         let again = json(&apply(&config, &["--edit", text(&saved)]));
         let (made, read) = (nll(&document, 0, "after"), nll(&again, 0, "before"));
         assert!((made - read).abs() < 1e-3, "{name}, {method}: {made}, {read}");
@@ -178,7 +172,6 @@ fn batches_and_sequences() {
             let document = json(&apply_file(&config, &three, &["--mode", mode, "--save", text(&saved)]));
             assert_eq!((&document["method"], &document["mode"]), (&json!(method), &json!(mode)));
             assert_eq!(document["edits"].as_array().unwrap().len(), edits);
-            assert_eq!(document["saved"], json!([saved]));
             assert_ne!(predict(&model, &[&saved])["results"], bare["results"]);
             // Joined and laid over the model again it is what the model ended as.
             let again = json(&apply_file(&config, &three, &["--edit", text(&saved)]));
@@ -201,7 +194,6 @@ fn an_edit_of_two_layers_as_a_checkpoint() {
     let place = Place::new();
     let (config, export) = (config(&place, "gpt2-tiny", "memit"), place.path("export"));
     let document = json(&apply(&config, &["--export", "hf", text(&export)]));
-    assert_eq!(document["exported"]["format"], "hf");
     assert_eq!(document["exported"]["changed_tensors"], 2);
     let again = json(&apply(&config, &["--model", text(&export), "--set", "editor.statistics=none"]));
     let (edited, exported) = (nll(&document, 0, "after"), nll(&again, 0, "before"));
@@ -219,15 +211,10 @@ fn configs_that_include_others() {
     assert_eq!(edits(apply(&top, &[])), wanted);
     assert_eq!(edits(apply(&plain, &["--set", "editor.steps=7"])), wanted);
     assert_ne!(edits(apply(&plain, &[])), wanted);
-    let set = json(&apply(&top, &["--set", "editor.steps=1"]));
-    assert_eq!(set["settings"]["steps"], 1);
-    for (include, words) in [
-        ("\"none.toml\"", &["none.toml"][..]),
-        ("3", &["wrong.toml", "include", "the name of a file"]),
-        ("\"wrong.toml\"", &["wrong.toml", "eight deep"]),
-    ] {
+    assert_eq!(json(&apply(&top, &["--set", "editor.steps=1"]))["settings"]["steps"], 1);
+    for (include, word) in [("\"none.toml\"", "none.toml"), ("3", "the name of a file")] {
         let wrong = place.write("wrong.toml", format!("include = {include}\n"));
-        refused_cleanly(&place, &apply(&wrong, &[]), 2, words);
+        refused_cleanly(&place, &apply(&wrong, &[]), 2, &[word]);
     }
 }
 
@@ -245,9 +232,8 @@ fn contexts_by_name() {
     assert_ne!(templates(&apply(&config, &seed)), drawn);
     // As TOML has them: a model without sense writes letters that must be escaped.
     let list = toml::Value::try_from(&drawn).unwrap();
-    let top = format!("include = \"memit.toml\"\n\n[editor]\ncontext_templates = {list}\n");
-    let top = place.write("named.toml", top);
-    assert_eq!(templates(&apply(&top, &["--save", text(&named)])), drawn);
+    let list = format!("include = \"memit.toml\"\n\n[editor]\ncontext_templates = {list}\n");
+    assert_eq!(templates(&apply(&place.write("named.toml", list), &["--save", text(&named)])), drawn);
     assert!(Tensors::read(&sampled).tensors == Tensors::read(&named).tensors);
 }
 
@@ -262,7 +248,6 @@ fn statistics_go_on_where_they_ended() {
         let told = [&document["tokens"], &document["new_tokens"], &document["ended"]];
         assert_eq!(told, [&json!(tokens), &json!(new), &json!(ended)]);
     };
-
     let document = collect(&whole, &["--tokens", "2048"]);
     told(&document, 2048, 2048, "enough");
     assert_eq!(document["file"], text(&whole));
@@ -272,13 +257,9 @@ fn statistics_go_on_where_they_ended() {
     assert!(changes.iter().all(|change| number(&change["layers"]["1"]) > 0.0));
     assert!(document["seconds"].as_object().unwrap().values().all(|seconds| number(seconds) >= 0.0));
     assert!(document["peak_memory_bytes"].is_u64());
-
     told(&collect(&parts, &["--tokens", "1024"]), 1024, 1024, "enough");
-    let half = Tensors::read(&parts);
-    told(&collect(&parts, &["--tokens", "2048"]), 2048, 1024, "enough");
-    assert!(bytes(&parts) == bytes(&whole));
-    for tokens in ["2048", "100"] {
-        told(&collect(&parts, &["--tokens", tokens]), 2048, 0, "enough");
+    for (tokens, new) in [("2048", 1024), ("2048", 0), ("100", 0)] {
+        told(&collect(&parts, &["--tokens", tokens]), 2048, new, "enough");
         assert!(bytes(&parts) == bytes(&whole));
     }
     let all = collect(&parts, &[]);
@@ -287,20 +268,9 @@ fn statistics_go_on_where_they_ended() {
     let ended = bytes(&parts);
     told(&collect(&parts, &[]), tokens, 0, "all");
     assert!(bytes(&parts) == ended);
-
     told(&collect(&still, &["--until", "0.99"]), 256, 256, "converged");
-    told(&collect(&still, &["--until", "0.99"]), 256, 0, "converged");
     let shown = stdout(&run(&stats(&model, &texts, &still, &[&LAYER[..], &["--until", "0.99"]].concat())));
-    for word in ["C over 256 tokens", "layer 1", text(&still)] {
-        assert!(shown.contains(word), "no {word:?} in: {shown}");
-    }
-
-    // The same documents as records.
-    let lines: String = words(100).lines().map(|line| json!({"body": line}).to_string() + "\n").collect();
-    let (texts, out) = (place.write("texts.jsonl", lines), place.path("records"));
-    let more = [&LAYER[..], &["--field", "body", "--tokens", "1024"]].concat();
-    assert_eq!(json(&stats(&model, &texts, &out, &more))["file"], format!("{}.safetensors", text(&out)));
-    assert!(Tensors::read(&place.path("records.safetensors")).tensors == half.tensors);
+    assert!(shown.contains("C over 256 tokens") && shown.contains("layer 1"), "{shown}");
 }
 
 #[cfg(unix)]
@@ -309,23 +279,22 @@ fn a_collection_stopped_and_killed() {
     use std::process::{Command as Process, Stdio};
 
     let (place, model) = (Place::new(), gpt2());
-    let texts = place.write("texts.txt", words(1000));
-    let [whole, broken] = ["whole.safetensors", "broken.safetensors"].map(|name| place.path(name));
+    let texts = place.write("texts.txt", words(600));
+    let (whole, broken) = (place.path("whole.safetensors"), place.path("broken.safetensors"));
     stdout(&run(&stats(&model, &texts, &whole, &LAYER)));
     let args = stats(&model, &texts, &broken, &LAYER);
     let mut kept = 0;
     // Longer and longer, so that a slow machine gets there too.
-    for (number, delay) in (20..2000).step_by(10).enumerate() {
+    for (number, delay) in (20..4000).step_by(40).enumerate() {
         let mut process = crate::common::process();
         let process = process.args(&args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = process.spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(delay));
-        match number % 3 {
-            2 => child.kill().unwrap(),
-            _ => {
-                let kill = format!("kill -INT {}", child.id());
-                assert!(Process::new("sh").args(["-c", &kill]).status().unwrap().success());
-            }
+        if number % 3 == 2 {
+            child.kill().unwrap();
+        } else {
+            let kill = format!("kill -INT {}", child.id());
+            assert!(Process::new("sh").args(["-c", &kill]).status().unwrap().success());
         }
         let output = child.wait_with_output().unwrap();
         if output.status.success() {
@@ -334,10 +303,6 @@ fn a_collection_stopped_and_killed() {
         if String::from_utf8_lossy(&output.stderr).contains("goes on from there") {
             one_line_error(&output, 130, &["interrupted after", "tokens", "the same command"]);
             kept += 1;
-        }
-        // At any moment the file is whole, or not there yet.
-        if broken.exists() {
-            Tensors::read(&broken);
         }
     }
     assert!(kept > 0, "never stopped on the way");
@@ -371,7 +336,6 @@ fn statistics_that_do_not_fit() {
         let set = format!("editor.statistics={name}");
         refused_cleanly(&place, &apply(&config_rome, &["--set", &set, "--save", text(&saved)]), 1, words);
     }
-
     // Fewer tokens than the keys are wide.
     let few = ["--layers", "0..1", "--row", "16", "--tokens", "64"];
     warned(&stats(&model, &texts, &place.path("few"), &few), "64 tokens for keys of width 128: C has not full rank");
@@ -384,12 +348,8 @@ fn statistics_that_do_not_fit() {
     // AlphaEdit solves no system of C: it only finds more to be free.
     let alphaedit = config(&place, "gpt2-tiny", "alphaedit");
     warned(&apply(&alphaedit, &["--set", "editor.statistics=few"]), "C has not full rank");
-    refused_cleanly(
-        &place,
-        &apply(&alphaedit, &["--set", "editor.statistics=none", "--save", text(&saved)]),
-        2,
-        &["editor.statistics", "AlphaEdit"],
-    );
+    let none = apply(&alphaedit, &["--set", "editor.statistics=none", "--save", text(&saved)]);
+    refused_cleanly(&place, &none, 2, &["editor.statistics", "AlphaEdit"]);
     stdout(&run(&apply(&config_rome, &["--set", "editor.statistics=none"])));
 }
 
@@ -421,11 +381,6 @@ fn subjects() {
         }
         std::fs::remove_file(&saved).unwrap();
     }
-    // The others edit sentences.
-    for method in ["fine_tuning", "knowledge_neurons"] {
-        let config = config(&place, "gpt2-tiny", method);
-        stdout(&run(&["apply", "--config", text(&config), "--prompt", PROMPT, "--target", "Tamm"]));
-    }
 }
 
 #[test]
@@ -433,9 +388,8 @@ fn requests_that_no_edit_can_serve() {
     let place = Place::new();
     let saved = place.path("e.edit.safetensors");
     let mut records = records();
-    let mut again = records[0].clone();
-    again["target_new"] = "Bern".into();
-    records[2] = again;
+    records[2] = records[0].clone();
+    records[2]["target_new"] = "Bern".into();
     let contradicting = place.write("contradicting.json", records.to_string());
     for method in METHODS {
         let config = config(&place, "gpt2-tiny", method);
@@ -445,13 +399,9 @@ fn requests_that_no_edit_can_serve() {
     }
     let config = config(&place, "gpt2-tiny", "rome");
     stdout(&run(&apply_file(&config, &contradicting, &["--mode", "sequential"])));
-    for nothing in ["", "[]"] {
-        let nothing = place.write("nothing.json", nothing);
-        let args = apply_file(&config, &nothing, &["--save", text(&saved)]);
-        refused_cleanly(&place, &args, 1, &["nothing.json: holds no records"]);
-    }
-    let args = apply_file(&config, &contradicting, &["--limit", "0", "--save", text(&saved)]);
-    refused_cleanly(&place, &args, 1, &["contradicting.json: there is no record to edit"]);
+    let nothing = place.write("nothing.json", "");
+    let args = apply_file(&config, &nothing, &["--save", text(&saved)]);
+    refused_cleanly(&place, &args, 1, &["nothing.json: holds no records"]);
 }
 
 /// The models know nothing, so an edit teaches them what is then asked for again.
@@ -477,13 +427,12 @@ fn settings_that_are_wrong() {
     };
     for method in METHODS {
         check(method, "editor.layers=[7]", &["editor.layers", "no layer 7", "layers 0 to 2"]);
-        check(method, "editor.layers=[1, 0]", &["editor.layers must be in order"]);
+        check(method, "editor.layers=[1, 0]", &["editor.layers must be in order, each once"]);
         check(method, "editor.stepz=3", &["editor.stepz", "unknown key", "did you mean `steps`?"]);
         check(method, "editor.steps=0", &["editor.steps = 0", "between 1 and"]);
         check(method, "editor.steps=many", &[&format!("{method}.toml: editor"), "\"many\""]);
     }
     for method in OF_SUBJECTS {
-        check(method, "editor.layers=[]", &["editor.layers"]);
         check(method, "editor.clamp=-1", &["editor.clamp = -1", "between 0 and"]);
         check(method, "editor.context_templates=[\"A hill.\"]", &["\"A hill.\" must hold {} once"]);
     }
@@ -491,18 +440,11 @@ fn settings_that_are_wrong() {
         ("rome", "editor.method=romme", &["romme", "known: \"fine_tuning\", \"rome\", \"memit\""][..]),
         ("rome", "editor.method=mend", &["\"mend\"", "`emend train`", "--archive"]),
         ("rome", "editor.layers=[0, 1]", &["editor.layers", "one layer", "MEMIT"]),
-        ("rome", "editor.compat=rom", &["editor.compat", "did you mean `rome`?"]),
-        ("rome", "modle.path=x", &["modle", "did you mean `model`?"]),
-        ("fine_tuning", "editor.layers=[]", &["editor.layers and editor.weights"]),
         ("fine_tuning", "editor.norm_constraint=-1", &["editor.norm_constraint = -1", "between 0 and"]),
         ("fine_tuning", "editor.kl=1", &["editor.kl", "editor.locality = \"FILE\""]),
-        ("fine_tuning", "editor.weights=[\"mlp.upp\"]", &["mlp.upp", "mlp.up, mlp.down"]),
         ("memit", "editor.covariance_weight=0", &["editor.covariance_weight = 0"]),
-        ("emmet", "editor.ridge=-1", &["editor.ridge = -1"]),
-        ("alphaedit", "editor.l2=0", &["editor.l2 = 0"]),
         ("alphaedit", "editor.null_space_threshold=1e-9", &["no eigenvalue of layer 0's C is below it", "least: "]),
         ("knowledge_neurons", "editor.threshold=2", &["editor.threshold = 2", "between 0 and 1"]),
-        ("knowledge_neurons", "editor.context_templates=[\"{} {}\"]", &["\"{} {}\" must hold {} once"]),
     ] {
         check(method, set, words);
     }
@@ -533,7 +475,6 @@ fn collections_that_are_wrong() {
         ("short.txt", "few words", &["fewer than 32 tokens", "--row"][..]),
         ("empty.txt", "", &["fewer than 32 tokens"]),
         ("body.jsonl", "\"one\"\n{\"body\": \"two\"}", &["body.jsonl: line 2", "no key \"text\"", "--field", "body"]),
-        ("broken.json", "[\"one\"", &["broken.json: not a JSON array"]),
     ] {
         let texts = place.write(name, contents);
         refused_cleanly(&place, &stats(&model, &texts, &out, &LAYER), 1, words);
@@ -561,10 +502,13 @@ fn collections_that_are_wrong() {
 fn outputs_that_cannot_be_written() {
     let (place, model) = (Place::new(), gpt2());
     let (texts, file) = (place.write("texts.txt", words(20)), place.write("file", "kept"));
-    let below = file.join("below.safetensors");
-    refused_cleanly(&place, &stats(&model, &texts, &below, &LAYER), 1, &[text(&file)]);
-    let config = config(&place, "gpt2-tiny", "rome");
-    refused_cleanly(&place, &apply(&config, &["--save", text(&below)]), 1, &[text(&file)]);
-    refused_cleanly(&place, &apply(&config, &["--export", "hf", text(&below)]), 1, &[text(&file)]);
+    let (below, config) = (file.join("below.safetensors"), config(&place, "gpt2-tiny", "rome"));
+    for args in [
+        stats(&model, &texts, &below, &LAYER),
+        apply(&config, &["--save", text(&below)]),
+        apply(&config, &["--export", "hf", text(&below)]),
+    ] {
+        refused_cleanly(&place, &args, 1, &[text(&file)]);
+    }
     assert_eq!(std::fs::read(file).unwrap(), b"kept");
 }

@@ -1,5 +1,6 @@
 //! What a user of the program relies on: the compiled binary, run as a user runs it.
 
+mod attribution;
 mod bad_input;
 mod common;
 mod edits;

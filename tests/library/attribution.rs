@@ -36,6 +36,10 @@ fn random(rows: usize, columns: usize, stream: u64) -> Mat<f64> {
     Mat::from_fn(rows, columns, |_, _| rng.random::<f64>() - 0.5)
 }
 
+fn prepared(statistics: Option<Statistics>) -> Prepared {
+    Prepared { statistics, seed: 0, progress: Box::new(|_| {}) }
+}
+
 /// A second moment of full rank.
 fn moment(width: usize, stream: u64) -> Mat<f64> {
     let keys = random(width, 3 * width, stream);
@@ -136,7 +140,7 @@ fn statistics_that_go_on_are_those_of_one_run() {
     let texts = texts(&folder, 200);
     let start = || Moments::empty(header(&model, 16, &[1]));
     let mut whole = start();
-    let all = Collect { tokens: Some(16 * 16 * 7), until: None };
+    let all = Collect { tokens: Some(4 * 16 * 7), until: None };
     assert_eq!(collect(&model, &texts, &all, &mut whole, &mut |_| Ok(true)).unwrap(), Collected::Enough);
 
     // Stopped after each batch, saved and read again.
@@ -156,13 +160,13 @@ fn statistics_that_go_on_are_those_of_one_run() {
     assert_eq!(batches, 8);
     whole.mirror();
     assert_eq!(whole, broken);
-    assert_eq!(whole.header.changes.iter().map(|change| change.tokens).collect::<Vec<_>>(), [512, 1024]);
+    assert_eq!(whole.header.changes.iter().map(|change| change.tokens).collect::<Vec<_>>(), [128, 256]);
 
     // Until C stands still.
     let mut still = start();
     let until = Collect { tokens: None, until: Some(0.9) };
     assert_eq!(collect(&model, &texts, &until, &mut still, &mut |_| Ok(true)).unwrap(), Collected::Converged);
-    assert_eq!(still.header.tokens, 512);
+    assert_eq!(still.header.tokens, 128);
 }
 
 #[test]
@@ -236,7 +240,7 @@ fn rome(model: &Model, compat: &str) -> Rome {
          context_templates = [\"{{}}\", \"A hill. {{}}\", \"Seven names of old. {{}}\"]"
     );
     let settings = toml::from_str(&settings).unwrap();
-    Rome::new(settings, Prepared { statistics: Some(statistics(model, &[1])), seed: 0 }).unwrap()
+    Rome::new(settings, prepared(Some(statistics(model, &[1])))).unwrap()
 }
 
 #[test]
@@ -311,7 +315,7 @@ fn memit_reaches_its_streams_and_requests_do_not_mix() {
     };
     let memit = |layers: &str, all: &[usize], weight| {
         let settings = toml::from_str(&settings(layers, weight)).unwrap();
-        Memit::new(settings, Prepared { statistics: Some(statistics(&model, all)), seed: 0 }).unwrap()
+        Memit::new(settings, prepared(Some(statistics(&model, all)))).unwrap()
     };
     // One layer, one request, λ → 0: the stream above the layer is z.
     let posed = Posed::new(&base, &request(), &["{}".to_owned()]).unwrap();
@@ -356,7 +360,7 @@ fn constrained_fine_tuning_stays_within_its_bound() {
         let model = Arc::new(model(name, DType::F64));
         let base = Edited::new(model.clone());
         let settings = toml::from_str(&format!("layers = [0, 1]\nlearning_rate = 5e-3\nsteps = 10\n{extra}")).unwrap();
-        let tuning = FineTuning::new(settings, Prepared { statistics: None, seed: 0 }, vec![]).unwrap();
+        let tuning = FineTuning::new(settings, prepared(None), vec![]).unwrap();
         let edit = tuning.edit(&base, &[request()]).unwrap();
         let Change::Weights(change) = &edit.change else { unreachable!() };
         let matrices: Vec<f64> = change.matrices.values().flat_map(|delta| values(delta.dense())).collect();
@@ -412,8 +416,7 @@ fn neurons_are_erased_amplified_and_rewritten() {
         let settings = format!(
             "operation = \"{operation}\"\nsteps = 10\nmost = 3\ncontext_templates = [\"{{}}\", \"A hill. {{}}\"]"
         );
-        let editor =
-            KnowledgeNeurons::new(toml::from_str(&settings).unwrap(), Prepared { statistics: None, seed: 0 }).unwrap();
+        let editor = KnowledgeNeurons::new(toml::from_str(&settings).unwrap(), prepared(None)).unwrap();
         let edit = editor.edit(&base, &[request()]).unwrap();
         let neurons = edit.provenance.findings["neurons"][0].as_array().unwrap().clone();
         assert!(!neurons.is_empty() && neurons.len() <= 3);
