@@ -14,9 +14,10 @@ use crate::apply::{Applied, Editor, MendEditor, Mode, apply};
 use crate::archive::Archive;
 use crate::config::apply::Config;
 use crate::config::beside;
-use crate::data::load_records;
 use crate::data::pocket;
 use crate::data::record::{EditRecord, Probe};
+use crate::data::source::Source;
+use crate::data::world::Split;
 use crate::edit::score::{Scored, score};
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
 use crate::error::{Error, Result};
@@ -57,10 +58,11 @@ pub struct Args {
     /// A prompt that the edit should leave alone, to be looked at too
     #[arg(long = "unrelated", value_name = "TEXT", requires = "prompt")]
     pub unrelated: Vec<String>,
-    /// A file of edits: CounterFact, zsRE, KnowEdit, or emend's own form
-    #[arg(long, value_name = "FILE")]
+    /// Records: a file (CounterFact, zsRE, KnowEdit, or emend's own form), a fetched set, or `pocket`; NAME[from..to] for a
+    /// part of them
+    #[arg(long, value_name = "RECORDS")]
     pub edits: Option<PathBuf>,
-    /// At most so many records of the file
+    /// At most so many records of these
     #[arg(long, value_name = "N", requires = "edits")]
     pub limit: Option<usize>,
     /// How several edits are made: each by itself, all at once, or one on the other
@@ -91,6 +93,9 @@ pub struct Args {
 
 /// Prompts about other things, for a request that comes with none.
 const UNRELATED: [&str; 3] = ["The capital of Japan is", "Water is made of hydrogen and", "The largest planet is"];
+
+/// Neighbours of each class that a fact of the embedded world is given.
+const NEIGHBOURS: usize = 2;
 
 /// Records that are shown in full.
 const SHOWN: usize = 3;
@@ -273,8 +278,8 @@ fn check_outputs(args: &Args, records: usize) -> Result<()> {
 /// The records to edit: of the file, or the one on the command line.
 fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
     if let Some(path) = &args.edits {
-        let mut records = load_records(path)?;
-        records.truncate(args.limit.unwrap_or(usize::MAX));
+        let source = Source::open(&path.to_string_lossy(), Split::Test, Path::new(""))?;
+        let records = source.fixed(0, args.limit.unwrap_or(usize::MAX), NEIGHBOURS);
         if records.is_empty() {
             return Err(Error::Input(format!("{}: there is no record to edit", path.display())));
         }

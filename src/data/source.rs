@@ -85,12 +85,20 @@ impl Records {
 }
 
 impl Source {
-    /// `pocket`, a named set, or a file beside `folder`; with `[from..to]` behind the name, a part of its records.
+    /// `pocket` (its part `split`, or the one named: `pocket/train`, `pocket/validation`, `pocket/test`), a named set, or a
+    /// file beside `folder`; with `[from..to]` behind the name, a part of its records.
     ///
     /// # Errors
     /// A file that is missing or broken; a named set that was not fetched names the command.
     pub fn open(name: &str, split: Split, folder: &Path) -> Result<Self> {
-        if name == pocket::NAME {
+        let split = match name.strip_prefix(pocket::NAME) {
+            Some("") => Some(split),
+            Some("/train") => Some(Split::Train),
+            Some("/validation") => Some(Split::Validation),
+            Some("/test") => Some(Split::Test),
+            _ => None,
+        };
+        if let Some(split) = split {
             let world = pocket::world()?;
             let facts = world.split(split);
             return Ok(Source::World { world, split, facts });
