@@ -48,3 +48,15 @@ pub fn run<T: Send, R: Send>(parts: Vec<T>, work: impl Fn(T) -> Result<R> + Sync
         results.collect::<Vec<_>>().into_iter().collect()
     })
 }
+
+/// Multiplications and additions of a product from which on it is worth sharing between cores.
+const SHARED: usize = 64 << 20;
+
+/// `work` whose products take some number of multiplications and additions each: on one thread where they are small.
+///
+/// # Errors
+/// What `work` says.
+pub fn run_products<R: Send>(size: usize, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    // A part is on one thread already.
+    if size >= SHARED || rayon::current_num_threads() == 1 { work() } else { pools()?[0].install(work) }
+}

@@ -25,7 +25,7 @@ use crate::model::tap::{NoTap, Role, Tap, Weight};
 use crate::model::taps::GradientProbes;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
-use crate::random;
+use crate::{parallel, random};
 
 /// `[editor]` of a fine-tuning config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -248,41 +248,8 @@ impl Texts {
 }
 
 impl FineTuning {
-    /// `λ · KL(p₀ ‖ p)` of some texts drawn for a step, and its gradients.
-    fn locality(
-        &self,
-        model: &Edited,
-        now: &Edited,
-        lowest: usize,
-        weights: &[Weight],
-        step: usize,
-    ) -> Result<(f64, WeightGradients)> {
-        let mut rng = random::stream(self.settings.seed, "locality", step as u64);
-        let drawn =
-            (0..self.settings.locality_texts).map(|_| self.texts[rng.random_range(0..self.texts.len())].clone());
-        let texts = Texts::new(model, lowest, drawn)?;
-        let rows = texts.tokens.ids().iter().enumerate();
-        let cells: Vec<(usize, usize)> =
-            rows.flat_map(|(row, ids)| (0..ids.len()).map(move |cell| (row, cell))).collect();
-        let before = activation::log_softmax(texts.logits(model, &cells, &mut NoTap)?, 1);
-        let weight = self.settings.kl / cells.len() as f64;
-        texts.gradients(now, weights, &cells, &|logits| {
-            let apart = before.clone() - activation::log_softmax(logits, 1);
-            (before.clone().exp() * apart).sum().mul_scalar(weight)
-        })
-    }
-}
-
-impl Editor for FineTuning {
-    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
-        check(requests)?;
-        let tokenizer = &model.base().tokenizer;
-        let texts = requests.iter().enumerate().map(|(number, request)| {
-            let text = tokenizer.continuation(&request.prompt, &request.target_new);
-            let text = text.and_then(|text| check_targets(model, text.target()).map(|()| text));
-            text.map_err(|error| of_request(requests, number, error))
-        });
-        let rows = texts.collect::<Result<Vec<_>>>()?;
+    /// Descends from the model as it is, on prompts with their targets.
+    fn tune(&self, model: &Edited, rows: &[Continuation]) -> Result<WeightChange> {
         let mut tuned = BTreeMap::new();
         let mut biases = BTreeMap::new();
         for &layer in &self.settings.layers {
@@ -297,7 +264,7 @@ impl Editor for FineTuning {
         }
         let lowest = self.settings.layers.iter().copied().min().unwrap_or(0);
         let edits = Texts::new(model, lowest, rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()))?;
-        let reads = self.reads(&rows);
+        let reads = self.reads(rows);
         let cells: Vec<(usize, usize)> = reads.iter().map(|(cell, _)| *cell).collect();
         let ids: Vec<i64> = reads.iter().map(|(_, id)| i64::from(*id)).collect();
         let share: Vec<f64> =
@@ -345,8 +312,49 @@ impl Editor for FineTuning {
                 }
             }
         }
+        Ok(change(&tuned, &biases))
+    }
+
+    /// `λ · KL(p₀ ‖ p)` of some texts drawn for a step, and its gradients.
+    fn locality(
+        &self,
+        model: &Edited,
+        now: &Edited,
+        lowest: usize,
+        weights: &[Weight],
+        step: usize,
+    ) -> Result<(f64, WeightGradients)> {
+        let mut rng = random::stream(self.settings.seed, "locality", step as u64);
+        let drawn =
+            (0..self.settings.locality_texts).map(|_| self.texts[rng.random_range(0..self.texts.len())].clone());
+        let texts = Texts::new(model, lowest, drawn)?;
+        let rows = texts.tokens.ids().iter().enumerate();
+        let cells: Vec<(usize, usize)> =
+            rows.flat_map(|(row, ids)| (0..ids.len()).map(move |cell| (row, cell))).collect();
+        let before = activation::log_softmax(texts.logits(model, &cells, &mut NoTap)?, 1);
+        let weight = self.settings.kl / cells.len() as f64;
+        texts.gradients(now, weights, &cells, &|logits| {
+            let apart = before.clone() - activation::log_softmax(logits, 1);
+            (before.clone().exp() * apart).sum().mul_scalar(weight)
+        })
+    }
+}
+
+impl Editor for FineTuning {
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        check(requests)?;
+        let tokenizer = &model.base().tokenizer;
+        let texts = requests.iter().enumerate().map(|(number, request)| {
+            let text = tokenizer.continuation(&request.prompt, &request.target_new);
+            let text = text.and_then(|text| check_targets(model, text.target()).map(|()| text));
+            text.map_err(|error| of_request(requests, number, error))
+        });
+        let rows = texts.collect::<Result<Vec<_>>>()?;
+        let cells: usize = rows.iter().map(|text| text.ids.len()).sum();
+        let spec = &model.base().decoder.spec;
+        let change = parallel::run_products(cells * spec.width * spec.mlp_width, || self.tune(model, &rows))?;
         let provenance = self.prepared.provenance("fine_tuning", self.describe().1, model, requests);
-        Ok(Edit::new(provenance, Change::Weights(change(&tuned, &biases)), BTreeMap::new()))
+        Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
     }
 
     fn describe(&self) -> (String, serde_json::Value) {

@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use crate::model::taps::{Recorder, cells};
 use crate::model::tokens::Tokens;
+use crate::parallel;
 
 /// `[editor]` of a knowledge-neurons config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -292,10 +293,9 @@ pub fn attributions(
     let many = Tokens::placed(vec![vec![ids[last]]; steps], (0..steps).map(|step| (step, last)).collect());
     let past = past.select(&vec![0; steps]);
     let reads: Vec<(usize, usize)> = (0..steps).map(|row| (row, 0)).collect();
-    let mut found = BTreeMap::new();
-    for &layer in layers {
-        let mut at = |place| {
-            let seen = recorder.values.remove(&site(layer, place)).map(|seen| cells(seen, &[(0, 0)]));
+    let of_layer = |layer: usize| -> Result<(usize, Vec<f64>)> {
+        let at = |place| {
+            let seen = recorder.values.get(&site(layer, place)).map(|seen| cells(seen.clone(), &[(0, 0)]));
             seen.ok_or_else(|| Error::Input(format!("the model has no layer {layer}")))
         };
         let (a, out, above) = (at(Place::MlpHidden)?, at(Place::MlpOut)?, at(Place::BlockOut)?);
@@ -325,7 +325,12 @@ pub fn attributions(
         let gradient = gradient.ok_or_else(|| Error::Input("the answer does not hang on the layer".into()))?;
         // ∂p/∂hidden = (∂p/∂stream) · Wᵀ
         let mean = gradient.mean_dim(0).matmul(weight.transpose());
-        found.insert(layer, (a * mean).into_data().iter::<f64>().collect());
-    }
-    Ok(found)
+        Ok((layer, (a * mean).into_data().iter::<f64>().collect()))
+    };
+    // A low layer has more above it than a high one: they are dealt out in turn.
+    let count = parallel::parts(&model.base().decoder.device());
+    let mut shares = vec![vec![]; count.min(layers.len())];
+    layers.iter().enumerate().for_each(|(number, &layer)| shares[number % count].push(layer));
+    let found = parallel::run(shares, |share| share.into_iter().map(of_layer).collect::<Result<Vec<_>>>())?;
+    Ok(found.into_iter().flatten().collect())
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::edit::{Edit, EditRequest, Edited};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::parallel;
 
 pub use mend::MendEditor;
@@ -80,15 +80,19 @@ pub fn apply(
     watch: &mut Watch<'_>,
 ) -> Result<Applied> {
     prepared::check(if mode == Mode::Batch { requests } else { &requests[..requests.len().min(1)] })?;
+    let finite = |edit: Edit| match edit.is_finite() {
+        true => Ok(Arc::new(edit)),
+        false => Err(Error::Input("the edit holds values that are not finite; try a lower learning rate".into())),
+    };
     let one = |on: &Edited, number: usize| -> Result<(Arc<Edit>, Edited)> {
-        let edit = editor.edit(on, &requests[number..=number]).map_err(|error| error.of_record(number))?;
-        let edit = Arc::new(edit);
+        let edit = editor.edit(on, &requests[number..=number]).and_then(finite);
+        let edit = edit.map_err(|error| error.of_record(number))?;
         let after = on.with(edit.clone())?;
         Ok((edit, after))
     };
     match mode {
         Mode::Batch => {
-            let edit = Arc::new(editor.edit(model, requests)?);
+            let edit = finite(editor.edit(model, requests)?)?;
             let after = model.with(edit.clone())?;
             watch(0, &after)?;
             Ok(Applied { edits: vec![edit], after: vec![after; requests.len()] })

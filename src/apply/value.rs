@@ -21,6 +21,7 @@ use crate::model::past::Past;
 use crate::model::tap::{NoTap, Place, Site, Stack};
 use crate::model::taps::{Recorder, cells};
 use crate::model::tokens::Tokens;
+use crate::parallel;
 
 /// How δ is found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -198,12 +199,18 @@ pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, measured: Measur
     let mut nll = vec![f64::NAN; requests];
     let mut essence: Vec<Option<Tensor<2>>> = vec![None; requests];
     let mut open: Vec<usize> = (0..requests).collect();
-    let mut batch = Batch::of(cone, &open);
+    let mut parts = Part::all(cone, &open);
     for step in 0..settings.steps {
         let values: Vec<f64> = open.iter().flat_map(|&request| delta[request].iter().copied()).collect();
-        let values = TensorData::new(values, [open.len(), width]);
-        let leaf = Tensor::<2>::from_data(values, (&device.clone().autodiff(), dtype)).require_grad();
-        let round = batch.evaluate(model, cone, leaf, settings, &mut essence, &open)?;
+        let rounds = parallel::run(parts.iter().collect(), |part: &Part| {
+            part.evaluate(model, cone, TensorData::new(values.clone(), [open.len(), width]), settings, &essence)
+        })?;
+        let mut round =
+            Round { nll: vec![0.0; open.len()], kl: vec![0.0; open.len()], gradient: vec![0.0; values.len()] };
+        for (part, essences) in rounds {
+            essences.into_iter().for_each(|(request, log)| essence[request] = Some(log));
+            round.add(&part);
+        }
         let mut going = vec![];
         for (place, &request) in open.iter().enumerate() {
             let here = &mut delta[request];
@@ -242,28 +249,31 @@ pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, measured: Measur
         }
         if going.len() < open.len() {
             open = going;
-            batch = Batch::of(cone, &open);
+            parts = Part::all(cone, &open);
         }
     }
     let data = TensorData::new(delta.concat(), [requests, width]);
     Ok(Found { delta: Tensor::from_data(data, (&device, dtype)), updates, nll })
 }
 
-/// The rows of the requests that are not done yet.
-struct Batch {
+/// Rows of a part, at least: fewer would leave a core reading weights more than computing with them.
+const ROWS: usize = 5;
+
+/// Some rows of the requests that are not done yet.
+struct Part {
     right: Tensor<3>,
     tokens: Tokens,
     past: Option<Past>,
     /// For each row the place of its request among the open ones.
     owners: Tensor<1, Int>,
     reads: Vec<(usize, usize)>,
-    /// For each read: the target and its weight; for an essence, the place of its request.
+    /// For each read: the target and its weight; for an essence, its request and the place of that.
     wanted: Vec<Wanted>,
 }
 
 enum Wanted {
     Token { place: usize, id: u32, weight: f64 },
-    Essence { place: usize },
+    Essence { place: usize, request: usize },
 }
 
 /// One evaluation: the figures of each open request, and the gradient `[open · width]`.
@@ -273,22 +283,44 @@ struct Round {
     gradient: Vec<f64>,
 }
 
-impl Batch {
-    fn of(cone: &Cone, open: &[usize]) -> Self {
+impl Round {
+    /// Adds what another part of the rows says.
+    fn add(&mut self, other: &Round) {
+        let add = |sum: &mut Vec<f64>, more: &[f64]| sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        add(&mut self.nll, &other.nll);
+        add(&mut self.kl, &other.kl);
+        add(&mut self.gradient, &other.gradient);
+    }
+}
+
+/// The logarithms that the model gave at an essence before any change, by request.
+type Essences = Vec<(usize, Tensor<2>)>;
+
+impl Part {
+    /// All rows of the open requests, in parts that run side by side.
+    fn all(cone: &Cone, open: &[usize]) -> Vec<Self> {
+        let rows = |(place, &request): (usize, &usize)| {
+            (cone.first[request]..cone.first[request + 1]).map(move |row| (place, request, row))
+        };
+        let rows: Vec<(usize, usize, usize)> = open.iter().enumerate().flat_map(rows).collect();
+        let count = rows.len().div_ceil(parallel::parts(&cone.right.device())).max(ROWS);
+        rows.chunks(count).map(|rows| Part::of(cone, rows)).collect()
+    }
+
+    /// Rows, each with its request and the place of that among the open ones.
+    fn of(cone: &Cone, some: &[(usize, usize, usize)]) -> Self {
         let (mut rows, mut owners, mut reads, mut wanted) = (vec![], vec![], vec![], vec![]);
-        for (place, &request) in open.iter().enumerate() {
+        for &(place, request, row) in some {
             let contexts = cone.contexts(request).len() as f64;
-            for row in cone.first[request]..cone.first[request + 1] {
-                let (at, targets) = &cone.reads[row];
-                reads.extend(at.iter().map(|&cell| (rows.len(), cell)));
-                if targets.is_empty() {
-                    wanted.push(Wanted::Essence { place });
-                }
-                let weight = 1.0 / (contexts * targets.len() as f64);
-                wanted.extend(targets.iter().map(|&id| Wanted::Token { place, id, weight }));
-                rows.push(row);
-                owners.push(place as i64);
+            let (at, targets) = &cone.reads[row];
+            reads.extend(at.iter().map(|&cell| (rows.len(), cell)));
+            if targets.is_empty() {
+                wanted.push(Wanted::Essence { place, request });
             }
+            let weight = 1.0 / (contexts * targets.len() as f64);
+            wanted.extend(targets.iter().map(|&id| Wanted::Token { place, id, weight }));
+            rows.push(row);
+            owners.push(place as i64);
         }
         let device = cone.right.device();
         let index: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
@@ -297,7 +329,7 @@ impl Batch {
         let most = tokens.iter().map(Vec::len).max().unwrap_or(1);
         let [_, _, width] = cone.right.dims();
         let places = rows.iter().map(|&row| (row, cone.starts[row])).collect();
-        Batch {
+        Part {
             right: cone.right.clone().select(0, index).slice([0..rows.len(), 0..most, 0..width]),
             tokens: Tokens::placed(tokens, places),
             past: cone.past.as_ref().map(|past| past.select(&rows)),
@@ -307,15 +339,18 @@ impl Batch {
         }
     }
 
+    /// The rows' share of the figures and of the gradient, at δ `[open requests, width]`.
     fn evaluate(
         &self,
         model: &Edited,
         cone: &Cone,
-        delta: Tensor<2>,
+        delta: TensorData,
         settings: &Descent,
-        essence: &mut [Option<Tensor<2>>],
-        open: &[usize],
-    ) -> Result<Round> {
+        essence: &[Option<Tensor<2>>],
+    ) -> Result<(Round, Essences)> {
+        let open = delta.shape()[0];
+        let place = (&cone.right.device().autodiff(), cone.right.dtype());
+        let delta = Tensor::<2>::from_data(delta, place).require_grad();
         let [rows, width_of, width] = self.right.dims();
         let subject = self.right.clone().slice([0..rows, 0..1, 0..width]);
         let subject = subject + delta.clone().select(0, self.owners.clone()).unsqueeze_dim::<3>(1);
@@ -331,7 +366,8 @@ impl Batch {
         let [_, vocabulary] = log.dims();
 
         // With p the softmax of the logits z: ∂NLL/∂z = p − onehot, ∂KL(p ‖ p₀)/∂z = p ⊙ (ln p − ln p₀ − KL).
-        let mut round = Round { nll: vec![0.0; open.len()], kl: vec![0.0; open.len()], gradient: vec![] };
+        let mut round = Round { nll: vec![0.0; open], kl: vec![0.0; open], gradient: vec![] };
+        let mut essences = vec![];
         let mut towards = vec![];
         for (read, wanted) in self.wanted.iter().enumerate() {
             let log = log.clone().slice([read..read + 1, 0..vocabulary]);
@@ -345,8 +381,9 @@ impl Batch {
                     let less = p.clone().slice([0..1, id..id + 1]) - one;
                     towards.push(p.slice_assign([0..1, id..id + 1], less).mul_scalar(weight));
                 }
-                Wanted::Essence { place } => {
-                    let before = essence[open[place]].get_or_insert_with(|| log.clone()).clone();
+                Wanted::Essence { place, request } => {
+                    let before = essence[request].clone().unwrap_or_else(|| log.clone());
+                    essences.push((request, before.clone()));
                     let p = log.clone().exp();
                     let apart = log - before;
                     let kl = (p.clone() * apart.clone()).sum().into_data().iter::<f64>().sum::<f64>();
@@ -359,7 +396,7 @@ impl Batch {
         let gradient = delta.grad(&gradients);
         let gradient = gradient.ok_or_else(|| Error::Input("the loss does not reach the subject".into()))?;
         round.gradient = gradient.into_data().iter::<f64>().collect();
-        Ok(round)
+        Ok((round, essences))
     }
 }
 

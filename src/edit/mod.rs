@@ -133,6 +133,18 @@ impl Edit {
         edit
     }
 
+    /// Whether all its values are finite: a model with others says nothing.
+    pub fn is_finite(&self) -> bool {
+        let Change::Weights(change) = &self.change;
+        let matrices = change.matrices.values().flat_map(|delta| match delta {
+            Delta::LowRank { a, b } => vec![a.clone(), b.clone()],
+            Delta::Dense(delta) => vec![delta.clone()],
+        });
+        let mut biases = change.biases.values().map(|bias| bias.clone().unsqueeze_dim::<2>(0));
+        let finite = |tensor: Tensor<2>| tensor.into_data().iter::<f64>().all(f64::is_finite);
+        biases.all(finite) && matrices.chain(self.state.values().cloned()).all(finite)
+    }
+
     /// The hash of its contents: 32 hexadecimal digits.
     pub fn id(&self) -> &str {
         &self.id
