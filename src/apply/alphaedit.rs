@@ -77,9 +77,19 @@ impl Editor for AlphaEdit {
                 let basis = self.bases.get(&layer).ok_or_else(singular)?;
                 let name = format!("keys.{layer}");
                 let mine = |edit: &&std::sync::Arc<Edit>| edit.provenance.method == "alphaedit";
-                let earlier = model.edits().iter().filter(mine).filter_map(|edit| edit.state.get(&name));
+                let earlier: Vec<_> = model
+                    .edits()
+                    .iter()
+                    .filter(mine)
+                    .filter_map(|edit| Some((edit.id(), edit.state.get(&name)?)))
+                    .collect();
+                if let Some((id, _)) = earlier.iter().find(|(_, keys)| keys.dims()[0] != basis.nrows()) {
+                    let message = format!("edit {id}: its state \"{name}\" holds no keys of width {}", basis.nrows());
+                    return Err(Error::Input(message));
+                }
                 // Each edit's state holds its own keys, `[width, requests]`.
-                let earlier: Vec<Mat<f64>> = earlier.map(|keys| columns(&keys.clone().transpose())).collect();
+                let earlier: Vec<Mat<f64>> =
+                    earlier.iter().map(|(_, keys)| columns(&(*keys).clone().transpose())).collect();
                 state.insert(name, tensor(model, keys));
                 projected(basis, keys, &earlier, self.settings.l2)
             })?;

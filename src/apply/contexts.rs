@@ -3,9 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::edit::generate::Sampling;
+use crate::edit::score::check_targets;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::tokenizer::Continuation;
+use crate::model::tokens::check_length;
 
 /// Contexts that the model writes itself: for each `[tokens, count]`, `count` texts of `tokens` tokens, those that they
 /// begin with counted; and the empty one first.
@@ -49,6 +51,10 @@ pub fn templates(model: &Edited, given: &[String], sampled: &Sampled) -> Result<
             }
             false => sampled.starts.iter().map(|start| tokenizer.encode(start)).collect::<Result<_>>()?,
         };
+        if starts.iter().any(Vec::is_empty) || *count == 0 {
+            let message = "editor.context: a start must hold a word, and each length a count of at least 1";
+            return Err(Error::Config(message.into()));
+        }
         let rows: Vec<Vec<u32>> = (0..*count).map(|row| starts[row % starts.len()].clone()).collect();
         let seed = sampled.seed.wrapping_add(number as u64);
         let sampling = Sampling { temperature: 1.0, top_k: 5, top_p: 1.0, seed };
@@ -90,6 +96,8 @@ impl Posed {
             let row = tokenizer.continuation(&prompt, &request.target_new)?;
             let before = template.find("{}").unwrap_or(0);
             // A tokenizer may cut a prompt otherwise where a target follows; the subject is never beyond it.
+            check_length(row.ids.len() - 1, model.base().decoder.spec.context)?;
+            check_targets(model, row.target())?;
             subjects.push(tokenizer.last_token(&prompt, before + end)?.min(row.prompt - 1));
             rows.push(row);
         }

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::model::tap::{NoTap, Role, Tap, Weight};
 use crate::model::taps::GradientProbes;
 use crate::model::tokenizer::Continuation;
-use crate::model::tokens::Tokens;
+use crate::model::tokens::{Tokens, check_length};
 use crate::{parallel, random};
 
 /// `[editor]` of a fine-tuning config.
@@ -50,7 +50,7 @@ pub struct Settings {
     /// ε: the largest change of an element; none unless given.
     #[serde(default)]
     pub norm_constraint: Option<f64>,
-    /// Done once the loss is below this.
+    /// Done once the loss of the edit (without the KL term) is below this.
     #[serde(default = "early_stop")]
     pub early_stop: f64,
     /// λ: how much the texts of `locality` count.
@@ -143,8 +143,10 @@ impl FineTuning {
             within("editor.norm_constraint", most, 0.0, 1e9)?;
         }
         if settings.kl > 0.0 && texts.is_empty() {
-            let message = "editor.kl: name a file of texts that the model is held to, editor.locality = \"FILE\"";
-            return Err(Error::Config(message.into()));
+            return Err(Error::Config(match &settings.locality {
+                None => "editor.kl: name a file of texts that the model is held to, editor.locality = \"FILE\"".into(),
+                Some(file) => format!("editor.locality = \"{file}\": there is no text in it"),
+            }));
         }
         let roles = settings.weights.iter().map(|name| name.parse::<Role>()).collect::<Result<Vec<_>>>()?;
         if settings.layers.is_empty() || roles.is_empty() {
@@ -286,10 +288,11 @@ impl FineTuning {
         for step in 1..=self.settings.steps {
             let provenance = self.prepared.provenance("fine_tuning", serde_json::Value::Null, model, &[]);
             let now = model.with(Edit::new(provenance, Change::Weights(change(&tuned, &biases)), BTreeMap::new()))?;
-            let (mut loss, mut gradients) = edits.gradients(&now, &weights, &cells, &nll)?;
+            let (loss, mut gradients) = edits.gradients(&now, &weights, &cells, &nll)?;
+            let mut kl = 0.0;
             if self.settings.kl > 0.0 {
-                let (kl, of_kl) = self.locality(model, &now, lowest, &weights, step)?;
-                loss += kl;
+                let of_kl;
+                (kl, of_kl) = self.locality(model, &now, lowest, &weights, step)?;
                 for (at, (matrix, bias)) in of_kl {
                     match gradients.remove(&at) {
                         Some((m, b)) => gradients.insert(at, (m + matrix, b + bias)),
@@ -297,7 +300,7 @@ impl FineTuning {
                     };
                 }
             }
-            if !loss.is_finite() {
+            if !(loss + kl).is_finite() {
                 return Err(Error::Input("the loss is not finite; try a lower editor.learning_rate".into()));
             }
             if loss < self.settings.early_stop {
@@ -346,7 +349,11 @@ impl Editor for FineTuning {
         let tokenizer = &model.base().tokenizer;
         let texts = requests.iter().enumerate().map(|(number, request)| {
             let text = tokenizer.continuation(&request.prompt, &request.target_new);
-            let text = text.and_then(|text| check_targets(model, text.target()).map(|()| text));
+            let text = text.and_then(|text| {
+                check_targets(model, text.target())?;
+                check_length(text.ids.len() - 1, model.base().decoder.spec.context)?;
+                Ok(text)
+            });
             text.map_err(|error| of_request(requests, number, error))
         });
         let rows = texts.collect::<Result<Vec<_>>>()?;

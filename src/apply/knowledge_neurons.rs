@@ -42,8 +42,12 @@ pub struct Settings {
     /// It is kept if it counts for at least this share of the prompts.
     #[serde(default = "share")]
     pub share: f64,
+    /// Whether the prompts are the edit's rephrases too, where it has any: its generalization then says nothing of prompts
+    /// that were not looked at.
+    #[serde(default)]
+    pub rephrases: bool,
     /// At most so many neurons, those with the largest attributions; 0 for all.
-    #[serde(default = "most")]
+    #[serde(default)]
     pub most: usize,
     /// What is done with them.
     #[serde(default)]
@@ -83,9 +87,6 @@ fn threshold() -> f64 {
 }
 fn share() -> f64 {
     0.5
-}
-fn most() -> usize {
-    20
 }
 fn one() -> f64 {
     1.0
@@ -127,19 +128,18 @@ impl KnowledgeNeurons {
         Ok(KnowledgeNeurons { settings, prepared })
     }
 
-    /// The neurons that bring forth `answer` after each of the prompts.
+    /// The neurons that bring forth `answer` after the prompts.
     ///
     /// # Errors
-    /// Prompts that cannot be tokenised.
-    pub fn find(&self, model: &Edited, prompts: &[String], answer: u32) -> Result<Vec<Neuron>> {
+    /// A prompt that the model cannot take.
+    pub fn find(&self, model: &Edited, prompts: &[Vec<u32>], answer: u32) -> Result<Vec<Neuron>> {
         let layers: Vec<usize> = match self.settings.layers.is_empty() {
             true => (0..model.layers()).collect(),
             false => self.settings.layers.clone(),
         };
         let mut counts: BTreeMap<(usize, usize), (usize, f64)> = BTreeMap::new();
-        for prompt in prompts {
-            let ids = model.base().tokenizer.encode_prompt(prompt)?;
-            let found = attributions(model, &ids, answer, &layers, self.settings.steps)?;
+        for ids in prompts {
+            let found = attributions(model, ids, answer, &layers, self.settings.steps)?;
             let largest = found.values().flatten().copied().fold(0.0, f64::max);
             for (layer, values) in found {
                 for (neuron, value) in values.into_iter().enumerate() {
@@ -171,21 +171,33 @@ impl KnowledgeNeurons {
         taken: &mut BTreeSet<(usize, usize)>,
     ) -> Result<(WeightChange, Vec<Neuron>)> {
         let tokenizer = &model.base().tokenizer;
-        let prompts: Vec<String> = templates.iter().map(|template| template.replace("{}", &request.prompt)).collect();
-        let first = |target: &str| -> Result<u32> {
+        let asked = templates.iter().map(|template| template.replace("{}", &request.prompt));
+        let rephrases = request.rephrases.iter().filter(|_| self.settings.rephrases).cloned();
+        let asked: Vec<String> = asked.chain(rephrases).collect();
+        let target = |target: &str| -> Result<Vec<u32>> {
             let text = tokenizer.continuation(&request.prompt, target)?;
             check_targets(model, text.target())?;
-            Ok(text.target()[0])
+            Ok(text.target().to_vec())
         };
-        let new = first(&request.target_new)?;
+        let new = target(&request.target_new)?;
         // Where the record does not say what is answered before, the model does.
         let old = match &request.target_true {
-            Some(target) => first(target)?,
+            Some(answer) => target(answer)?,
             None => {
                 let ids = tokenizer.encode_prompt(&request.prompt)?;
-                model.next_tokens(&ids, 1)?.first().map_or(new, |token| token.id)
+                model.next_tokens(&ids, 1)?.iter().map(|token| token.id).collect()
             }
         };
+        // Both answers are told apart by their first token that is not the same ("the Lions", "the Tigers").
+        let same = new.iter().zip(&old).take_while(|(new, old)| new == old).count();
+        let same = same.min(new.len() - 1).min(old.len().saturating_sub(1));
+        let prompts = asked.iter().map(|prompt| {
+            let mut ids = tokenizer.encode_prompt(prompt)?;
+            ids.extend(&new[..same]);
+            Ok(ids)
+        });
+        let prompts = prompts.collect::<Result<Vec<Vec<u32>>>>()?;
+        let (new, old) = (new[same], old.get(same).copied().unwrap_or(new[same]));
         let neurons = self.find(model, &prompts, old)?;
         let mut by_layer: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for neuron in &neurons {

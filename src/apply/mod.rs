@@ -12,7 +12,7 @@ pub mod rome;
 mod settings;
 pub mod value;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::edit::{Edit, EditRequest, Edited};
@@ -112,16 +112,18 @@ pub fn apply(
             let parts = parallel::parts(&model.base().decoder.device());
             let numbers: Vec<usize> = (0..requests.len()).collect();
             let parts = numbers.chunks(numbers.len().div_ceil(parts)).collect();
-            let (watch, failed) = (Mutex::new(watch), AtomicBool::new(false));
+            let (watch, failed) = (Mutex::new(watch), AtomicUsize::new(usize::MAX));
             let done = parallel::run(parts, |part: &[usize]| {
                 let mut done = vec![];
-                // Once one has failed the others need not go on.
-                for &number in part.iter().take_while(|_| !failed.load(Ordering::Relaxed)) {
+                // Once one has failed those behind it need not be made.
+                for &number in part.iter().take_while(|number| **number < failed.load(Ordering::Relaxed)) {
                     let watched = one(model, number).and_then(|edited| {
                         watch.lock().unwrap_or_else(PoisonError::into_inner)(number, &edited.1)?;
                         Ok(edited)
                     });
-                    failed.fetch_or(watched.is_err(), Ordering::Relaxed);
+                    if watched.is_err() {
+                        failed.fetch_min(number, Ordering::Relaxed);
+                    }
                     done.push(watched?);
                 }
                 Ok(done)

@@ -58,8 +58,8 @@ pub struct Args {
     /// A prompt that the edit should leave alone, to be looked at too
     #[arg(long = "unrelated", value_name = "TEXT", requires = "prompt")]
     pub unrelated: Vec<String>,
-    /// Records: a file (CounterFact, zsRE, KnowEdit, or emend's own form), a fetched set, or `pocket`; NAME[from..to] for a
-    /// part of them
+    /// Records: a file (CounterFact, zsRE, KnowEdit, or emend's own form), a fetched set (NAME[from..to] for a part of
+    /// it), or `pocket`
     #[arg(long, value_name = "RECORDS")]
     pub edits: Option<PathBuf>,
     /// At most so many records of these
@@ -255,6 +255,9 @@ fn shown(table: &[ProbeRow]) -> Vec<&ProbeRow> {
 /// Sees that the results can be written before the work is done.
 fn check_outputs(args: &Args, records: usize) -> Result<()> {
     if let Some(path) = &args.save {
+        if path.is_dir() {
+            return Err(Error::file(path, "a directory, not a file; --save names a file"));
+        }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         crate::files::check_writable(folder)?;
     }

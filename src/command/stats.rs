@@ -48,6 +48,9 @@ pub struct Args {
     /// The file; stats/MODEL.safetensors unless given
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Begin anew where the file holds statistics of another model, other layers or other texts
+    #[arg(long)]
+    pub again: bool,
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
@@ -113,15 +116,14 @@ pub fn run(args: &Args) -> Result<()> {
         half: 0,
         changes: vec![],
     };
-    let mut moments = if path.is_file() {
-        let known = Moments::load(&path, None)?;
-        same(&known.header, &header).map_err(|what| {
-            let message = format!("statistics of {what}; give another --out, or remove this file");
-            Error::file(&path, message)
-        })?;
-        known
-    } else {
-        Moments::empty(header)
+    let known = if path.is_file() { Some(Moments::load(&path, None)?) } else { None };
+    let mut moments = match known.map(|known| (same(&known.header, &header), known)) {
+        Some((Ok(()), known)) => known,
+        Some((Err(what), _)) if !args.again => {
+            let message = format!("statistics of {what}; give another --out, or --again to begin anew");
+            return Err(Error::file(&path, message));
+        }
+        _ => Moments::empty(header),
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     crate::files::check_writable(folder)?;
@@ -246,7 +248,12 @@ fn same(header: &Header, wanted: &Header) -> std::result::Result<(), String> {
     if header.layers != wanted.layers {
         return Err(format!("the layers {:?}, asked for are {:?}", header.layers, wanted.layers));
     }
-    if header.sources != wanted.sources || header.field != wanted.field {
+    // A name may change; its ending says how the bytes are read.
+    let texts = |header: &Header| -> Vec<(String, String)> {
+        let form = |name: &str| name.trim_end_matches(".gz").rsplit('.').next().unwrap_or_default().to_owned();
+        header.sources.iter().map(|source| (source.blake3.clone(), form(&source.name))).collect()
+    };
+    if texts(header) != texts(wanted) || header.field != wanted.field {
         let names: Vec<&str> = header.sources.iter().map(|source| source.name.as_str()).collect();
         return Err(format!("other texts ({})", names.join(", ")));
     }

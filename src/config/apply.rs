@@ -31,8 +31,16 @@ impl Config {
     /// # Errors
     /// Unknown keys, values of the wrong type.
     pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
-        let file: File = super::read(path, sets)?;
-        Ok(Config { model: file.model, editor: EditorSettings::parse(file.editor, &path.display().to_string())? })
+        let table: toml::Table = super::read(path, sets)?;
+        let origin = path.display().to_string();
+        // A trained editor's config has sections of its own: it is told apart by its method first.
+        if let Some(section) = table.get("editor").and_then(toml::Value::as_table)
+            && section.get("method").and_then(toml::Value::as_str) == Some("mend")
+        {
+            EditorSettings::parse(section.clone(), &origin)?;
+        }
+        let file: File = super::parse(table.into(), &origin)?;
+        Ok(Config { model: file.model, editor: EditorSettings::parse(file.editor, &origin)? })
     }
 }
 

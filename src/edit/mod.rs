@@ -36,6 +36,9 @@ pub struct EditRequest {
     /// `prompt` with `{}` in place of the subject, where it is known which occurrence is meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
+    /// Other ways to ask, for editors that are told to look at them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rephrases: Vec<String>,
 }
 
 impl EditRequest {
@@ -47,6 +50,7 @@ impl EditRequest {
             subject: None,
             target_true: None,
             template: None,
+            rephrases: vec![],
         }
     }
 
@@ -87,6 +91,7 @@ impl From<&EditRecord> for EditRequest {
             subject: record.subject.clone(),
             target_true: record.target_true.clone(),
             template: record.template.clone(),
+            rephrases: record.rephrases.clone(),
         }
     }
 }
@@ -164,6 +169,15 @@ impl Edit {
         })));
         let mut provenance = first.provenance.clone();
         provenance.requests = edits.iter().flat_map(|edit| edit.provenance.requests.iter().cloned()).collect();
+        // Lists of what was found for each request are put together; what is said of the model stays.
+        let mut findings = first.provenance.findings.clone();
+        for (key, value) in findings.as_object_mut().into_iter().flatten() {
+            let each = edits.iter().map(|edit| edit.provenance.findings[key.as_str()].clone());
+            if value.is_array() {
+                *value = each.flat_map(|list| list.as_array().cloned().unwrap_or_default()).collect();
+            }
+        }
+        provenance.findings = findings;
         // An editor that goes on wants what every one of them left.
         let mut state: BTreeMap<String, Tensor<2>> = BTreeMap::new();
         for (name, tensor) in edits.iter().flat_map(|edit| &edit.state) {

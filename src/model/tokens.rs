@@ -46,16 +46,22 @@ impl Tokens {
             return Err(Error::Input("there is no token to read; give a prompt that is not empty".into()));
         }
         for (ids, row) in self.ids.iter().zip(&self.span.rows) {
-            if row.start + row.len > context {
-                return Err(Error::Input(format!(
-                    "a text of {} tokens is longer than the model's context of {context}; shorten it",
-                    row.start + row.len
-                )));
-            }
+            check_length(row.start + row.len, context)?;
             if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
                 return Err(Error::Input(format!("token {id} is outside the model's vocabulary of {vocabulary}")));
             }
         }
         Ok(())
     }
+}
+
+/// Refuses a text of more tokens than a model's context.
+///
+/// # Errors
+/// Names both.
+pub fn check_length(tokens: usize, context: usize) -> Result<()> {
+    if tokens <= context {
+        return Ok(());
+    }
+    Err(Error::Input(format!("a text of {tokens} tokens is longer than the model's context of {context}; shorten it")))
 }

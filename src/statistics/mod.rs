@@ -7,7 +7,7 @@ mod store;
 pub use collect::{Collect, Collected, collect};
 pub use store::{Change, Header, Moments, Source};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -31,13 +31,19 @@ impl Statistics {
     /// A file that is missing, of another model, or without one of the layers; each names the command that makes them.
     pub fn open(path: &Path, model: &Model, name: &str, layers: &[usize]) -> Result<Self> {
         let path = Moments::path(path);
-        let wanted: Vec<String> = layers.iter().map(usize::to_string).collect();
-        let command =
-            format!("emend stats --model {name} --text FILE --layers {} --out {}", wanted.join(","), path.display());
+        let command = |layers: &BTreeSet<usize>, more: &str| {
+            let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
+            let layers = layers.join(",");
+            format!("emend stats --model {name} --text FILE --layers {layers} --out {}{more}", path.display())
+        };
+        let wanted: BTreeSet<usize> = layers.iter().copied().collect();
         if !path.is_file() {
             return Err(Error::file(
                 &path,
-                format!("there are no statistics here; `{command}` makes them, statistics = \"none\" goes without"),
+                format!(
+                    "there are no statistics here; `{}` makes them, statistics = \"none\" goes without",
+                    command(&wanted, "")
+                ),
             ));
         }
         let moments = Moments::load(&path, Some(layers))?;
@@ -45,18 +51,22 @@ impl Statistics {
             return Err(Error::file(
                 &path,
                 format!(
-                    "statistics of the model {}, this one is {}; `{command}` makes its own",
-                    moments.header.model, model.fingerprint
+                    "statistics of the model {}, this one is {}; `{}` makes its own",
+                    moments.header.model,
+                    model.fingerprint,
+                    command(&wanted, " --again")
                 ),
             ));
         }
-        let (found, wanted) = (moments.header.width, model.decoder.spec.mlp_width);
-        if found != wanted {
-            return Err(Error::file(&path, format!("keys of width {found}, the model's are {wanted} wide")));
+        let (found, width) = (moments.header.width, model.decoder.spec.mlp_width);
+        if found != width {
+            return Err(Error::file(&path, format!("keys of width {found}, the model's are {width} wide")));
         }
         if let Some(layer) = layers.iter().find(|layer| !moments.header.layers.contains(layer)) {
             let there: Vec<String> = moments.header.layers.iter().map(usize::to_string).collect();
             let there = there.join(", ");
+            let all = wanted.iter().chain(&moments.header.layers).copied().collect();
+            let command = command(&all, " --again");
             let message = format!("no statistics of layer {layer} (there are: {there}); `{command}` makes them");
             return Err(Error::file(&path, message));
         }
