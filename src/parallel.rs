@@ -50,7 +50,7 @@ pub fn run<T: Send, R: Send>(parts: Vec<T>, work: impl Fn(T) -> Result<R> + Sync
 }
 
 /// Multiplications and additions of a product from which on it is worth sharing between cores.
-const SHARED: usize = 64 << 20;
+const SHARED: usize = 128 << 20;
 
 /// `work` whose products take some number of multiplications and additions each: on one thread where they are small.
 ///
