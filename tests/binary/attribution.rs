@@ -336,6 +336,11 @@ fn statistics_that_do_not_fit() {
         let set = format!("editor.statistics={name}");
         refused_cleanly(&place, &apply(&config_rome, &["--set", &set, "--save", text(&saved)]), 1, words);
     }
+    // The command that the error names makes them, in the place of the others.
+    refused_cleanly(&place, &stats(&model, &texts, &place.path("lowest"), &["--layers", "0..1"]), 1, &["--again"]);
+    let again = ["--layers", "0,1", "--row", "32", "--tokens", "256", "--again"];
+    stdout(&run(&stats(&model, &texts, &place.path("lowest"), &again)));
+    stdout(&run(&apply(&config_rome, &["--set", "editor.statistics=lowest"])));
     // Fewer tokens than the keys are wide.
     let few = ["--layers", "0..1", "--row", "16", "--tokens", "64"];
     warned(&stats(&model, &texts, &place.path("few"), &few), "64 tokens for keys of width 128: C has not full rank");
@@ -430,11 +435,17 @@ fn settings_that_are_wrong() {
         check(method, "editor.layers=[1, 0]", &["editor.layers must be in order, each once"]);
         check(method, "editor.stepz=3", &["editor.stepz", "unknown key", "did you mean `steps`?"]);
         check(method, "editor.steps=0", &["editor.steps = 0", "between 1 and"]);
-        check(method, "editor.steps=many", &[&format!("{method}.toml: editor"), "\"many\""]);
+        check(method, "editor.steps=many", &[&format!("{method}.toml: editor.steps"), "\"many\""]);
     }
     for method in OF_SUBJECTS {
         check(method, "editor.clamp=-1", &["editor.clamp = -1", "between 0 and"]);
         check(method, "editor.context_templates=[\"A hill.\"]", &["\"A hill.\" must hold {} once"]);
+        for context in ["{ lengths = [[10, 2]], starts = [\"\", \"The\"] }", "{ lengths = [[10, 0]] }"] {
+            let context = format!("editor.context={context}");
+            let set = ["--set", "editor.context_templates=[]", "--set", &context, "--save", text(&saved)];
+            let config = config(&place, "gpt2-tiny", method);
+            refused_cleanly(&place, &apply(&config, &set), 2, &["editor.context", "at least 1"]);
+        }
     }
     for (method, set, words) in [
         ("rome", "editor.method=romme", &["romme", "known: \"fine_tuning\", \"rome\", \"memit\""][..]),
@@ -509,6 +520,11 @@ fn outputs_that_cannot_be_written() {
         apply(&config, &["--export", "hf", text(&below)]),
     ] {
         refused_cleanly(&place, &args, 1, &[text(&file)]);
+    }
+    let folder = place.path("folder");
+    std::fs::create_dir(&folder).unwrap();
+    for args in [stats(&model, &texts, &folder, &LAYER), apply(&config, &["--save", text(&folder)])] {
+        refused_cleanly(&place, &args, 1, &["folder", "a directory, not a file"]);
     }
     assert_eq!(std::fs::read(file).unwrap(), b"kept");
 }
