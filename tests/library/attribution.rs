@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, activation};
-use emend::apply::alphaedit::{null_space, projected};
+use emend::apply::alphaedit::{AlphaEdit, null_space, projected};
 use emend::apply::contexts::{Posed, Sampled, templates};
 use emend::apply::emmet::constrained;
 use emend::apply::fine_tuning::FineTuning;
@@ -14,7 +14,7 @@ use emend::apply::rome::Rome;
 use emend::apply::value::{Cone, Descent, Measured, descend};
 use emend::apply::{Editor, Mode, apply};
 use emend::data::text::Texts;
-use emend::edit::{Change, Delta, EditRequest, Edited};
+use emend::edit::{Change, Delta, Edit, EditRequest, Edited};
 use emend::model::Model;
 use emend::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use emend::model::taps::{Recorder, Replace, cells};
@@ -466,4 +466,22 @@ fn requests_that_no_edit_can_serve() {
     assert!(drawn.iter().all(|template| template.matches("{}").count() == 1));
     assert_eq!(drawn, templates(&base, &[], &sampled).unwrap());
     assert!(templates(&base, &["no place".to_owned()], &sampled).is_err());
+}
+
+#[test]
+fn keys_of_another_width_in_a_stacked_edit_are_refused() {
+    let model = Arc::new(model("gpt2-tiny", DType::F32));
+    let base = Edited::new(model.clone());
+    let settings =
+        "layers = [1]\nstatistics = \"\"\nnull_space_threshold = 1e9\ncontext_templates = [\"{}\"]\nsteps = 2";
+    let prepared = prepared(Some(statistics(&model, &[1])));
+    let provenance = prepared.provenance("alphaedit", serde_json::Value::Null, &base, &[request()]);
+    let editor = AlphaEdit::new(toml::from_str(settings).unwrap(), prepared).unwrap();
+    let good = editor.edit(&base, &[request()]).unwrap();
+    assert!(editor.edit(&base.with(good.clone()).unwrap(), &[request()]).is_ok());
+
+    let keys = Tensor::<2>::zeros([5, 3], &Device::flex());
+    let foreign = Edit::new(provenance, good.change, [("keys.1".to_owned(), keys)].into());
+    let error = editor.edit(&base.with(foreign).unwrap(), &[request()]).unwrap_err().to_string();
+    assert!(error.contains("keys.1") && error.contains("width"), "{error}");
 }
