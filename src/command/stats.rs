@@ -245,6 +245,9 @@ fn same(header: &Header, wanted: &Header) -> std::result::Result<(), String> {
     if header.tokenizer != wanted.tokenizer {
         return Err("another tokenizer".into());
     }
+    if header.width != wanted.width {
+        return Err(format!("keys of width {}, the model's are {} wide", header.width, wanted.width));
+    }
     if header.layers != wanted.layers {
         return Err(format!("the layers {:?}, asked for are {:?}", header.layers, wanted.layers));
     }

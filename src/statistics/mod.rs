@@ -87,11 +87,6 @@ impl Statistics {
         Statistics { moments, factors, origin }
     }
 
-    /// What is known of them.
-    pub fn header(&self) -> &Header {
-        &self.moments.header
-    }
-
     /// `C [width, width]` of a layer.
     ///
     /// # Errors

@@ -138,6 +138,9 @@ impl Moments {
             let (Some(layer), true) = (layer, view.shape() == [moments.header.width; 2]) else {
                 return Err(wrong(format!("tensor \"{name}\" is no second moment of width {}", moments.header.width)));
             };
+            if !moments.header.layers.contains(&layer) {
+                return Err(wrong(format!("tensor \"{name}\" is of a layer that the header does not name")));
+            }
             if some.is_some_and(|some| !some.contains(&layer)) {
                 continue;
             }

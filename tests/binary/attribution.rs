@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rand::RngExt;
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -335,6 +336,20 @@ fn statistics_that_do_not_fit() {
     ] {
         let set = format!("editor.statistics={name}");
         refused_cleanly(&place, &apply(&config_rome, &["--set", &set, "--save", text(&saved)]), 1, words);
+    }
+    // Headers that lie: a layer that they do not name, and keys of another width.
+    let good = Tensors::read(&place.path("lowest.safetensors"));
+    let mut more = good.clone();
+    more.tensors.insert("sum.99".into(), good.tensors["sum.0"].clone());
+    let (more, narrow) = (place.write("more.safetensors", more.bytes()), {
+        let mut narrow = good.clone();
+        narrow.tensors = [("sum.0".to_owned(), (Dtype::F64, vec![2, 2], vec![0; 32]))].into();
+        let header = narrow.header.as_mut().unwrap().get_mut("emend").unwrap();
+        *header = header.replace("\"width\":128", "\"width\":2");
+        place.write("narrow.safetensors", narrow.bytes())
+    });
+    for (path, word) in [(more, "sum.99"), (narrow, "keys of width 2")] {
+        refused_cleanly(&place, &stats(&model, &texts, &path, &lowest), 1, &[word]);
     }
     // The command that the error names makes them, in the place of the others.
     refused_cleanly(&place, &stats(&model, &texts, &place.path("lowest"), &["--layers", "0..1"]), 1, &["--again"]);
