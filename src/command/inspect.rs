@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::print;
 use crate::archive::{Archive, snapshot::Store};
 use crate::data::pocket;
-use crate::edit::{Change, Edit};
+use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::hub;
@@ -47,9 +47,9 @@ pub fn run(args: &Args) -> Result<()> {
 fn edit(path: &Path) -> Result<(String, Value)> {
     let edit = Edit::load(path, &Device::flex())?;
     let provenance = &edit.provenance;
-    let Change::Weights(change) = &edit.change;
     let mut rows = vec![];
     let mut weights = vec![];
+    let change = edit.weights().cloned().unwrap_or_default();
     for (at, delta) in &change.matrices {
         let [d_in, d_out] = delta.shape();
         let (rank, norm) = (delta.rank(), delta.norm());
@@ -72,6 +72,21 @@ fn edit(path: &Path) -> Result<(String, Value)> {
         text += &format!("computed on the edits {}\n", provenance.computed_on.join(", "));
     }
     text.push('\n');
+    if let Some(memory) = edit.memory() {
+        // All of it: the numbers are what `emend forget` takes.
+        let rows = provenance.requests.iter().enumerate().map(|(number, request)| {
+            let asked = request.descriptor.as_ref().unwrap_or(&request.prompt);
+            vec![number.to_string(), cut(asked, 80), cut(&request.target_new, 30)]
+        });
+        text += &table(&["entry", "edit", "answer"], &rows.collect::<Vec<_>>());
+        for (key, value) in memory.needs.as_object().into_iter().flatten() {
+            text += &format!("{key} = {value}\n");
+        }
+        let document = json!({
+            "kind": "memory", "id": edit.id(), "provenance": provenance, "needs": memory.needs, "width": memory.keys.dims()[1],
+        });
+        return Ok((text, document));
+    }
     for request in provenance.requests.iter().take(10) {
         text += &format!("  {} → {}\n", cut(&request.prompt, 80), cut(&request.target_new, 30));
     }

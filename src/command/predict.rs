@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
             .iter()
             .map(|token| {
                 vec![
-                    format!("{:?}", tokenizer.token(token.id)),
+                    format!("{:?}", token.token),
                     format!("{:.1} %", 100.0 * token.probability),
                     format!("{:.3}", token.logit),
                 ]
@@ -97,7 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
         text.push('\n');
         let top: Vec<_> = top
             .iter()
-            .map(|token| json!({"id": token.id, "token": tokenizer.token(token.id), "logit": token.logit, "probability": token.probability}))
+            .map(|token| json!({"id": token.id, "token": token.token, "logit": token.logit, "probability": token.probability}))
             .collect();
         results.push(json!({"prompt": prompt, "token_ids": ids, "top": top, "generated": generated}));
     }

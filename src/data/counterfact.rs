@@ -36,6 +36,7 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         locality,
         portability: BTreeMap::new(),
         generation: record.prompts("generation_prompts")?,
+        descriptor: None,
     })
 }
 

@@ -48,6 +48,7 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         locality: classes(&mut record, "locality")?,
         portability: classes(&mut record, "portability")?,
         generation: record.prompts("generation")?,
+        descriptor: None,
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Int, Tensor};
 
+use super::memory::Memory;
 use crate::model::tap::{Span, Tap, Weight};
 
 /// What an edit changes.
@@ -12,6 +13,8 @@ use crate::model::tap::{Span, Tap, Weight};
 pub enum Change {
     /// Deltas added to weights and biases.
     Weights(WeightChange),
+    /// A list that is consulted once a prompt; no weight changes.
+    Memory(Memory),
 }
 
 /// Deltas by the name of the weight they are added to.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use super::Edit;
-use super::change::{Change, Delta, Deltas};
+use super::change::{Delta, Deltas};
+use super::memory::{Consulted, Recall};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::decoder::Decoder;
@@ -24,6 +25,10 @@ pub struct Edited {
     decoder: Decoder,
     deltas: Deltas,
     id: String,
+    /// The hash of the base and of the edits that change weights.
+    weights_id: String,
+    /// Lists that are consulted before the weights are asked, lowest first.
+    memories: Vec<Arc<Recall>>,
 }
 
 impl Edited {
@@ -31,7 +36,8 @@ impl Edited {
     pub fn new(base: Arc<Model>) -> Self {
         let decoder = base.decoder.clone();
         let id = base.fingerprint.clone();
-        Edited { base, edits: vec![], decoder, deltas: Deltas::default(), id }
+        let (weights_id, deltas) = (id.clone(), Deltas::default());
+        Edited { base, edits: vec![], decoder, deltas, id, weights_id, memories: vec![] }
     }
 
     /// The frozen base.
@@ -47,6 +53,11 @@ impl Edited {
     /// The base's fingerprint, or the hash of it and of the edits' ids.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The base's fingerprint, or the hash of it and of the ids of the edits that change weights.
+    pub fn weights_id(&self) -> &str {
+        &self.weights_id
     }
 
     /// The ids of the edits, lowest first: what a further edit is computed on.
@@ -100,8 +111,8 @@ impl Edited {
         }
         let dtype = edited.decoder.dtype();
         let mut changes: BTreeMap<Weight, Vec<&Delta>> = BTreeMap::new();
-        for edit in &edits {
-            let Change::Weights(change) = &edit.change;
+        for change_edit in edits.iter().filter_map(|edit| Some((edit.weights()?, edit))) {
+            let (change, edit) = change_edit;
             for (at, delta) in &change.matrices {
                 let [d_in, d_out] = shape(&edited.base, edit, *at)?;
                 check_shape(edit, *at, &[d_in, d_out], &delta.shape())?;
@@ -136,14 +147,61 @@ impl Edited {
                 edited.deltas.matrices.insert(at, (Tensor::cat(a, 1).cast(dtype), Tensor::cat(b, 0).cast(dtype)));
             }
         }
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(edited.base.fingerprint.as_bytes());
-        for edit in &edits {
-            hasher.update(edit.id().as_bytes());
+        let all = |edits: Vec<&Arc<Edit>>| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(edited.base.fingerprint.as_bytes());
+            for edit in edits {
+                hasher.update(edit.id().as_bytes());
+            }
+            hasher.finalize().to_hex().to_string()
+        };
+        let changing: Vec<&Arc<Edit>> = edits.iter().filter(|edit| edit.weights().is_some()).collect();
+        if !changing.is_empty() {
+            edited.weights_id = all(changing);
         }
-        edited.id = hasher.finalize().to_hex().to_string();
+        edited.id = all(edits.iter().collect());
+        let mut memories: Vec<Recall> = vec![];
+        for (number, edit) in edits.iter().enumerate() {
+            let Some(memory) = edit.memory() else { continue };
+            let below = edits[..number].iter().filter(|edit| edit.weights().is_some()).cloned().collect();
+            let recall = Recall::new(edit, memory, Edited::stack(edited.base.clone(), below)?)?;
+            // One list of all that is consulted alike: the nearest entry answers, whichever edit it came with.
+            match memories.pop() {
+                Some(last) if last.needs == recall.needs && last.below.weights_id == recall.below.weights_id => {
+                    memories.push(last.and(recall));
+                }
+                last => memories.extend(last.into_iter().chain([recall])),
+            }
+        }
+        edited.memories = memories.into_iter().map(Arc::new).collect();
         edited.edits = edits;
         Ok(edited)
+    }
+
+    /// For each prompt what the topmost memory that has a say makes of it; nothing where the weights answer.
+    ///
+    /// # Errors
+    /// A prompt that a memory's networks cannot take.
+    pub fn consult(&self, prompts: &[String]) -> Result<Vec<Option<Consulted>>> {
+        let mut consulted = vec![None; prompts.len()];
+        for recall in self.memories.iter().rev() {
+            let open: Vec<usize> = (0..prompts.len()).filter(|&index| consulted[index].is_none()).collect();
+            let asked: Vec<String> = open.iter().map(|&index| prompts[index].clone()).collect();
+            for (index, answer) in open.into_iter().zip(recall.route.consult(recall, &asked)?) {
+                consulted[index] = answer;
+            }
+        }
+        Ok(consulted)
+    }
+
+    /// Whether there is a memory to consult.
+    pub fn has_memory(&self) -> bool {
+        !self.memories.is_empty()
+    }
+
+    /// The memories, lowest first.
+    pub fn memories(&self) -> &[Arc<Recall>] {
+        &self.memories
     }
 
     /// A weight `[d_in, d_out]` and its bias `[d_out]` as the edits made them, multiplied out.
@@ -163,6 +221,20 @@ impl Edited {
         Ok((weight, bias))
     }
 
+    /// Refuses a stack with a memory: it cannot be written as weights.
+    ///
+    /// # Errors
+    /// Names the edit.
+    pub fn check_exportable(&self) -> Result<()> {
+        match self.edits.iter().find(|edit| edit.memory().is_some()) {
+            None => Ok(()),
+            Some(edit) => Err(Error::Input(format!(
+                "edit {} is a memory: it changes no weight and cannot be exported; its file (--save) is all there is of it",
+                edit.id()
+            ))),
+        }
+    }
+
     /// The number of layers.
     pub fn layers(&self) -> usize {
         self.decoder.spec.layers
@@ -171,10 +243,10 @@ impl Edited {
     /// The lowest layer whose result may differ between two stacks on one base; the number of layers if none does.
     pub fn first_difference(&self, other: &Edited) -> usize {
         let common = self.edits.iter().zip(&other.edits).take_while(|(a, b)| a.id() == b.id()).count();
-        let changed = self.edits[common..].iter().chain(&other.edits[common..]).flat_map(|edit| {
-            let Change::Weights(change) = &edit.change;
-            change.matrices.keys().chain(change.biases.keys()).map(|at| at.layer)
-        });
+        let apart = self.edits[common..].iter().chain(&other.edits[common..]);
+        let changed = apart
+            .filter_map(|edit| edit.weights())
+            .flat_map(|change| change.matrices.keys().chain(change.biases.keys()).map(|at| at.layer));
         changed.min().unwrap_or(self.layers())
     }
 
@@ -199,7 +271,7 @@ impl Edited {
         tap: &mut dyn Tap,
     ) -> Result<Tensor<3>> {
         if let Some(past) = &past {
-            past.check_owner(&self.id)?;
+            past.check_owner(&self.weights_id)?;
         }
         self.decoder.blocks(hidden, layers, span, past, &mut Both(&self.deltas, tap))
     }
@@ -211,7 +283,7 @@ impl Edited {
 
     /// An empty past of this model.
     pub fn past(&self) -> Past {
-        Past::new(self.id.clone(), self.layers())
+        Past::new(self.weights_id.clone(), self.layers())
     }
 }
 

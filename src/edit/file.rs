@@ -1,7 +1,7 @@
 //! An edit as one safetensors file.
 //!
-//! Tensors: `change.WEIGHT.a`, `.b` (low-rank), `.dense`, `.bias`, and `state.NAME`. The header's metadata holds one key, `emend`:
-//! a JSON object with `format` ("edit/1"), `change` ("weights") and the provenance.
+//! Tensors: `change.WEIGHT.a`, `.b` (low-rank), `.dense`, `.bias`, or `memory.keys`; and `state.NAME`. The header's metadata holds one
+//! key, `emend`: a JSON object with `format` ("edit/1"), `change` ("weights" or "memory"), the provenance and, of a memory, `memory`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,8 +10,9 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::change::{Change, Delta, WeightChange};
+use super::memory::Memory;
 use super::{Edit, Provenance};
-use crate::model::checkpoint::{Stored, floats};
+use crate::model::folder::{Stored, floats};
 use crate::model::tap::Weight;
 
 const FORMAT: &str = "edit/1";
@@ -20,8 +21,18 @@ const FORMAT: &str = "edit/1";
 struct Header {
     format: String,
     change: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    memory: Option<MemoryHeader>,
     #[serde(flatten)]
     provenance: Provenance,
+}
+
+/// What of a memory is no tensor; its entries are the provenance's requests.
+#[derive(Serialize, Deserialize)]
+struct MemoryHeader {
+    needs: serde_json::Value,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    texts: Vec<String>,
 }
 
 /// The bytes of the file. The same edit gives the same bytes.
@@ -30,23 +41,32 @@ pub(super) fn contents(edit: &Edit) -> Vec<u8> {
     let mut put = |name: String, shape: Vec<usize>, data: Vec<f32>| {
         tensors.insert(name, (shape, data.iter().flat_map(|value| value.to_le_bytes()).collect()));
     };
-    let Change::Weights(change) = &edit.change;
-    for (at, delta) in &change.matrices {
-        match delta {
-            Delta::LowRank { a, b } => {
-                put(format!("change.{at}.a"), a.dims().to_vec(), elements(a));
-                put(format!("change.{at}.b"), b.dims().to_vec(), elements(b));
+    let memory = match &edit.change {
+        Change::Weights(change) => {
+            for (at, delta) in &change.matrices {
+                match delta {
+                    Delta::LowRank { a, b } => {
+                        put(format!("change.{at}.a"), a.dims().to_vec(), elements(a));
+                        put(format!("change.{at}.b"), b.dims().to_vec(), elements(b));
+                    }
+                    Delta::Dense(delta) => put(format!("change.{at}.dense"), delta.dims().to_vec(), elements(delta)),
+                }
             }
-            Delta::Dense(delta) => put(format!("change.{at}.dense"), delta.dims().to_vec(), elements(delta)),
+            for (at, bias) in &change.biases {
+                put(format!("change.{at}.bias"), bias.dims().to_vec(), elements(bias));
+            }
+            None
         }
-    }
-    for (at, bias) in &change.biases {
-        put(format!("change.{at}.bias"), bias.dims().to_vec(), elements(bias));
-    }
+        Change::Memory(Memory { needs, keys, texts, .. }) => {
+            put("memory.keys".into(), keys.dims().to_vec(), elements(keys));
+            Some(MemoryHeader { needs: needs.clone(), texts: texts.clone() })
+        }
+    };
     for (name, tensor) in &edit.state {
         put(format!("state.{name}"), tensor.dims().to_vec(), elements(tensor));
     }
-    let header = Header { format: FORMAT.into(), change: "weights".into(), provenance: edit.provenance.clone() };
+    let change = if memory.is_some() { "memory" } else { "weights" };
+    let header = Header { format: FORMAT.into(), change: change.into(), memory, provenance: edit.provenance.clone() };
     let header = serde_json::to_string(&header).unwrap_or_default();
     let views = tensors.iter().filter_map(|(name, (shape, bytes))| {
         TensorView::new(Dtype::F32, shape.clone(), bytes).ok().map(|view| (name.as_str(), view))
@@ -71,12 +91,14 @@ pub(super) fn read(bytes: &[u8], device: &Device) -> Result<Edit, String> {
     let header = header.ok_or("a safetensors file, but no edit: `emend apply --save` writes edits")?;
     let header: Header =
         serde_json::from_str(header).map_err(|error| format!("the edit's header is broken: {error}"))?;
-    if header.format != FORMAT || header.change != "weights" {
+    let known = matches!((header.change.as_str(), &header.memory), ("weights", None) | ("memory", Some(_)));
+    if header.format != FORMAT || !known {
         return Err(format!(
-            "an edit of format {} with a change of kind {}; this program reads {FORMAT} with weights",
+            "an edit of format {} with a change of kind {}; this program reads {FORMAT} with weights or a memory",
             header.format, header.change
         ));
     }
+    let mut keys = None;
     let mut change = WeightChange::default();
     let mut state = BTreeMap::new();
     let mut factors: BTreeMap<Weight, [Option<Tensor<2>>; 2]> = BTreeMap::new();
@@ -93,6 +115,10 @@ pub(super) fn read(bytes: &[u8], device: &Device) -> Result<Edit, String> {
         };
         if let Some(name) = name.strip_prefix("state.") {
             state.insert(name.to_owned(), matrix(data)?);
+            continue;
+        }
+        if name == "memory.keys" && header.memory.is_some() {
+            keys = Some(matrix(data)?);
             continue;
         }
         let parts = name.strip_prefix("change.").and_then(|rest| rest.rsplit_once('.'));
@@ -117,5 +143,14 @@ pub(super) fn read(bytes: &[u8], device: &Device) -> Result<Edit, String> {
         }
         change.matrices.insert(weight, Delta::LowRank { a, b });
     }
-    Ok(Edit::new(header.provenance, Change::Weights(change), state))
+    let Some(MemoryHeader { needs, texts }) = header.memory else {
+        return Ok(Edit::new(header.provenance, Change::Weights(change), state));
+    };
+    if !(change.matrices.is_empty() && change.biases.is_empty()) {
+        return Err("a memory that changes weights too; it holds one or the other".into());
+    }
+    let keys = keys.ok_or("a memory without its tensor \"memory.keys\"")?;
+    let memory = Memory { needs, keys, texts, route: None };
+    memory.check(header.provenance.requests.len())?;
+    Ok(Edit::new(header.provenance, Change::Memory(memory), state))
 }

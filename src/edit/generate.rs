@@ -1,19 +1,24 @@
 //! What an edited model says next, and how it goes on.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Edited;
+use super::memory::Consulted;
+use super::speaker::Speaker;
 use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
+use crate::model::tokenizer::Tokenizer;
 use crate::model::tokens::Tokens;
 
 /// A likely next token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// Its id.
+    /// Its id, in the vocabulary of whoever answers.
     pub id: u32,
+    /// Its text, the leading space included.
+    pub token: String,
     /// Its logit.
     pub logit: f32,
     /// Its probability.
@@ -96,25 +101,60 @@ fn check_finite(logits: &[f32]) -> Result<()> {
     Err(Error::Input(message.into()))
 }
 
+/// The draws of a row: a stream of its own, so that what stands beside it changes nothing.
+fn stream(sampling: &Sampling, row: usize) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
+    rng.set_stream(row as u64);
+    rng
+}
+
+/// The `k` likeliest tokens of logits over a vocabulary.
+fn likeliest(tokenizer: &Tokenizer, logits: Vec<f32>, k: usize) -> Result<Vec<Candidate>> {
+    check_finite(&logits)?;
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+    order.truncate(k);
+    let candidate = |id: u32| {
+        let logit = logits[id as usize];
+        let probability = (f64::from(logit - largest).exp() / total) as f32;
+        Candidate { id, token: tokenizer.token(id), logit, probability }
+    };
+    Ok(order.into_iter().map(candidate).collect())
+}
+
 impl Edited {
-    /// The `k` likeliest next tokens of each text, likeliest first. Each text is a row of its own pass, so that what stands
-    /// beside it changes nothing.
+    /// The `k` likeliest next tokens of a text, likeliest first. A text is a row of its own pass, so that what stands beside it
+    /// changes nothing.
     ///
     /// # Errors
     /// A text longer than the context.
     pub fn next_tokens(&self, ids: &[u32], k: usize) -> Result<Vec<Candidate>> {
+        if let Some((mut speaker, _)) = self.speakers(&[ids.to_vec()])?.remove(0) {
+            let logits = speaker.logits()?.unwrap_or_default();
+            return likeliest(&speaker.model().base().tokenizer, logits, k);
+        }
         let tokens = Tokens::new(vec![ids.to_vec()]);
         let hidden = self.embed(&tokens, &mut NoTap)?;
         let hidden = self.blocks(hidden, 0..self.layers(), tokens.span(), None, &mut NoTap)?;
         let logits = self.head(hidden, &[(0, ids.len() - 1)]);
-        let probabilities: Vec<f32> = activation::softmax(logits.clone(), 1).into_data().iter::<f32>().collect();
-        let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
-        check_finite(&logits)?;
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
-        order.truncate(k);
-        let candidate = |id: u32| Candidate { id, logit: logits[id as usize], probability: probabilities[id as usize] };
-        Ok(order.into_iter().map(candidate).collect())
+        likeliest(&self.base().tokenizer, logits.into_data().iter::<f32>().collect(), k)
+    }
+
+    /// For each row of tokens whoever a memory names for it.
+    fn speakers(&self, rows: &[Vec<u32>]) -> Result<Vec<Option<(Speaker, Consulted)>>> {
+        if !self.has_memory() {
+            return Ok(rows.iter().map(|_| None).collect());
+        }
+        let prompts = rows.iter().map(|ids| Ok(self.base().tokenizer.decode(ids)?.trim().to_owned()));
+        let prompts = prompts.collect::<Result<Vec<String>>>()?;
+        let said = self
+            .consult(&prompts)?
+            .into_iter()
+            .zip(&prompts)
+            .map(|(said, prompt)| said.map(|said| Ok((Speaker::new(self, prompt, &said)?, said))).transpose());
+        said.collect()
     }
 
     /// Continues each row of tokens by up to `count` tokens, with keys and values kept; a row ends at a token of `stop`,
@@ -130,16 +170,63 @@ impl Edited {
         sampling: &Sampling,
     ) -> Result<Vec<Vec<u32>>> {
         sampling.check()?;
-        // Each row draws from a stream of its own: what stands beside it changes nothing.
-        let mut streams: Vec<_> = (0..rows.len())
-            .map(|row| {
-                let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
-                rng.set_stream(row as u64);
-                rng
-            })
-            .collect();
+        let mut speakers = self.speakers(rows)?;
+        let plain: Vec<usize> = (0..rows.len()).filter(|&row| speakers[row].is_none()).collect();
         let mut made = vec![vec![]; rows.len()];
-        let mut open: Vec<usize> = (0..rows.len()).collect();
+        for (row, speaker) in speakers.iter_mut().enumerate() {
+            if let Some((speaker, _)) = speaker {
+                made[row] = self.spoken(speaker, count, stop, sampling, row)?;
+            }
+        }
+        if !plain.is_empty() {
+            self.continue_plain(rows, &plain, count, stop, sampling, &mut made)?;
+        }
+        Ok(made)
+    }
+
+    /// What a speaker says, in this model's tokens.
+    fn spoken(
+        &self,
+        speaker: &mut Speaker,
+        count: usize,
+        stop: &[u32],
+        sampling: &Sampling,
+        row: usize,
+    ) -> Result<Vec<u32>> {
+        let other = speaker.model().base().clone();
+        let own = other.fingerprint == self.base().fingerprint;
+        let stop = if own { stop.to_vec() } else { other.stop_tokens() };
+        let mut rng = stream(sampling, row);
+        let mut said = vec![];
+        while said.len() < count {
+            let Some(logits) = speaker.logits()? else { break };
+            check_finite(&logits)?;
+            let id = sampling.choose(&logits, &mut rng);
+            if stop.contains(&id) {
+                break;
+            }
+            said.push(id);
+            speaker.push(id);
+        }
+        if own || self.base().tokenizer.fingerprint()? == other.tokenizer.fingerprint()? {
+            return Ok(said);
+        }
+        self.base().tokenizer.encode_plain(&other.tokenizer.decode(&said)?)
+    }
+
+    /// Rows that the weights answer, as one batch with keys and values kept.
+    fn continue_plain(
+        &self,
+        rows: &[Vec<u32>],
+        plain: &[usize],
+        count: usize,
+        stop: &[u32],
+        sampling: &Sampling,
+        made: &mut [Vec<u32>],
+    ) -> Result<()> {
+        // Each row draws from a stream of its own: what stands beside it changes nothing.
+        let mut streams: Vec<_> = (0..rows.len()).map(|row| stream(sampling, row)).collect();
+        let mut open = plain.to_vec();
         let mut past = self.past();
         let mut next = rows.to_vec();
         let mut seen = vec![0; rows.len()];
@@ -172,6 +259,6 @@ impl Edited {
                 open = kept.into_iter().map(|index| open[index]).collect();
             }
         }
-        Ok(made)
+        Ok(())
     }
 }

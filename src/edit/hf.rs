@@ -9,11 +9,12 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::Edited;
-use super::change::{Change, WeightChange};
+use super::change::WeightChange;
 use crate::error::{Error, Result};
-use crate::model::checkpoint::{Checkpoint, Stored, floats};
+use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Tensors;
 use crate::model::family::Place;
+use crate::model::folder::{Stored, floats};
 
 /// What rounding to the stored type did to an edit.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,6 +34,7 @@ pub struct Exported {
 /// A folder that is not empty or cannot be written.
 pub fn export(edited: &Edited, folder: &Path) -> Result<Exported> {
     let checkpoint = &edited.base().checkpoint;
+    edited.check_exportable()?;
     let changes = changes(edited)?;
     new_folder(folder, |temporary| {
         let mut report = Exported { changed: 0, tensors: 0, lost_to_rounding: 0.0 };
@@ -121,10 +123,7 @@ fn changes(edited: &Edited) -> Result<BTreeMap<String, Vec<Placed>>> {
         found.entry(name).or_default().push((place, delta.into_data().iter::<f32>().collect(), shape));
         Ok(())
     };
-    let sum = WeightChange::sum(edited.edits().iter().map(|edit| {
-        let Change::Weights(change) = &edit.change;
-        change
-    }));
+    let sum = WeightChange::sum(edited.edits().iter().filter_map(|edit| edit.weights()));
     for (at, delta) in &sum.matrices {
         put(Tensors::Matrix(at.layer, at.role), delta.dense())?;
     }

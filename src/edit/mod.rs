@@ -5,8 +5,10 @@ pub mod edited;
 pub mod file;
 pub mod generate;
 pub mod hf;
+pub mod memory;
 pub mod peft;
 pub mod score;
+mod speaker;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,6 +21,7 @@ use crate::error::{Error, Result};
 
 pub use change::{Change, Delta, RecordDeltas, WeightChange};
 pub use edited::Edited;
+pub use memory::{Memory, Route};
 
 /// What an editor is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +42,9 @@ pub struct EditRequest {
     /// Other ways to ask, for editors that are told to look at them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rephrases: Vec<String>,
+    /// The text that states the edit, where that is not the prompt with its target ("Topic: vaccines. Sentiment: positive.").
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptor: Option<String>,
 }
 
 impl EditRequest {
@@ -51,7 +57,13 @@ impl EditRequest {
             target_true: None,
             template: None,
             rephrases: vec![],
+            descriptor: None,
         }
+    }
+
+    /// The text that states the edit: its descriptor, or the prompt with its target.
+    pub fn statement(&self) -> String {
+        self.descriptor.clone().unwrap_or_else(|| format!("{} {}", self.prompt, self.target_new))
     }
 
     /// The subject, and the byte of the prompt at which it ends: where the template has it, else its last occurrence as
@@ -92,6 +104,7 @@ impl From<&EditRecord> for EditRequest {
             target_true: record.target_true.clone(),
             template: record.template.clone(),
             rephrases: record.rephrases.clone(),
+            descriptor: record.descriptor.clone(),
         }
     }
 }
@@ -140,14 +153,110 @@ impl Edit {
 
     /// Whether all its values are finite: a model with others says nothing.
     pub fn is_finite(&self) -> bool {
-        let Change::Weights(change) = &self.change;
-        let matrices = change.matrices.values().flat_map(|delta| match delta {
-            Delta::LowRank { a, b } => vec![a.clone(), b.clone()],
-            Delta::Dense(delta) => vec![delta.clone()],
-        });
-        let mut biases = change.biases.values().map(|bias| bias.clone().unsqueeze_dim::<2>(0));
+        let of_change: Vec<Tensor<2>> = match &self.change {
+            Change::Weights(change) => {
+                let matrices = change.matrices.values().flat_map(|delta| match delta {
+                    Delta::LowRank { a, b } => vec![a.clone(), b.clone()],
+                    Delta::Dense(delta) => vec![delta.clone()],
+                });
+                let biases = change.biases.values().map(|bias| bias.clone().unsqueeze_dim::<2>(0));
+                matrices.chain(biases).collect()
+            }
+            Change::Memory(memory) => vec![memory.keys.clone()],
+        };
         let finite = |tensor: Tensor<2>| tensor.into_data().iter::<f64>().all(f64::is_finite);
-        biases.all(finite) && matrices.chain(self.state.values().cloned()).all(finite)
+        of_change.into_iter().chain(self.state.values().cloned()).all(finite)
+    }
+
+    /// What it adds to weights, where that is what it does.
+    pub fn weights(&self) -> Option<&WeightChange> {
+        match &self.change {
+            Change::Weights(change) => Some(change),
+            Change::Memory(_) => None,
+        }
+    }
+
+    /// Its memory, where it is one.
+    pub fn memory(&self) -> Option<&Memory> {
+        match &self.change {
+            Change::Weights(_) => None,
+            Change::Memory(memory) => Some(memory),
+        }
+    }
+
+    /// The same edit with its memory's networks.
+    pub fn bound(mut self, route: std::sync::Arc<dyn Route>) -> Edit {
+        if let Change::Memory(memory) = self.change {
+            self.change = Change::Memory(memory.bound(route));
+        }
+        self
+    }
+
+    /// A memory without some of its entries.
+    ///
+    /// # Errors
+    /// It is no memory, has no such entry, or none would be left.
+    pub fn forget(&self, entries: &[usize]) -> Result<Edit> {
+        let Some(memory) = self.memory() else {
+            return Err(Error::Input(format!("edit {} is no memory: it changes weights", self.id)));
+        };
+        let count = self.provenance.requests.len();
+        if let Some(missing) = entries.iter().find(|&&entry| entry >= count) {
+            return Err(Error::Input(format!("the memory has no entry {missing}; it has entries 0 to {}", count - 1)));
+        }
+        let stay: Vec<usize> = (0..count).filter(|index| !entries.contains(index)).collect();
+        if stay.is_empty() {
+            return Err(Error::Input("nothing would be left in the memory; remove its file instead".into()));
+        }
+        Ok(self.restricted(memory, &stay))
+    }
+
+    fn restricted(&self, memory: &Memory, stay: &[usize]) -> Edit {
+        let mut provenance = self.provenance.clone();
+        provenance.requests = stay.iter().map(|&index| self.provenance.requests[index].clone()).collect();
+        let texts = match memory.texts.is_empty() {
+            true => vec![],
+            false => stay.iter().map(|&index| memory.texts[index].clone()).collect(),
+        };
+        let keys = memory::select(memory.keys.clone(), stay);
+        let memory = Memory { needs: memory.needs.clone(), keys, texts, route: memory.route.clone() };
+        Edit::new(provenance, Change::Memory(memory), self.state.clone())
+    }
+
+    /// Memories that want the same networks as one; where two entries are on one question the later wins. Gives the pairs
+    /// (what goes, what takes its place) too.
+    ///
+    /// # Errors
+    /// An edit that is no memory, or memories of different kinds.
+    pub fn join_memories(edits: &[std::sync::Arc<Edit>]) -> Result<(Edit, Vec<(EditRequest, EditRequest)>)> {
+        let memories: Vec<&Memory> = edits.iter().filter_map(|edit| edit.memory()).collect();
+        let Some((first, memory)) = edits.first().zip(memories.first()) else {
+            return Err(Error::Input("there is no memory to join".into()));
+        };
+        if memories.len() < edits.len() {
+            return Err(Error::Input("a memory and an edit of weights do not join; save them apart".into()));
+        }
+        if let Some(other) = memories.iter().find(|other| other.needs != memory.needs) {
+            return Err(Error::Input(format!(
+                "memories of different editors do not join: one wants {}, the other {}",
+                memory.needs, other.needs
+            )));
+        }
+        let mut provenance = first.provenance.clone();
+        provenance.requests = edits.iter().flat_map(|edit| edit.provenance.requests.iter().cloned()).collect();
+        // Joined, they are computed on nothing but each other.
+        let own: Vec<&str> = edits.iter().map(|edit| edit.id()).collect();
+        provenance.computed_on.retain(|id| !own.contains(&id.as_str()));
+        let keys = Tensor::cat(memories.iter().map(|memory| memory.keys.clone()).collect(), 0);
+        let texts = memories.iter().flat_map(|memory| memory.texts.clone()).collect();
+        let joined = Memory { needs: memory.needs.clone(), keys, texts, route: memory.route.clone() };
+        let all =
+            Edit { id: String::new(), provenance, change: Change::Memory(joined.clone()), state: first.state.clone() };
+        let (stay, gone) = memory::without_contradictions(&all.provenance.requests);
+        let requests = &all.provenance.requests;
+        let changed = gone.into_iter().map(|(old, new)| (requests[old].clone(), requests[new].clone()));
+        let changed = changed.filter(|(old, new)| old.target_new != new.target_new).collect();
+        Ok((all.restricted(&joined, &stay), changed))
     }
 
     /// The hash of its contents: 32 hexadecimal digits.
@@ -163,10 +272,10 @@ impl Edit {
         let Some(first) = edits.first() else {
             return Err(Error::Input("there is no edit to join".into()));
         };
-        let change = Change::Weights(WeightChange::sum(edits.iter().map(|edit| {
-            let Change::Weights(change) = &edit.change;
-            change
-        })));
+        if edits.iter().any(|edit| edit.memory().is_some()) {
+            return Ok(Edit::join_memories(edits)?.0);
+        }
+        let change = Change::Weights(WeightChange::sum(edits.iter().filter_map(|edit| edit.weights())));
         let mut provenance = first.provenance.clone();
         provenance.requests = edits.iter().flat_map(|edit| edit.provenance.requests.iter().cloned()).collect();
         // Lists of what was found for each request are put together; what is said of the model stays.

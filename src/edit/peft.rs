@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, TensorData};
 use serde_json::json;
 
 use super::Edited;
-use super::change::{Change, Delta};
+use super::change::Delta;
 use super::hf::new_folder;
 use crate::error::{Error, Result};
 use crate::model::decoder::Tensors;
@@ -23,12 +23,13 @@ use crate::tensors;
 /// A folder that is not empty or cannot be written; a change that is no low-rank change of weights.
 pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
     let checkpoint = &edited.base().checkpoint;
+    edited.check_exportable()?;
     let (family, spec) = (checkpoint.family(), checkpoint.spec());
     // Module name to factors `A [d_in, r]`, `B [r, module's d_out]`.
     let mut modules: BTreeMap<String, Vec<(Tensor<2>, Tensor<2>)>> = BTreeMap::new();
     let mut fan_in_fan_out = false;
     for edit in edited.edits() {
-        let Change::Weights(change) = &edit.change;
+        let Some(change) = edit.weights() else { continue };
         if let Some(at) = change.biases.keys().next() {
             let message =
                 format!("edit {} changes the bias of {at}, which an adapter cannot hold; use --export hf", edit.id());

@@ -3,6 +3,8 @@
 use burn::tensor::{Int, Tensor, activation};
 
 use super::Edited;
+use super::memory::Consulted;
+use super::speaker::{score_consulted, texts_of};
 use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Continuation;
@@ -39,13 +41,61 @@ impl Scored {
     }
 }
 
-/// Scores continuations on several stacks over one base; the layers below their first difference run once.
+/// Scores continuations on several stacks over one base; the layers below their first difference run once. Memories are
+/// consulted first: a prompt in their scope is answered as they say, in the tokens of whoever answers.
 ///
 /// Gives one list a model, each in the order of `continuations`.
 ///
 /// # Errors
 /// A continuation longer than the context.
 pub fn score(models: &[&Edited], continuations: &[Continuation]) -> Result<Vec<Vec<Scored>>> {
+    if models.iter().all(|model| !model.has_memory()) {
+        return score_weights(models, continuations);
+    }
+    let said = models.iter().map(|model| {
+        if !model.has_memory() {
+            return Ok(vec![None; continuations.len()]);
+        }
+        let tokenizer = &model.base().tokenizer;
+        let prompts = continuations.iter().map(|text| Ok(texts_of(tokenizer, text)?.0));
+        model.consult(&prompts.collect::<Result<Vec<_>>>()?)
+    });
+    let said: Vec<Vec<Option<Consulted>>> = said.collect::<Result<_>>()?;
+    // What no memory answers is the weights' own word: of stacks with the same weights it is computed once, and is the same to
+    // the bit.
+    let mut by_weights: Vec<(&Edited, Option<Vec<Scored>>)> = vec![];
+    for (model, said) in models.iter().zip(&said) {
+        let known = by_weights.iter().position(|(known, _)| known.weights_id() == model.weights_id());
+        let place = known.unwrap_or_else(|| {
+            by_weights.push((model, None));
+            by_weights.len() - 1
+        });
+        if by_weights[place].1.is_none() && said.iter().any(Option::is_none) {
+            by_weights[place].1 = Some(vec![]);
+        }
+    }
+    let asked: Vec<usize> = (0..by_weights.len()).filter(|&place| by_weights[place].1.is_some()).collect();
+    let own = score_weights(&asked.iter().map(|&place| by_weights[place].0).collect::<Vec<_>>(), continuations)?;
+    asked.into_iter().zip(own).for_each(|(place, scored)| by_weights[place].1 = Some(scored));
+    let results = models.iter().zip(said).map(|(model, said)| {
+        let own = by_weights.iter().find(|(known, _)| known.weights_id() == model.weights_id());
+        let mut results: Vec<Option<Scored>> = match own.and_then(|(_, scored)| scored.as_ref()) {
+            Some(scored) => scored.iter().cloned().map(Some).collect(),
+            None => vec![None; continuations.len()],
+        };
+        let spoken: Vec<usize> = (0..said.len()).filter(|&index| said[index].is_some()).collect();
+        let texts: Vec<&Continuation> = spoken.iter().map(|&index| &continuations[index]).collect();
+        let said: Vec<&Consulted> = said.iter().flatten().collect();
+        for (index, scored) in spoken.into_iter().zip(score_consulted(model, &texts, &said)?) {
+            results[index] = Some(scored);
+        }
+        Ok(results.into_iter().flatten().collect())
+    });
+    results.collect()
+}
+
+/// As [`score`], on the weights alone.
+pub(super) fn score_weights(models: &[&Edited], continuations: &[Continuation]) -> Result<Vec<Vec<Scored>>> {
     let mut results = vec![vec![None; continuations.len()]; models.len()];
     let Some(first) = models.first() else { return Ok(vec![]) };
     let shared = models.iter().map(|model| first.first_difference(model)).min().unwrap_or(0);
@@ -67,7 +117,8 @@ pub fn score(models: &[&Edited], continuations: &[Continuation]) -> Result<Vec<V
         let hidden = first.blocks(hidden, 0..shared, tokens.span(), None, &mut NoTap)?;
         for (model, results) in models.iter().zip(&mut results) {
             let hidden = model.blocks(hidden.clone(), shared..model.layers(), tokens.span(), None, &mut NoTap)?;
-            let (log_probabilities, argmax) = read(model.head(hidden, &reads), &targets);
+            let log = activation::log_softmax(model.head(hidden, &reads), 1);
+            let (log_probabilities, argmax) = read_log(log, &targets);
             let mut from = 0;
             for &index in &batch {
                 let target = continuations[index].target().to_vec();
@@ -98,9 +149,8 @@ pub fn check_targets(model: &Edited, targets: &[u32]) -> Result<()> {
     }
 }
 
-/// ln p of `targets` and the likeliest tokens, from logits `[targets, vocabulary]`.
-fn read(logits: Tensor<2>, targets: &[u32]) -> (Vec<f32>, Vec<u32>) {
-    let log = activation::log_softmax(logits, 1);
+/// ln p of `targets` and the likeliest tokens, from `log [targets, vocabulary]`.
+pub(super) fn read_log(log: Tensor<2>, targets: &[u32]) -> (Vec<f32>, Vec<u32>) {
     let argmax = log.clone().argmax(1).into_data().iter::<i64>().map(|id| id as u32).collect();
     (target_log_probabilities(log, targets).into_data().iter::<f32>().collect(), argmax)
 }

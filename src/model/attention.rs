@@ -1,4 +1,4 @@
-//! Causal attention over absolute positions, with rotary embedding and shared key-value heads.
+//! Attention: causal over absolute positions, with rotary embedding and shared key-value heads; and over all cells, for encoders.
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 
@@ -155,15 +155,31 @@ pub(super) fn attend(
         Some(past) => past.append(layer, span, key, value),
         None => (key, value),
     };
-    let keys = key.dims()[2];
-    let scores = query.matmul(key.swap_dims(2, 3)).reshape([batch, spec.heads, tokens, keys]);
-    let scores = match geometry.mask(spec.windows[layer]) {
+    weigh([query, key, value], spec.heads, geometry.mask(spec.windows[layer]))
+}
+
+/// `softmax(q kᵀ + mask) v` of queries `[batch, shared, group · tokens, width]`, already scaled, and keys and values
+/// `[batch, shared, keys, width]`; gives `[batch, tokens, heads · width]`.
+pub(super) fn weigh([query, key, value]: [Tensor<4>; 3], heads: usize, mask: Option<Tensor<4>>) -> Tensor<3> {
+    let [batch, shared, stacked, width] = query.dims();
+    let (keys, tokens) = (key.dims()[2], stacked * shared / heads);
+    let scores = query.matmul(key.swap_dims(2, 3)).reshape([batch, heads, tokens, keys]);
+    let scores = match mask {
         Some(mask) => scores + mask,
         None => scores,
     };
     let dtype = scores.dtype();
-    let weights =
-        activation::softmax(at_least_f32(scores), 3).cast(dtype).reshape([batch, shared, group * tokens, keys]);
-    let mixed = weights.matmul(value).reshape([batch, spec.heads, tokens, width]);
-    mixed.swap_dims(1, 2).reshape([batch, tokens, spec.heads * width])
+    let weights = activation::softmax(at_least_f32(scores), 3).cast(dtype).reshape([batch, shared, stacked, keys]);
+    let mixed = weights.matmul(value).reshape([batch, heads, tokens, width]);
+    mixed.swap_dims(1, 2).reshape([batch, tokens, heads * width])
+}
+
+/// `[batch, 1, 1, tokens]`: 0 where a cell is real, −∞ where it is padding; nothing where none is.
+pub(super) fn padding(span: &Span, device: &Device, dtype: DType) -> Option<Tensor<4>> {
+    if span.rows.iter().all(|row| row.len == span.width) {
+        return None;
+    }
+    let cells = span.rows.iter().flat_map(|row| (0..span.width).map(|cell| cell < row.len));
+    let values: Vec<f32> = cells.map(|real| if real { 0.0 } else { f32::NEG_INFINITY }).collect();
+    Some(Tensor::from_data(TensorData::new(values, [span.rows.len(), 1, 1, span.width]), (device, dtype)))
 }

@@ -68,7 +68,7 @@ pub struct Norm {
 }
 
 impl Norm {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let beta = self.beta.as_ref().map(|beta| beta.val());
         if self.centred {
             return burn::tensor::module::layer_norm(x, self.gamma.val(), beta, self.epsilon);
@@ -265,7 +265,7 @@ pub(super) fn at_least_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 /// One product for the whole batch: `[batch · tokens, d_in] × [d_in, d_out]`, then the tap.
-fn project(linear: &Linear, at: Weight, span: &Span, input: &Tensor<3>, tap: &mut dyn Tap) -> Tensor<3> {
+pub(super) fn project(linear: &Linear, at: Weight, span: &Span, input: &Tensor<3>, tap: &mut dyn Tap) -> Tensor<3> {
     let [rows, cells, d_in] = input.dims();
     let output = linear.forward(input.clone().reshape([rows * cells, d_in]));
     let d_out = output.dims()[1];

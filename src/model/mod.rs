@@ -3,10 +3,13 @@
 mod attention;
 pub mod checkpoint;
 pub mod decoder;
+pub mod encoder;
 pub mod family;
+pub mod folder;
 pub mod hub;
 pub mod past;
 pub mod save;
+pub mod sentences;
 pub mod spec;
 pub mod tap;
 pub mod taps;

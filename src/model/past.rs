@@ -73,6 +73,21 @@ impl Past {
         Past { owner: self.owner.clone(), layers: layers.collect() }
     }
 
+    /// Its first `cells` cells.
+    pub fn truncated(&self, cells: usize) -> Past {
+        let layers = self.layers.iter().map(|layer| {
+            layer.as_ref().filter(|_| cells > 0).map(|layer| {
+                let kept = cells.min(layer.keys.dims()[2]);
+                Layer {
+                    keys: layer.keys.clone().narrow(2, 0, kept),
+                    values: layer.values.clone().narrow(2, 0, kept),
+                    cells: layer.cells.iter().map(|row| row[..kept].to_vec()).collect(),
+                }
+            })
+        });
+        Past { owner: self.owner.clone(), layers: layers.collect() }
+    }
+
     /// The cells that every layer of `layers` holds before this pass, row by row.
     ///
     /// # Errors

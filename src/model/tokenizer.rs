@@ -155,6 +155,51 @@ impl Tokenizer {
         Ok(self.encode_with_offsets(text)?.0)
     }
 
+    /// The tokens of a text alone, without what the tokenizer puts around it.
+    ///
+    /// # Errors
+    /// A text that cannot be tokenised.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let encoded = self.inner.encode(text, false);
+        Ok(encoded
+            .map_err(|error| Error::Input(format!("\"{text}\" cannot be tokenised: {error}")))?
+            .get_ids()
+            .to_vec())
+    }
+
+    /// The tokens of a text for an encoder, with all that the tokenizer puts around it; at most `most`, the closing ones among them.
+    ///
+    /// # Errors
+    /// A text that cannot be tokenised.
+    pub fn encode_whole(&self, text: &str, most: usize) -> Result<Vec<u32>> {
+        Ok(self.encode_pair(text, None, most)?.0)
+    }
+
+    /// The tokens of one text or of two as one row, with all that the tokenizer puts around them, and the index at which the second
+    /// begins (the row's length where there is none). Of texts that are longer than `most` together, the longer one is cut.
+    ///
+    /// # Errors
+    /// A text that cannot be tokenised.
+    pub fn encode_pair(&self, text: &str, second: Option<&str>, most: usize) -> Result<(Vec<u32>, usize)> {
+        let wrong = |error| Error::Input(format!("\"{text}\" cannot be tokenised: {error}"));
+        let encode = |input: tokenizers::EncodeInput<'_>| self.inner.encode(input, true).map_err(wrong);
+        let mut encoding = match second {
+            Some(second) => encode((text, second).into())?,
+            None => encode(text.into())?,
+        };
+        if encoding.len() > most {
+            let mut shorter = self.inner.clone();
+            let limit = tokenizers::TruncationParams { max_length: most, ..Default::default() };
+            shorter.with_truncation(Some(limit)).map_err(wrong)?;
+            encoding = match second {
+                Some(second) => shorter.encode((text, second), true).map_err(wrong)?,
+                None => shorter.encode(text, true).map_err(wrong)?,
+            };
+        }
+        let from = encoding.get_type_ids().iter().position(|&kind| kind == 1).unwrap_or(encoding.len());
+        Ok((encoding.get_ids().to_vec(), from))
+    }
+
     /// The tokens of a prompt, of which there is at least one.
     ///
     /// # Errors

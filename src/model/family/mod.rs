@@ -1,5 +1,7 @@
 //! Families of models: a Hugging Face config to our spec, tensor names to our tensors. Nothing else knows a family.
 
+mod bert;
+mod distilbert;
 mod gpt2;
 mod llama;
 
@@ -8,6 +10,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::decoder::Tensors;
+use super::encoder::{self, EncoderSpec};
 use super::spec::DecoderSpec;
 use super::tap::Role;
 use crate::error::Result;
@@ -50,19 +53,54 @@ pub trait Family: Sync {
     fn module(&self, layer: usize, role: Role) -> String;
 }
 
-static FAMILIES: [&dyn Family; 2] = [&gpt2::Gpt2, &llama::Llama];
+/// How a family of encoders writes its models down.
+pub trait EncoderFamily: Sync {
+    /// `model_type` in config.json.
+    fn name(&self) -> &'static str;
+    /// The architecture that a config describes.
+    ///
+    /// # Errors
+    /// What the config lacks, or asks for that we do not have.
+    fn spec(&self, config: &Value) -> Result<EncoderSpec, String>;
+    /// Where a tensor stands.
+    fn place(&self, tensor: encoder::Tensors) -> Place;
+    /// What may stand before every name, likeliest first.
+    fn prefixes(&self) -> &'static [&'static str];
+}
 
-/// The family of a config, by its `model_type`.
+static FAMILIES: [&dyn Family; 2] = [&gpt2::Gpt2, &llama::Llama];
+static ENCODERS: [&dyn EncoderFamily; 2] = [&bert::Bert, &distilbert::DistilBert];
+
+/// The family of a decoder's config, by its `model_type`.
 ///
 /// # Errors
 /// Names the type found and the types known.
 pub fn of(config: &Value) -> Result<&'static dyn Family, String> {
-    let known = || FAMILIES.map(|family| family.name()).join(", ");
+    let known = FAMILIES.map(|family| family.name());
+    Ok(FAMILIES[index_of(config, &known, "families")?])
+}
+
+/// The family of an encoder's config, by its `model_type`.
+///
+/// # Errors
+/// Names the type found and the types known.
+pub fn encoder_of(config: &Value) -> Result<&'static dyn EncoderFamily, String> {
+    let known = ENCODERS.map(|family| family.name());
+    Ok(ENCODERS[index_of(config, &known, "families of encoders")?])
+}
+
+/// Whether a config's `model_type` is a decoder's.
+pub fn is_decoder(config: &Value) -> bool {
+    of(config).is_ok()
+}
+
+fn index_of(config: &Value, known: &[&str], what: &str) -> Result<usize, String> {
+    let names = known.join(", ");
     let Some(name) = config.get("model_type").and_then(Value::as_str) else {
-        return Err(format!("\"model_type\" is missing; the families known are {}", known()));
+        return Err(format!("\"model_type\" is missing; the {what} known are {names}"));
     };
-    let family = FAMILIES.iter().find(|family| family.name() == name);
-    family.copied().ok_or_else(|| format!("model_type \"{name}\" is not a family known here; known are {}", known()))
+    let index = known.iter().position(|known| *known == name);
+    index.ok_or_else(|| format!("model_type \"{name}\" is not a family known here; known {what} are {names}"))
 }
 
 /// Reads a family's config struct.
@@ -85,11 +123,7 @@ fn checked(spec: DecoderSpec) -> Result<DecoderSpec, String> {
         ("vocabulary", spec.vocabulary, 1 << 26),
         ("context", spec.context, 1 << 30),
     ];
-    for (what, size, most) in sizes {
-        if size == 0 || size > most {
-            return Err(format!("{what} is {size}; it must lie between 1 and {most}"));
-        }
-    }
+    check_sizes(&sizes)?;
     if !spec.heads.is_multiple_of(spec.key_value_heads) {
         return Err(format!("{} heads cannot share {} key-value heads evenly", spec.heads, spec.key_value_heads));
     }
@@ -97,6 +131,31 @@ fn checked(spec: DecoderSpec) -> Result<DecoderSpec, String> {
         return Err(format!("the norm's epsilon is {}; it must lie between 0 and 1", spec.norm_epsilon));
     }
     Ok(spec)
+}
+
+/// The same limits for an encoder.
+fn checked_encoder(spec: EncoderSpec) -> Result<EncoderSpec, String> {
+    let sizes = [
+        ("layers", spec.layers, 10_000),
+        ("width", spec.width, 1 << 20),
+        ("MLP width", spec.mlp_width, 1 << 24),
+        ("vocabulary", spec.vocabulary, 1 << 26),
+        ("context", spec.context, 1 << 30),
+        ("token types + 1", spec.kinds.saturating_add(1), 1 << 10),
+    ];
+    check_sizes(&sizes)?;
+    head_width(spec.width, spec.heads)?;
+    if !(spec.norm_epsilon > 0.0 && spec.norm_epsilon < 1.0) {
+        return Err(format!("the norm's epsilon is {}; it must lie between 0 and 1", spec.norm_epsilon));
+    }
+    Ok(spec)
+}
+
+fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<(), String> {
+    match sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
+        None => Ok(()),
+        Some((what, size, most)) => Err(format!("{what} is {size}; it must lie between 1 and {most}")),
+    }
 }
 
 /// Head width of `width` over `heads`.

@@ -1,0 +1,203 @@
+//! A memory of edits: an explicit list that is consulted once a prompt, on the prompt without its target. No weight changes.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::tensor::Tensor;
+use serde_json::Value;
+
+use super::{EditRequest, Edited};
+use crate::error::{Error, Result};
+use crate::model::past::Past;
+use crate::model::tap::NoTap;
+use crate::model::tokens::Tokens;
+
+/// The change of an edit that leaves every weight alone. Its entries are the requests of the edit's provenance, in their order.
+#[derive(Clone)]
+pub struct Memory {
+    /// What is wanted to consult it, as its editor wrote it down: where the networks lie, a radius, ... Memories that want the same
+    /// are consulted as one list.
+    pub needs: Value,
+    /// What each entry is found by, `[entries, width]`.
+    pub keys: Tensor<2>,
+    /// What is put before a prompt for each entry, where that is how it answers; else empty.
+    pub texts: Vec<String>,
+    /// What consults it; nothing until the networks were found.
+    pub route: Option<Arc<dyn Route>>,
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bound = self.route.is_some();
+        f.debug_struct("Memory").field("needs", &self.needs).field("keys", &self.keys).field("bound", &bound).finish()
+    }
+}
+
+/// Says who answers a prompt.
+pub trait Route: Send + Sync {
+    /// For each prompt who answers it; nothing where the memory has no say.
+    ///
+    /// # Errors
+    /// A prompt that its networks cannot take.
+    fn consult(&self, recall: &Recall, prompts: &[String]) -> Result<Vec<Option<Consulted>>>;
+}
+
+/// All entries of a stack that are consulted together.
+#[derive(Clone)]
+pub struct Recall {
+    /// The entries, oldest first.
+    pub requests: Vec<EditRequest>,
+    /// `[entries, width]`
+    pub keys: Tensor<2>,
+    /// See [`Memory::texts`].
+    pub texts: Vec<String>,
+    /// See [`Memory::needs`].
+    pub needs: Value,
+    /// The ids of the edits they come from, one an entry.
+    pub edits: Vec<String>,
+    /// The model with the weight edits that lie below.
+    pub below: Edited,
+    /// What consults them.
+    pub route: Arc<dyn Route>,
+}
+
+/// What a memory says of a prompt.
+#[derive(Clone)]
+pub struct Consulted {
+    /// The entry that is consulted.
+    pub entry: usize,
+    /// How sure the memory is that it is meant, from 0 to 1.
+    pub scope: f64,
+    /// Who answers.
+    pub answer: Answer,
+}
+
+/// Who answers a prompt that is in scope.
+#[derive(Clone)]
+pub enum Answer {
+    /// Another model, asked `prompt`. Its share of the mixture `(1 − s) p_base + s p` is `share`; alone where that is 1.
+    Model {
+        /// The model.
+        model: Edited,
+        /// What it is asked.
+        prompt: String,
+        /// s.
+        share: f64,
+    },
+    /// The same model, behind a text that stands before the prompt.
+    Behind(Arc<Prefix>),
+    /// The entry's target.
+    Told(String),
+}
+
+/// A text before prompts, whose keys and values are computed once for all of them.
+pub struct Prefix {
+    /// The text, without a space at its end.
+    pub text: String,
+    kept: Mutex<Option<(String, Vec<u32>, Past)>>,
+}
+
+impl Prefix {
+    /// A text that stands before prompts, with a space between.
+    pub fn new(text: String) -> Self {
+        Prefix { text, kept: Mutex::new(None) }
+    }
+
+    /// Its tokens, and their keys and values on the weights of `model`, one row.
+    ///
+    /// # Errors
+    /// A text longer than the context.
+    pub fn past(&self, model: &Edited) -> Result<(Vec<u32>, Past)> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((owner, ids, past)) = kept.as_ref().filter(|(owner, ..)| owner == model.weights_id()) {
+            debug_assert_eq!(owner, model.weights_id());
+            return Ok((ids.clone(), past.clone()));
+        }
+        let ids = model.base().tokenizer.encode_prompt(&self.text)?;
+        let mut past = model.past();
+        let tokens = Tokens::new(vec![ids.clone()]);
+        let hidden = model.embed(&tokens, &mut NoTap)?;
+        model.blocks(hidden, 0..model.layers(), tokens.span(), Some(&mut past), &mut NoTap)?;
+        *kept = Some((model.weights_id().to_owned(), ids.clone(), past.clone()));
+        Ok((ids, past))
+    }
+}
+
+impl Memory {
+    /// The same memory with what consults it.
+    pub fn bound(self, route: Arc<dyn Route>) -> Self {
+        Memory { route: Some(route), ..self }
+    }
+
+    /// # Errors
+    /// There is nothing in it, or keys and texts are not those of `entries` entries.
+    pub fn check(&self, entries: usize) -> Result<(), String> {
+        let [rows, _] = self.keys.dims();
+        if entries == 0 || rows == 0 {
+            return Err("the memory is empty: it holds no edit".into());
+        }
+        if rows != entries || (!self.texts.is_empty() && self.texts.len() != entries) {
+            return Err(format!("the memory is not whole: {entries} edits, {rows} keys, {} texts", self.texts.len()));
+        }
+        Ok(())
+    }
+}
+
+/// The entries that stay when later ones on the same question win, as indices in their order; and for each that goes the one that
+/// takes its place.
+pub fn without_contradictions(requests: &[EditRequest]) -> (Vec<usize>, Vec<(usize, usize)>) {
+    let mut last = std::collections::HashMap::new();
+    for (index, request) in requests.iter().enumerate() {
+        last.insert((&request.prompt, &request.descriptor), index);
+    }
+    let winner = |index: usize| last[&(&requests[index].prompt, &requests[index].descriptor)];
+    let (stay, go): (Vec<usize>, Vec<usize>) = (0..requests.len()).partition(|&index| winner(index) == index);
+    (stay, go.into_iter().map(|index| (index, winner(index))).collect())
+}
+
+impl Recall {
+    /// The entries of one edit.
+    ///
+    /// # Errors
+    /// A memory whose networks were not found, or that is not whole.
+    pub fn new(edit: &super::Edit, memory: &Memory, below: Edited) -> Result<Self> {
+        let requests = edit.provenance.requests.clone();
+        let wrong = |message: String| Error::Input(format!("edit {}: {message}", edit.id()));
+        memory.check(requests.len()).map_err(wrong)?;
+        let route = memory.route.clone().ok_or_else(|| wrong("nothing here consults this memory".into()))?;
+        let edits = vec![edit.id().to_owned(); requests.len()];
+        let (keys, texts, needs) = (memory.keys.clone(), memory.texts.clone(), memory.needs.clone());
+        Ok(Recall { requests, keys, texts, needs, edits, below, route })
+    }
+
+    /// Both lists as one; of two entries on one question the later wins.
+    pub fn and(self, later: Recall) -> Recall {
+        let join = |a: Vec<_>, b: Vec<_>| -> Vec<EditRequest> { a.into_iter().chain(b).collect() };
+        let requests = join(self.requests, later.requests);
+        let keys = Tensor::cat(vec![self.keys, later.keys], 0);
+        let texts: Vec<String> = self.texts.into_iter().chain(later.texts).collect();
+        let edits: Vec<String> = self.edits.into_iter().chain(later.edits).collect();
+        let (stay, _) = without_contradictions(&requests);
+        let whole = stay.len() == requests.len();
+        let pick = |list: Vec<String>| match list.is_empty() {
+            true => list,
+            false => stay.iter().map(|&index| list[index].clone()).collect(),
+        };
+        Recall {
+            keys: if whole { keys } else { select(keys, &stay) },
+            requests: stay.iter().map(|&index| requests[index].clone()).collect(),
+            texts: pick(texts),
+            edits: pick(edits),
+            needs: later.needs,
+            below: self.below,
+            route: later.route,
+        }
+    }
+}
+
+/// Some rows of a matrix.
+pub fn select(rows: Tensor<2>, indices: &[usize]) -> Tensor<2> {
+    let indices: Vec<i64> = indices.iter().map(|&index| index as i64).collect();
+    let indices = Tensor::<1, burn::tensor::Int>::from_data(indices.as_slice(), &rows.device());
+    rows.select(0, indices)
+}

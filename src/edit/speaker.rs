@@ -1,0 +1,268 @@
+//! What a memory says of a prompt, token by token: another model, the same one behind a prefix, a mixture of two, or a text told.
+
+use burn::tensor::{Tensor, activation};
+
+use super::Edited;
+use super::memory::{Answer, Consulted};
+use super::score::{Scored, score_weights};
+use crate::error::{Error, Result};
+use crate::model::past::Past;
+use crate::model::tap::NoTap;
+use crate::model::tokenizer::{Continuation, Tokenizer};
+use crate::model::tokens::Tokens;
+
+/// ln of the probability that a text told leaves to each of all other tokens: a cache is certain, but a mean of logarithms must stay finite.
+const OTHERWISE: f32 = -30.0;
+
+/// Rows that run behind a prefix at once: each has keys and values of its own.
+const ROWS: usize = 8;
+
+/// Whether two models read and write the same tokens.
+fn same_vocabulary(a: &Edited, b: &Edited) -> Result<bool> {
+    let (a, b) = (a.base(), b.base());
+    Ok(std::sync::Arc::ptr_eq(a, b)
+        || (a.decoder.spec.vocabulary == b.decoder.spec.vocabulary
+            && a.tokenizer.fingerprint()? == b.tokenizer.fingerprint()?))
+}
+
+/// Refuses a mixture of models whose tokens are not the same.
+///
+/// # Errors
+/// Names both vocabularies.
+pub(crate) fn check_mixture(a: &Edited, b: &Edited) -> Result<()> {
+    if same_vocabulary(a, b)? {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "soft mixing wants equal vocabularies: the model has {} tokens, the counterfactual model {} of its own; use routing = \"hard\"",
+        a.base().decoder.spec.vocabulary,
+        b.base().decoder.spec.vocabulary
+    )))
+}
+
+/// Scores continuations on the model that a memory names for each.
+pub(super) fn score_consulted(model: &Edited, texts: &[&Continuation], said: &[&Consulted]) -> Result<Vec<Scored>> {
+    let tokenizer = &model.base().tokenizer;
+    let mut scored: Vec<Option<Scored>> = vec![None; texts.len()];
+    // Those that another model answers alone run together.
+    let mut alone: Vec<(usize, &Edited, Continuation)> = vec![];
+    let mut behind: Vec<(usize, usize)> = vec![];
+    for (index, (text, said)) in texts.iter().zip(said).enumerate() {
+        match &said.answer {
+            Answer::Model { model: other, prompt, share } if *share >= 1.0 => {
+                let target = tokenizer.decode(text.target())?;
+                alone.push((index, other, other.base().tokenizer.continuation(prompt, target.trim())?));
+            }
+            Answer::Model { model: other, prompt, share } => {
+                scored[index] = Some(mixed(model, other, text, prompt, *share)?);
+            }
+            Answer::Behind(_) => behind.push((index, index)),
+            Answer::Told(told) => scored[index] = Some(score_told(tokenizer, text, told)?),
+        }
+    }
+    while let Some((_, other, _)) = alone.first() {
+        let other: &Edited = other;
+        let (mine, rest): (Vec<_>, Vec<_>) = alone.into_iter().partition(|(_, model, _)| model.id() == other.id());
+        let rows: Vec<Continuation> = mine.iter().map(|(_, _, row)| row.clone()).collect();
+        let results = score_weights(&[mine[0].1], &rows)?.remove(0);
+        mine.iter().zip(results).for_each(|((index, ..), result)| scored[*index] = Some(result));
+        alone = rest;
+    }
+    while let Some(&(first, _)) = behind.first() {
+        let Answer::Behind(prefix) = &said[first].answer else { break };
+        let same = |&(index, _): &(usize, usize)| matches!(&said[index].answer, Answer::Behind(other) if std::sync::Arc::ptr_eq(other, prefix));
+        let (mine, rest): (Vec<_>, Vec<_>) = behind.into_iter().partition(same);
+        let (ids, past) = prefix.past(model)?;
+        let rows = mine.iter().map(|&(index, _)| {
+            let (prompt, target) = texts_of(tokenizer, texts[index])?;
+            tokenizer.continuation(&format!("{} {prompt}", prefix.text), &target)
+        });
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let results = score_behind(model, &ids, &past, &rows)?;
+        mine.iter().zip(results).for_each(|(&(index, _), result)| scored[index] = Some(result));
+        behind = rest;
+    }
+    Ok(scored.into_iter().flatten().collect())
+}
+
+/// The prompt and the target of a continuation, as texts.
+pub(super) fn texts_of(tokenizer: &Tokenizer, text: &Continuation) -> Result<(String, String)> {
+    let prompt = tokenizer.decode(&text.ids[..text.prompt])?;
+    Ok((prompt.trim().to_owned(), tokenizer.decode(text.target())?.trim().to_owned()))
+}
+
+/// Continuations that begin with the tokens of a past of one row, as far as they agree with them.
+fn score_behind(model: &Edited, ids: &[u32], past: &Past, rows: &[Continuation]) -> Result<Vec<Scored>> {
+    let mut scored = vec![];
+    for batch in rows.chunks(ROWS) {
+        // Where the first token behind the prefix melts with its last, that much of the prefix is run again.
+        let agree = |row: &Continuation| row.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        let kept = batch.iter().map(|row| agree(row).min(row.prompt - 1)).min().unwrap_or(0);
+        let mut past = past.truncated(kept).select(&vec![0; batch.len()]);
+        let tokens = Tokens::placed(
+            batch.iter().map(|row| row.ids[kept..row.ids.len() - 1].to_vec()).collect(),
+            (0..batch.len()).map(|row| (row, kept)).collect(),
+        );
+        let hidden = model.embed(&tokens, &mut NoTap)?;
+        let hidden = model.blocks(hidden, 0..model.layers(), tokens.span(), Some(&mut past), &mut NoTap)?;
+        let cells: Vec<(usize, usize)> =
+            batch.iter().enumerate().flat_map(|(row, text)| text.reads().map(move |cell| (row, cell - kept))).collect();
+        let log = activation::log_softmax(model.head(hidden, &cells), 1);
+        let mut from = 0;
+        for text in batch {
+            let count = text.target().len();
+            scored.push(read_scored(log.clone().narrow(0, from, count), text.target()));
+            from += count;
+        }
+    }
+    Ok(scored)
+}
+
+/// A target's tokens in `log [targets, vocabulary]`.
+fn read_scored(log: Tensor<2>, target: &[u32]) -> Scored {
+    let (log_probabilities, argmax) = super::score::read_log(log, target);
+    Scored { target: target.to_vec(), log_probabilities, argmax }
+}
+
+/// `ln((1 − s) p_base + s p_other)` at each token of the target.
+fn mixed(model: &Edited, other: &Edited, text: &Continuation, prompt: &str, share: f64) -> Result<Scored> {
+    check_mixture(model, other)?;
+    let mut ids = other.base().tokenizer.encode_prompt(prompt)?;
+    let start = ids.len();
+    ids.extend(text.target());
+    let theirs = Continuation { ids, prompt: start, apart: false };
+    let own = target_logs(model, text)?;
+    let theirs = target_logs(other, &theirs)?;
+    Ok(read_scored(mix(own, theirs, share), text.target()))
+}
+
+/// `ln((1 − s) e^a + s e^b)`, for logarithms of probabilities.
+fn mix(a: Tensor<2>, b: Tensor<2>, share: f64) -> Tensor<2> {
+    (a.exp().mul_scalar(1.0 - share) + b.exp().mul_scalar(share)).clamp_min(f32::MIN_POSITIVE).log()
+}
+
+/// ln p over the vocabulary at each token of the target, `[targets, vocabulary]`, on the weights of a model.
+fn target_logs(model: &Edited, text: &Continuation) -> Result<Tensor<2>> {
+    let tokens = Tokens::new(vec![text.ids[..text.ids.len() - 1].to_vec()]);
+    let hidden = model.embed(&tokens, &mut NoTap)?;
+    let hidden = model.blocks(hidden, 0..model.layers(), tokens.span(), None, &mut NoTap)?;
+    let reads: Vec<(usize, usize)> = text.reads().map(|cell| (0, cell)).collect();
+    Ok(activation::log_softmax(model.head(hidden, &reads), 1))
+}
+
+/// A target against a text that is told.
+fn score_told(tokenizer: &Tokenizer, text: &Continuation, told: &str) -> Result<Scored> {
+    let (prompt, _) = texts_of(tokenizer, text)?;
+    let told = tokenizer.continuation(&prompt, told)?;
+    let target = text.target().to_vec();
+    // Behind the end of what is told stands its last token: something that is not the target.
+    let said = |index: usize| told.target().get(index).copied().unwrap_or(told.target()[told.target().len() - 1]);
+    let argmax: Vec<u32> = (0..target.len()).map(said).collect();
+    let sure = |(index, token): (usize, &u32)| match told.target().get(index) == Some(token) {
+        true => 0.0,
+        false => OTHERWISE,
+    };
+    let log_probabilities = target.iter().enumerate().map(sure).collect();
+    Ok(Scored { target, log_probabilities, argmax })
+}
+
+/// Speaks on from a prompt, token by token.
+pub(super) enum Speaker {
+    /// A model, with what it has seen.
+    One(Voice),
+    /// `(1 − s)` of the first and s of the second.
+    Two(Box<Voice>, Box<Voice>, f64),
+    /// Fixed tokens of a tokenizer, and how many of them are said.
+    Told(Vec<u32>, usize, Edited),
+}
+
+/// A model on one row of tokens.
+pub(super) struct Voice {
+    model: Edited,
+    past: Past,
+    next: Vec<u32>,
+    seen: usize,
+}
+
+impl Voice {
+    fn new(model: &Edited, ids: Vec<u32>) -> Self {
+        Voice { past: model.past(), model: model.clone(), next: ids, seen: 0 }
+    }
+
+    /// The logits of the next token, `[1, vocabulary]`.
+    fn logits(&mut self) -> Result<Tensor<2>> {
+        let tokens = Tokens::placed(vec![std::mem::take(&mut self.next)], vec![(0, self.seen)]);
+        let last = tokens.ids()[0].len() - 1;
+        self.seen += last + 1;
+        let hidden = self.model.embed(&tokens, &mut NoTap)?;
+        let layers = 0..self.model.layers();
+        let hidden = self.model.blocks(hidden, layers, tokens.span(), Some(&mut self.past), &mut NoTap)?;
+        Ok(self.model.head(hidden, &[(0, last)]))
+    }
+}
+
+impl Speaker {
+    /// Whoever a memory names for a prompt of `model`.
+    pub(super) fn new(model: &Edited, prompt: &str, said: &Consulted) -> Result<Self> {
+        let tokenizer = &model.base().tokenizer;
+        Ok(match &said.answer {
+            Answer::Model { model: other, prompt: asked, share } => {
+                let theirs = Voice::new(other, other.base().tokenizer.encode_prompt(asked)?);
+                if *share >= 1.0 {
+                    return Ok(Speaker::One(theirs));
+                }
+                check_mixture(model, other)?;
+                let own = Voice::new(model, tokenizer.encode_prompt(prompt)?);
+                Speaker::Two(Box::new(own), Box::new(theirs), *share)
+            }
+            Answer::Behind(prefix) => {
+                let (ids, past) = prefix.past(model)?;
+                let whole = tokenizer.encode_prompt(&format!("{} {prompt}", prefix.text))?;
+                let agree = whole.iter().zip(&ids).take_while(|(a, b)| a == b).count().min(whole.len() - 1);
+                let next = whole[agree..].to_vec();
+                Speaker::One(Voice { model: model.clone(), past: past.truncated(agree), next, seen: agree })
+            }
+            Answer::Told(told) => {
+                Speaker::Told(tokenizer.continuation(prompt, told)?.target().to_vec(), 0, model.clone())
+            }
+        })
+    }
+
+    /// The model whose tokens it speaks.
+    pub(super) fn model(&self) -> &Edited {
+        match self {
+            Speaker::One(voice) => &voice.model,
+            Speaker::Two(own, ..) => &own.model,
+            Speaker::Told(_, _, model) => model,
+        }
+    }
+
+    /// The logits of the next token; of a text that is told to its end none.
+    pub(super) fn logits(&mut self) -> Result<Option<Vec<f32>>> {
+        Ok(match self {
+            Speaker::One(voice) => Some(voice.logits()?.into_data().iter::<f32>().collect()),
+            Speaker::Two(own, theirs, share) => {
+                let (own, theirs) = (own.logits()?, theirs.logits()?);
+                let (own, theirs) = (activation::log_softmax(own, 1), activation::log_softmax(theirs, 1));
+                Some(mix(own, theirs, *share).into_data().iter::<f32>().collect())
+            }
+            Speaker::Told(told, said, model) => told.get(*said).map(|&token| {
+                let mut logits = vec![OTHERWISE; model.base().decoder.spec.vocabulary];
+                logits[token as usize] = 0.0;
+                logits
+            }),
+        })
+    }
+
+    /// Goes on with a token.
+    pub(super) fn push(&mut self, id: u32) {
+        match self {
+            Speaker::One(voice) => voice.next.push(id),
+            Speaker::Two(own, theirs, _) => {
+                own.next.push(id);
+                theirs.next.push(id);
+            }
+            Speaker::Told(_, said, _) => *said += 1,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! BERT (Devlin et al., 2019), and what shares its architecture.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::super::encoder::{EncoderSpec, Tensors};
+use super::super::spec::Activation;
+use super::super::tap::Role;
+use super::{EncoderFamily, Place, checked_encoder, read};
+
+pub(super) struct Bert;
+
+#[derive(Deserialize)]
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    #[serde(default = "activation")]
+    hidden_act: String,
+    max_position_embeddings: usize,
+    #[serde(default = "kinds")]
+    type_vocab_size: usize,
+    #[serde(default = "epsilon")]
+    layer_norm_eps: f64,
+    #[serde(default = "absolute")]
+    position_embedding_type: String,
+}
+
+fn activation() -> String {
+    "gelu".into()
+}
+
+fn kinds() -> usize {
+    2
+}
+
+fn epsilon() -> f64 {
+    1e-12
+}
+
+fn absolute() -> String {
+    "absolute".into()
+}
+
+impl EncoderFamily for Bert {
+    fn name(&self) -> &'static str {
+        "bert"
+    }
+
+    fn spec(&self, config: &Value) -> Result<EncoderSpec, String> {
+        let config: Config = read(config)?;
+        if config.position_embedding_type != "absolute" {
+            return Err(format!("position_embedding_type \"{}\" is not supported", config.position_embedding_type));
+        }
+        let activation = Activation::from_name(&config.hidden_act)
+            .ok_or_else(|| format!("hidden_act \"{}\" is not known here", config.hidden_act))?;
+        checked_encoder(EncoderSpec {
+            vocabulary: config.vocab_size,
+            width: config.hidden_size,
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            mlp_width: config.intermediate_size,
+            context: config.max_position_embeddings,
+            kinds: config.type_vocab_size,
+            norm_epsilon: config.layer_norm_eps,
+            activation,
+        })
+    }
+
+    fn place(&self, tensor: Tensors) -> Place {
+        let layer = |layer: usize, name: &str| format!("encoder.layer.{layer}.{name}");
+        let linear = |at: usize, role| {
+            layer(
+                at,
+                match role {
+                    Role::Query => "attention.self.query",
+                    Role::Key => "attention.self.key",
+                    Role::Value => "attention.self.value",
+                    Role::Out => "attention.output.dense",
+                    Role::MlpDown => "output.dense",
+                    _ => "intermediate.dense",
+                },
+            )
+        };
+        match tensor {
+            Tensors::Embedding => Place::plain("embeddings.word_embeddings.weight"),
+            Tensors::Positions => Place::plain("embeddings.position_embeddings.weight"),
+            Tensors::Kinds => Place::plain("embeddings.token_type_embeddings.weight"),
+            Tensors::Gamma => Place::plain("embeddings.LayerNorm.weight"),
+            Tensors::Beta => Place::plain("embeddings.LayerNorm.bias"),
+            Tensors::AttentionGamma(at) => Place::plain(layer(at, "attention.output.LayerNorm.weight")),
+            Tensors::AttentionBeta(at) => Place::plain(layer(at, "attention.output.LayerNorm.bias")),
+            Tensors::MlpGamma(at) => Place::plain(layer(at, "output.LayerNorm.weight")),
+            Tensors::MlpBeta(at) => Place::plain(layer(at, "output.LayerNorm.bias")),
+            Tensors::Matrix(at, role) => Place::transposed(format!("{}.weight", linear(at, role))),
+            Tensors::Bias(at, role) => Place::plain(format!("{}.bias", linear(at, role))),
+        }
+    }
+
+    fn prefixes(&self) -> &'static [&'static str] {
+        &["bert.", ""]
+    }
+}
