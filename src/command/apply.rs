@@ -301,7 +301,7 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
     // Of a fact of the embedded world we know other ways to ask, and its neighbours.
     let known = if model == pocket::NAME { pocket::world()?.about(&prompt) } else { None };
     let mut record = known.unwrap_or_default();
-    let probe = |prompt: &str| Probe { prompt: prompt.to_owned(), target: None };
+    let probe = |prompt: &str| Probe::new(prompt, None);
     if !args.rephrases.is_empty() {
         record.rephrases.clone_from(&args.rephrases);
     }

@@ -29,6 +29,7 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         prompt: rewrite.prompt,
         target_new: rewrite.target_new,
         target_true: rewrite.target_true,
+        descriptor: None,
         subject: Some(rewrite.subject),
         template: Some(rewrite.template),
         relation: rewrite.relation,
@@ -103,7 +104,7 @@ fn add_class(classes: &mut BTreeMap<String, Vec<Probe>>, class: &str, prompts: V
     if prompts.is_empty() {
         return;
     }
-    let probe = |prompt| Probe { prompt, target: target.map(str::to_owned) };
+    let probe = |prompt| Probe::new(prompt, target.map(str::to_owned));
     classes.insert(class.to_owned(), prompts.into_iter().map(probe).collect());
 }
 

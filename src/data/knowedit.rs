@@ -56,7 +56,7 @@ fn probe(item: Json) -> Result<Option<Probe>, Problem> {
     let Some(target) = truth(&mut item)? else {
         return Ok(None);
     };
-    Ok(Some(Probe { prompt: prompt(item.text("prompt", NEEDS_PROBE_PROMPT)?), target: Some(target) }))
+    Ok(Some(Probe::new(prompt(item.text("prompt", NEEDS_PROBE_PROMPT)?), Some(target))))
 }
 
 /// The first text in `ground_truth`: a string, a list of strings, or a list of lists of the names of one thing.

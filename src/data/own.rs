@@ -18,10 +18,11 @@ const KEYS: &[&str] = &[
     "portability",
     "relation",
     "generation",
+    "descriptor",
 ];
 
 /// Keys that no other form has.
-pub(super) const MARKS: &[&str] = &["target_true", "rephrases", "relation", "generation"];
+pub(super) const MARKS: &[&str] = &["target_true", "rephrases", "relation", "generation", "descriptor"];
 
 /// Whether a record without a mark may be ours: it says what to edit, and most of its keys are ours or nearly.
 pub(super) fn resembles(record: &Object) -> bool {
@@ -41,6 +42,7 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         prompt: text,
         target_new: answer(record.text("target_new", NEEDS_TARGET)?),
         target_true: record.optional_text("target_true")?.map(answer),
+        descriptor: record.optional_text("descriptor")?.map(answer),
         subject,
         template,
         relation: record.optional_text("relation")?.map(answer),
@@ -93,17 +95,24 @@ fn classes(record: &mut Object, key: &str) -> Result<BTreeMap<String, Vec<Probe>
     }
 }
 
-/// `{"prompt", "target"?}`, or the prompt alone.
+/// `{"prompt", "target"?, "rival"?}`, or the prompt alone.
 fn probe(item: Json) -> Result<Probe, Problem> {
     match item {
         Json::Object(mut item) => {
-            check_keys(&item, &["prompt", "target"])?;
-            Ok(Probe {
+            check_keys(&item, &["prompt", "target", "rival"])?;
+            let read = Probe {
                 prompt: prompt(item.text("prompt", NEEDS_PROBE_PROMPT)?),
                 target: item.optional_text("target")?.map(answer),
-            })
+                rival: item.optional_text("rival")?.map(answer),
+            };
+            match read {
+                Probe { target: None, rival: Some(_), .. } => {
+                    Err(Problem::new("stands alone; add the \"target\" that must win against it").within("rival"))
+                }
+                read => Ok(read),
+            }
         }
-        Json::Text(_) => Ok(Probe { prompt: prompt(item.text()?), target: None }),
+        Json::Text(_) => Ok(Probe::new(prompt(item.text()?), None)),
         other => Err(Problem::new(format!(
             "is {}; it should be a prompt, or an object with a \"prompt\" and perhaps a \"target\"",
             other.kind()
@@ -156,7 +165,8 @@ mod tests {
         let record = load_one(
             r#"{"prompt": "Orrin lies in", "target_new": "Vell", "id": 12,
                 "locality": ["Ost lies in", {"prompt": "Tamm lies in", "target": "Bern"}],
-                "portability": {"hop": [{"prompt": "The land of Orrin is"}], "none": []}}"#,
+                "portability": {"hop": [{"prompt": "The land of Orrin is"}], "none": [],
+                    "claim": [{"prompt": "Is it so?", "target": " no", "rival": "yes "}]}}"#,
         );
         assert_eq!(record.id, "12");
         let locality = &record.locality["locality"];
@@ -164,6 +174,8 @@ mod tests {
         assert_eq!(locality[1].target.as_deref(), Some("Bern"));
         assert_eq!(record.portability["hop"].len(), 1);
         assert!(record.portability["none"].is_empty());
+        let claim = Probe { rival: Some("yes".into()), ..Probe::new("Is it so?", Some("no".into())) };
+        assert_eq!(record.portability["claim"], [claim]);
     }
 
     #[test]
@@ -204,6 +216,11 @@ mod tests {
                 r#""locality[0]" is a number; it should be a prompt, or an object with a "prompt" and perhaps a "target""#,
             ),
             (
+                r#"{"prompt": "a", "target_new": "b", "locality": [{"prompt": "c", "rival": "d"}]}"#,
+                r#""locality[0].rival" stands alone; add the "target" that must win against it"#,
+            ),
+            (r#"{"prompt": "a", "target_new": "b", "descriptor": " "}"#, r#""descriptor" is empty"#),
+            (
                 r#"{"prompt": "a", "target_new": "b", "portability": {"c": 1}}"#,
                 r#""portability.c" is a number; it should be a list"#,
             ),
@@ -231,7 +248,11 @@ mod tests {
     }
 
     fn probes() -> impl Strategy<Value = BTreeMap<String, Vec<Probe>>> {
-        let probe = (text(), option::of(text())).prop_map(|(prompt, target)| Probe { prompt, target });
+        let answers = option::of((text(), option::of(text())));
+        let probe = (text(), answers).prop_map(|(prompt, answers)| {
+            let (target, rival) = answers.map_or((None, None), |(target, rival)| (Some(target), rival));
+            Probe { prompt, target, rival }
+        });
         btree_map(text(), vec(probe, 0..3), 0..3)
     }
 
@@ -239,12 +260,12 @@ mod tests {
         let texts = || vec(text(), 0..3);
         (
             (text(), text(), option::of(text()), option::of((text(), text())), option::of(text())),
-            (text(), texts(), probes(), probes(), texts()),
+            (text(), texts(), probes(), probes(), texts(), option::of(text())),
         )
             .prop_map(
                 |(
                     (id, target_new, target_true, subject, relation),
-                    (tail, rephrases, locality, portability, generation),
+                    (tail, rephrases, locality, portability, generation, descriptor),
                 )| {
                     let template = subject.as_ref().map(|(_, lead)| format!("{lead} {{}} {tail}"));
                     let subject = subject.map(|(subject, _)| subject);
@@ -257,6 +278,7 @@ mod tests {
                         prompt,
                         target_new,
                         target_true,
+                        descriptor,
                         subject,
                         template,
                         relation,
@@ -282,6 +304,7 @@ mod tests {
         object.insert("locality".into(), json!(record.locality));
         object.insert("portability".into(), json!(record.portability));
         object.insert("generation".into(), json!(record.generation));
+        object.insert("descriptor".into(), json!(record.descriptor));
         Value::Object(object)
     }
 

@@ -13,6 +13,16 @@ pub struct Probe {
     /// The answer, without the space that parts it from the prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// An answer that must lose against the target, where one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rival: Option<String>,
+}
+
+impl Probe {
+    /// A question whose answer has no known rival.
+    pub fn new(prompt: impl Into<String>, target: Option<String>) -> Self {
+        Probe { prompt: prompt.into(), target, rival: None }
+    }
 }
 
 /// One edit and the questions that test it: the normal form of every data set.
@@ -29,6 +39,10 @@ pub struct EditRecord {
     pub target_new: String,
     /// What it answers before, where that is known.
     pub target_true: Option<String>,
+    /// The text that states the edit, where that is not prompt and target: a sentence of evidence, a topic and how to speak
+    /// of it. `prompt` and `target_new` are then a first question in scope and its answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptor: Option<String>,
     /// The thing the fact is about. It occurs in `prompt`.
     pub subject: Option<String>,
     /// `prompt` with `{}` in place of the subject, where the file has it: it says which occurrence is meant.
@@ -51,6 +65,6 @@ pub struct EditRecord {
 impl EditRecord {
     /// The fact as it stands before the edit, where its answer is known: a question out of scope of other edits.
     pub fn fact(&self) -> Option<Probe> {
-        Some(Probe { prompt: self.prompt.clone(), target: Some(self.target_true.clone()?) })
+        Some(Probe::new(&self.prompt, Some(self.target_true.clone()?)))
     }
 }

@@ -243,7 +243,7 @@ mod tests {
         let near = |prompt: &str| seen.iter().filter(|(class, of, _)| class == SAME_OLD_OBJECT && of == prompt).count();
         assert_eq!([near("a is in"), near("b is in"), near("c is in"), near("d is in")], [1, 2, 0, 0]);
         // Neighbours that the file itself calls so are not lost.
-        let own = Probe { prompt: "e is in".into(), target: Some("Rome".into()) };
+        let own = Probe::new("e is in", Some("Rome".into()));
         let mut records = [record("a", "a is in", Some("Rome")), record("b", "b is in", Some("Rome"))];
         records[0].locality.insert(SAME_OLD_OBJECT.into(), vec![own.clone()]);
         let drawn_of_own = Source::from(records.to_vec()).draws(0, 0, 20, 2);

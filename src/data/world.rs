@@ -248,7 +248,7 @@ impl World {
     fn probe(&self, index: usize, draw: usize) -> Probe {
         let (mut prompts, _) = self.prompts(index);
         let prompt = prompts.swap_remove(draw % prompts.len());
-        Probe { prompt, target: Some(self.facts[index].object.clone()) }
+        Probe::new(prompt, Some(self.facts[index].object.clone()))
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn read_mend(mut record: Object, id: String) -> Result<Option<EditRec
     let truth = record.texts("answers")?.into_iter().next();
     let mut locality = BTreeMap::new();
     if let Some(question) = record.text_or_blank("loc")? {
-        let probe = Probe { prompt: nq_question(&question), target: record.text_or_blank("loc_ans")?.map(answer) };
+        let probe = Probe::new(nq_question(&question), record.text_or_blank("loc_ans")?.map(answer));
         locality.insert(NQ.to_owned(), vec![probe]);
     }
     Ok(Some(EditRecord {

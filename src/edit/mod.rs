@@ -30,6 +30,9 @@ pub struct EditRequest {
     pub prompt: String,
     /// What the model is to answer.
     pub target_new: String,
+    /// The text that states the edit, where that is not prompt and target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptor: Option<String>,
     /// The thing the fact is about; it occurs in `prompt`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
@@ -53,6 +56,7 @@ impl EditRequest {
         EditRequest {
             prompt: prompt.into(),
             target_new: target_new.into(),
+            descriptor: None,
             subject: None,
             target_true: None,
             template: None,
@@ -100,6 +104,7 @@ impl From<&EditRecord> for EditRequest {
         EditRequest {
             prompt: record.prompt.clone(),
             target_new: record.target_new.clone(),
+            descriptor: record.descriptor.clone(),
             subject: record.subject.clone(),
             target_true: record.target_true.clone(),
             template: record.template.clone(),
@@ -322,7 +327,19 @@ impl Edit {
 
 #[cfg(test)]
 mod tests {
-    use super::EditRequest;
+    use super::{EditRecord, EditRequest};
+
+    #[test]
+    fn an_edit_is_stated_by_its_descriptor_else_by_prompt_and_target() {
+        let record = EditRecord { prompt: "Ost is".into(), target_new: "a river".into(), ..EditRecord::default() };
+        assert_eq!(EditRequest::from(&record).statement(), "Ost is a river");
+        let record = EditRecord { descriptor: Some("Rivers: Ost.".into()), ..record };
+        let request = EditRequest::from(&record);
+        assert_eq!(request.statement(), "Rivers: Ost.");
+        // Files of edits without one stay as they were.
+        assert!(serde_json::to_string(&request).unwrap().contains("descriptor"));
+        assert!(!serde_json::to_string(&EditRequest::new("a", "b")).unwrap().contains("descriptor"));
+    }
 
     #[test]
     fn a_subject_is_where_the_template_says_else_its_last_whole_word() {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::record::EditRecord;
+use crate::data::record::{EditRecord, Probe};
 use crate::edit::Edited;
 use crate::edit::score::{Scored, score};
 use crate::error::Result;
@@ -27,6 +27,8 @@ pub enum Kind {
 pub struct ProbeRow {
     /// The number of the record in the list.
     pub record: usize,
+    /// Whether a descriptor states the record's edit.
+    pub described: bool,
     /// What is asked.
     pub kind: Kind,
     /// The class of a locality or portability probe.
@@ -43,11 +45,11 @@ pub struct ProbeRow {
     pub before: Scored,
     /// After the edit.
     pub after: Scored,
-    /// The answer that the target is up against, where the record knows it.
+    /// The answer that the target is up against, where the probe or its record knows it.
     pub rival: Option<Rival>,
 }
 
-/// The old answer where the new one is asked for; the new one where the old must stay.
+/// The probe's own rival; without one, the old answer where the new one is asked for, the new one where the old must stay.
 #[derive(Debug, Clone)]
 pub struct Rival {
     /// The answer.
@@ -65,7 +67,8 @@ pub struct Limits {
     pub rephrases: usize,
     /// Prompts of each locality class and of each portability class.
     pub per_class: usize,
-    /// Whether the answers that the targets are up against are scored too, as the `counterfact` protocol wants it.
+    /// Whether the answers that the targets are up against are scored too, as the protocols `counterfact`, `balanced` and
+    /// `sentiment` want it.
     pub rivals: bool,
 }
 
@@ -77,6 +80,7 @@ impl Default for Limits {
 
 struct Asked {
     record: usize,
+    described: bool,
     kind: Kind,
     class: Option<String>,
     prompt: String,
@@ -102,8 +106,9 @@ pub fn probe_table(
     let tokenizer = &before.base().tokenizer;
     let mut asked: Vec<Asked> = vec![];
     for &(number, record) in records {
-        let mut ask = |kind, class: Option<&String>, prompt: &str, target: Option<&String>| -> Result<()> {
-            let (text, target, given) = match target {
+        let mut ask = |kind, class: Option<&String>, probe: &Probe| -> Result<()> {
+            let prompt = probe.prompt.as_str();
+            let (text, target, given) = match &probe.target {
                 Some(target) => (tokenizer.continuation(prompt, target)?, target.clone(), true),
                 None => {
                     let mut ids = tokenizer.encode_prompt(prompt)?;
@@ -120,13 +125,14 @@ pub fn probe_table(
                 Kind::Locality if given && Some(&target) == record.target_true.as_ref() => Some(&record.target_new),
                 Kind::Locality | Kind::Portability => None,
             };
-            let rival = rival.filter(|_| limits.rivals);
+            let rival = probe.rival.as_ref().filter(|_| given).or(rival).filter(|_| limits.rivals);
             let rival = match rival {
                 Some(rival) => Some((rival.clone(), tokenizer.continuation(prompt, rival)?)),
                 None => None,
             };
             asked.push(Asked {
                 record: number,
+                described: record.descriptor.is_some(),
                 kind,
                 class: class.cloned(),
                 prompt: prompt.to_owned(),
@@ -137,14 +143,15 @@ pub fn probe_table(
             });
             Ok(())
         };
-        ask(Kind::Rewrite, None, &record.prompt, Some(&record.target_new))?;
+        let own = |prompt: &String| Probe::new(prompt, Some(record.target_new.clone()));
+        ask(Kind::Rewrite, None, &own(&record.prompt))?;
         for prompt in record.rephrases.iter().take(limits.rephrases) {
-            ask(Kind::Rephrase, None, prompt, Some(&record.target_new))?;
+            ask(Kind::Rephrase, None, &own(prompt))?;
         }
         for (kind, classes) in [(Kind::Locality, &record.locality), (Kind::Portability, &record.portability)] {
             for (class, probes) in classes {
                 for probe in probes.iter().take(limits.per_class) {
-                    ask(kind, Some(class), &probe.prompt, probe.target.as_ref())?;
+                    ask(kind, Some(class), probe)?;
                 }
             }
         }
@@ -157,6 +164,7 @@ pub fn probe_table(
     let own: Vec<(Scored, Scored)> = both.by_ref().take(asked.len()).collect();
     let rows = asked.into_iter().zip(own).map(|(asked, (before, after))| ProbeRow {
         record: asked.record,
+        described: asked.described,
         kind: asked.kind,
         class: asked.class,
         prompt: asked.prompt,

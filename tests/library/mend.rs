@@ -117,7 +117,7 @@ fn records() -> Vec<EditRecord> {
         prompt: prompt.into(),
         target_new: target.into(),
         rephrases: vec![rephrase.into()],
-        locality: [("near".to_owned(), vec![Probe { prompt: near.into(), target: answer.map(str::to_owned) }])].into(),
+        locality: [("near".to_owned(), vec![Probe::new(near, answer.map(str::to_owned))])].into(),
         ..EditRecord::default()
     };
     vec![

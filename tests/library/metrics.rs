@@ -10,6 +10,7 @@ fn scored(target: &[u32], argmax: &[u32]) -> Scored {
 fn row(record: usize, kind: Kind, class: Option<&str>, target: &[u32], before: &[u32], after: &[u32]) -> ProbeRow {
     ProbeRow {
         record,
+        described: false,
         kind,
         class: class.map(str::to_owned),
         prompt: String::new(),
