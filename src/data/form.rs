@@ -3,7 +3,7 @@
 use super::json::{Json, Object};
 use super::problem::{Problem, quoted};
 use super::record::EditRecord;
-use super::{counterfact, knowedit, own, zsre};
+use super::{convsent, counterfact, fever, knowedit, own, vitaminc, zsre};
 
 /// What every loader says of a missing target or prompt.
 pub(super) const NEEDS_TARGET: &str = "every record needs a target";
@@ -19,12 +19,24 @@ pub(super) enum Form {
     ZsreMend,
     ZsreKe,
     KnowEdit,
+    VitaminC,
+    Fever,
+    ConvSent,
     Own,
 }
 
 impl Form {
-    const ALL: [Form; 6] =
-        [Form::Own, Form::CounterFact, Form::CounterFactFlat, Form::ZsreMend, Form::ZsreKe, Form::KnowEdit];
+    const ALL: [Form; 9] = [
+        Form::Own,
+        Form::CounterFact,
+        Form::CounterFactFlat,
+        Form::ZsreMend,
+        Form::ZsreKe,
+        Form::KnowEdit,
+        Form::VitaminC,
+        Form::Fever,
+        Form::ConvSent,
+    ];
 
     /// The form's name and the keys it is known by, for errors.
     pub fn name(self) -> &'static str {
@@ -36,6 +48,9 @@ impl Form {
             Form::ZsreMend => "zsRE as MEND has it (subject, src, alt, answers, ...)",
             Form::ZsreKe => "zsRE as KE has it (input, alternatives, output, ...)",
             Form::KnowEdit => "KnowEdit (subject, prompt, target_new, ground_truth, ...)",
+            Form::VitaminC => "VitaminC (claim, evidence, label, ...)",
+            Form::Fever => "FEVER as KE has it (input, output with SUPPORTS or REFUTES, ...)",
+            Form::ConvSent => "ConvSent (ent, pos, neg)",
             Form::Own => "emend's own (prompt, target_new, ...)",
         }
     }
@@ -52,6 +67,12 @@ impl Form {
             Some((Form::CounterFact, Sure::Yes))
         } else if any(&["src"]) {
             Some((Form::ZsreMend, Sure::Yes))
+        } else if any(&["claim"]) && any(&["evidence", "label"]) {
+            Some((Form::VitaminC, Sure::Yes))
+        } else if any(&["ent"]) && any(&["pos", "neg"]) {
+            Some((Form::ConvSent, Sure::Yes))
+        } else if any(&["input"]) && fever::has_label(record) {
+            Some((Form::Fever, Sure::Yes))
         } else if any(&["input"]) && any(&["alternatives", "filtered_rephrases", "output"]) {
             Some((Form::ZsreKe, Sure::Yes))
         } else if any(&["locality_prompt", "locality_ground_truth"]) {
@@ -67,15 +88,19 @@ impl Form {
         }
     }
 
-    /// Reads a record. `None` for one that holds nothing to edit, which published files have a few of.
-    pub fn read(self, record: Object, id: String) -> Result<Option<EditRecord>, Problem> {
+    /// Reads a record as the edits it holds: none in a few of published files, several in some forms.
+    pub fn read(self, record: Object, id: String) -> Result<Vec<EditRecord>, Problem> {
+        let one = |record| vec![record];
         match self {
-            Form::CounterFact => counterfact::read(record, id).map(Some),
-            Form::CounterFactFlat => counterfact::read_flat(record, id).map(Some),
-            Form::ZsreMend => zsre::read_mend(record, id),
-            Form::ZsreKe => zsre::read_ke(record, id),
-            Form::KnowEdit => knowedit::read(record, id).map(Some),
-            Form::Own => own::read(record, id).map(Some),
+            Form::CounterFact => counterfact::read(record, id).map(one),
+            Form::CounterFactFlat => counterfact::read_flat(record, id).map(one),
+            Form::ZsreMend => zsre::read_mend(record, id).map(Vec::from_iter),
+            Form::ZsreKe => zsre::read_ke(record, id).map(Vec::from_iter),
+            Form::KnowEdit => knowedit::read(record, id).map(one),
+            Form::VitaminC => vitaminc::read(record, id).map(one),
+            Form::Fever => fever::read(record, id).map(one),
+            Form::ConvSent => convsent::read(record, &id),
+            Form::Own => own::read(record, id).map(one),
         }
     }
 }

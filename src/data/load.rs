@@ -10,12 +10,13 @@ use super::form::{Form, Sure};
 use super::json::{Json, Object};
 use super::problem::{Problem, quoted};
 use super::record::EditRecord;
+use super::vitaminc;
 
 /// Reads a JSON array of records, or one record a line.
 ///
 /// The keys of the first record tell the form of the file: emend's own, CounterFact (ROME's or EasyEdit's), zsRE (MEND's
-/// or KE's) or KnowEdit; later records must fit it. Records of published files that hold nothing to edit are left out
-/// with a warning, and the others keep their index.
+/// or KE's), KnowEdit, VitaminC, FEVER (KE's) or ConvSent; later records must fit it. Records of published files that hold
+/// nothing to edit are left out with a warning, and the others keep their index.
 pub fn load_records(path: &Path) -> Result<Vec<EditRecord>, DataError> {
     let unreadable = |source| DataError::Unreadable { file: path.to_owned(), source };
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
@@ -46,11 +47,13 @@ struct Reader<'f> {
     records: Vec<EditRecord>,
     /// How many records were met.
     count: usize,
+    /// How many of them hold nothing to edit.
+    left_out: usize,
 }
 
 impl<'f> Reader<'f> {
     fn new(file: &'f Path) -> Self {
-        Self { file, form: None, records: Vec::new(), count: 0 }
+        Self { file, form: None, records: Vec::new(), count: 0, left_out: 0 }
     }
 
     fn array(&mut self, text: &str) -> Result<(), DataError> {
@@ -97,8 +100,9 @@ impl<'f> Reader<'f> {
         }
         let name = id.clone().unwrap_or_else(|| index.to_string());
         match form.read(record, name) {
-            Ok(record) => {
-                self.records.extend(record);
+            Ok(records) => {
+                self.left_out += usize::from(records.is_empty());
+                self.records.extend(records);
                 Ok(())
             }
             Err(problem) => {
@@ -111,16 +115,23 @@ impl<'f> Reader<'f> {
         }
     }
 
-    fn finish(self) -> Result<Vec<EditRecord>, DataError> {
+    fn finish(mut self) -> Result<Vec<EditRecord>, DataError> {
         let file = self.file;
+        if self.form == Some(Form::VitaminC) {
+            // Only here are all lines of one evidence known.
+            self.records = vitaminc::merge(self.records);
+            self.count = self.records.len();
+            self.records.retain(|record| !record.target_new.is_empty());
+            self.left_out = self.count - self.records.len();
+        }
         if self.records.is_empty() {
             return Err(DataError::Empty { file: file.to_owned() });
         }
-        let left_out = self.count - self.records.len();
-        if left_out > 0 {
+        if self.left_out > 0 {
             tracing::warn!(
-                "{}: {left_out} of {} records name no new answer and are left out",
+                "{}: {} of {} records name no new answer and are left out",
                 file.display(),
+                self.left_out,
                 self.count
             );
         }

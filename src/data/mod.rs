@@ -1,7 +1,10 @@
 //! Edit records, and where they come from.
 
+mod claim;
+mod convsent;
 mod counterfact;
 mod error;
+mod fever;
 mod form;
 mod json;
 mod knowedit;
@@ -14,6 +17,7 @@ pub mod record;
 pub mod sets;
 pub mod source;
 pub mod text;
+mod vitaminc;
 pub mod world;
 mod zsre;
 

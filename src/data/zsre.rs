@@ -78,7 +78,7 @@ fn record_has(record: &Object, key: &str) -> Result<(), Problem> {
 }
 
 /// The first answer among outputs, some of which only say where an answer is found.
-fn first_answer(output: Option<Json>) -> Result<Option<String>, Problem> {
+pub(super) fn first_answer(output: Option<Json>) -> Result<Option<String>, Problem> {
     let Some(output) = output else {
         return Ok(None);
     };
