@@ -22,7 +22,7 @@ use crate::edit::score::{Scored, score};
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
 use crate::error::{Error, Result};
 use crate::evaluate::probes::{Limits, probe_table};
-use crate::evaluate::{Kind, ProbeRow, Side, counterfact, summarize};
+use crate::evaluate::{Kind, ProbeRow, Side, balanced, counterfact, sentiment, summarize};
 use crate::model::{Model, device};
 use crate::parallel;
 use crate::report::figures;
@@ -175,6 +175,14 @@ pub fn run(args: &Args) -> Result<()> {
                 "before": counterfact(&table, Side::Before),
                 "after": counterfact(&table, Side::After),
             },
+            "balanced": {
+                "before": balanced(&table, Side::Before),
+                "after": balanced(&table, Side::After),
+            },
+            "sentiment": {
+                "before": sentiment(&table, Side::Before),
+                "after": sentiment(&table, Side::After),
+            },
             "saved": saved,
             "exported": exported,
             "seconds": { "load": loaded, "edit": edited, "all": start.elapsed().as_secs_f64() },
@@ -195,9 +203,13 @@ pub fn run(args: &Args) -> Result<()> {
     if records.len() > 1 {
         let table = tables.concat();
         text += &format!("{}\n", figures::mend(&summarize(&table)));
-        if let Some(figures) =
-            figures::counterfact(&counterfact(&table, Side::Before), &counterfact(&table, Side::After))
-        {
+        let (before, after) = (Side::Before, Side::After);
+        let protocols = [
+            figures::counterfact(&counterfact(&table, before), &counterfact(&table, after)),
+            figures::balanced(&balanced(&table, before), &balanced(&table, after)),
+            figures::sentiment(&sentiment(&table, before), &sentiment(&table, after)),
+        ];
+        for figures in protocols.into_iter().flatten() {
             text += &format!("{figures}\n");
         }
     }

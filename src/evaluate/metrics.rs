@@ -1,6 +1,7 @@
 //! Metrics, each a pure function of the table.
 //!
-//! `mend`: teacher-forced, whole target exact. `counterfact`: whether the new answer is likelier than the old one.
+//! `mend`: teacher-forced, whole target exact. `counterfact`: whether the new answer is likelier than the old one. `balanced`: claims,
+//! answered True or False. `sentiment`: replies on a topic, in the wanted sentiment or the other.
 
 use std::collections::BTreeMap;
 
@@ -114,17 +115,22 @@ pub enum Side {
     After,
 }
 
+/// Mean negative log-likelihoods a token of target and rival.
+fn against(row: &ProbeRow, side: Side) -> Option<(f64, f64)> {
+    let rival = row.rival.as_ref()?;
+    Some(match side {
+        Side::Before => (row.before.nll(), rival.before.nll()),
+        Side::After => (row.after.nll(), rival.after.nll()),
+    })
+}
+
 /// The `counterfact` figures of one side of a table; absent where no row has a rival.
 pub fn counterfact(table: &[ProbeRow], side: Side) -> CounterFact {
     let figure = |kind: Kind, of: fn(f64, f64) -> f64| -> Option<f64> {
         let mut edits: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
         for row in table.iter().filter(|row| row.kind == kind) {
-            let Some(rival) = &row.rival else { continue };
-            let (right, wrong) = match side {
-                Side::Before => (&row.before, &rival.before),
-                Side::After => (&row.after, &rival.after),
-            };
-            edits.entry(row.record).or_default().push(of(right.nll(), wrong.nll()));
+            let Some((right, wrong)) = against(row, side) else { continue };
+            edits.entry(row.record).or_default().push(of(right, wrong));
         }
         mean(edits.into_values().filter_map(|values| mean(values.into_iter())))
     };
@@ -141,5 +147,86 @@ pub fn counterfact(table: &[ProbeRow], side: Side) -> CounterFact {
         neighborhood,
         neighborhood_magnitude: figure(Kind::Locality, magnitude),
         score: efficacy.zip(paraphrase).zip(neighborhood).map(|((e, p), n)| harmonic([e, p, n])),
+    }
+}
+
+/// The figures of the `balanced` protocol, of one side of an edit: balanced accuracy on probes that are answered "True" or
+/// "False" with the other one as rival. With `P(y)` the probes whose target is y, and l the mean log-likelihood a token,
+///
+/// ```text
+/// balanced accuracy = mean over y of |{p in P(y): l(target of p) > l(rival of p)}| / |P(y)|
+/// ```
+///
+/// over the labels y that occur. A model that always answers the same gets one half, however often that is right.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Balanced {
+    /// On the edit's own prompt, rephrases and consequences.
+    pub in_scope: Option<f64>,
+    /// On out-of-scope prompts.
+    pub out_of_scope: Option<f64>,
+}
+
+/// The label that is right, where target and rival are the two labels, in any case.
+fn verdict(row: &ProbeRow) -> Option<bool> {
+    let label = |text: &str| match text.trim() {
+        text if text.eq_ignore_ascii_case("true") => Some(true),
+        text if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    };
+    let (right, wrong) = (label(&row.target)?, label(&row.rival.as_ref()?.target)?);
+    (right != wrong).then_some(right)
+}
+
+/// The `balanced` figures of one side of a table; absent where no row asks for a label.
+pub fn balanced(table: &[ProbeRow], side: Side) -> Balanced {
+    let accuracy = |in_scope: bool| {
+        let right = |label: bool| {
+            let rows = table.iter().filter(|row| (row.kind != Kind::Locality) == in_scope);
+            let answers = rows.filter(|row| verdict(row) == Some(label)).filter_map(|row| against(row, side));
+            // A tie is no success.
+            mean(answers.map(|(right, wrong)| f64::from(u8::from(right < wrong))))
+        };
+        mean([true, false].into_iter().filter_map(right))
+    };
+    Balanced { in_scope: accuracy(true), out_of_scope: accuracy(false) }
+}
+
+/// The figures of the `sentiment` protocol (Mitchell et al., 2022, SERAC), of one side of an edit. On in-scope probes of
+/// records that a descriptor states, with l⁺ and l⁻ the mean log-likelihoods a token of the right and the wrong reply,
+///
+/// ```text
+/// z_sentiment = σ(l⁺ − l⁻)
+/// z_topic     = min(1, exp(½(l⁺ + l⁻) − ½(l⁺ + l⁻ before the edit)))
+/// success     = z_sentiment · z_topic
+/// ```
+///
+/// each first meant over the probes of an edit, then over edits. z_topic falls where an edit makes all talk of the topic
+/// unlikely, whatever its sentiment. Probes of the `balanced` protocol are none of this one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sentiment {
+    /// z_sentiment.
+    pub sentiment: Option<f64>,
+    /// z_topic; 1 before the edit.
+    pub topic: Option<f64>,
+    /// The product of the two, probe by probe.
+    pub success: Option<f64>,
+}
+
+/// The `sentiment` figures of one side of a table; absent where no edit is stated by a descriptor.
+pub fn sentiment(table: &[ProbeRow], side: Side) -> Sentiment {
+    let figure = |of: fn(f64, f64) -> f64| -> Option<f64> {
+        let mut edits: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for row in table.iter().filter(|row| row.described && row.kind != Kind::Locality && verdict(row).is_none()) {
+            let (Some(before), Some(now)) = (against(row, Side::Before), against(row, side)) else { continue };
+            let sentiment = 1.0 / (1.0 + (now.0 - now.1).exp());
+            let topic = (0.5 * (before.0 + before.1 - now.0 - now.1)).exp().min(1.0);
+            edits.entry(row.record).or_default().push(of(sentiment, topic));
+        }
+        mean(edits.into_values().filter_map(|values| mean(values.into_iter())))
+    };
+    Sentiment {
+        sentiment: figure(|sentiment, _| sentiment),
+        topic: figure(|_, topic| topic),
+        success: figure(|sentiment, topic| sentiment * topic),
     }
 }

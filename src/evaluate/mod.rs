@@ -3,5 +3,5 @@
 pub mod metrics;
 pub mod probes;
 
-pub use metrics::{CounterFact, Side, Summary, counterfact, summarize};
+pub use metrics::{Balanced, CounterFact, Sentiment, Side, Summary, balanced, counterfact, sentiment, summarize};
 pub use probes::{Kind, ProbeRow, Rival, probe_table};

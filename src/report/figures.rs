@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::table::{percent, table};
-use crate::evaluate::{CounterFact, Summary};
+use crate::evaluate::{Balanced, CounterFact, Sentiment, Summary};
 
 /// Those of the `mend` protocol.
 pub fn mend(summary: &Summary) -> String {
@@ -50,6 +50,33 @@ pub fn counterfact(before: &CounterFact, after: &CounterFact) -> Option<String> 
         row("score", |figures| figures.score, "harmonic mean of the three"),
     ];
     Some(table(&["", "before", "after", "protocol counterfact: by probability a token"], &rows))
+}
+
+/// Those of the `balanced` protocol before and after; nothing where no record has claims.
+pub fn balanced(before: &Balanced, after: &Balanced) -> Option<String> {
+    after.in_scope.or(after.out_of_scope)?;
+    let row = |name: &str, of: fn(&Balanced) -> Option<f64>, what: &str| {
+        vec![name.to_owned(), percent(of(before)), percent(of(after)), what.to_owned()]
+    };
+    let rows = [
+        row("in scope", |figures| figures.in_scope, "claims that the edit decides, mean over True and False"),
+        row("out of scope", |figures| figures.out_of_scope, "claims about others, mean over True and False"),
+    ];
+    Some(table(&["", "before", "after", "protocol balanced: by log-likelihood a token"], &rows))
+}
+
+/// Those of the `sentiment` protocol before and after; nothing where no record is about a sentiment.
+pub fn sentiment(before: &Sentiment, after: &Sentiment) -> Option<String> {
+    after.success?;
+    let row = |name: &str, of: fn(&Sentiment) -> Option<f64>, what: &str| {
+        vec![name.to_owned(), percent(of(before)), percent(of(after)), what.to_owned()]
+    };
+    let rows = [
+        row("sentiment", |figures| figures.sentiment, "replies in the wanted sentiment against the other"),
+        row("topic", |figures| figures.topic, "replies on the topic as likely as before"),
+        row("success", |figures| figures.success, "product of the two"),
+    ];
+    Some(table(&["", "before", "after", "protocol sentiment: by log-likelihood a token"], &rows))
 }
 
 /// A bar for each layer: how many of the neurons that knowledge-neuron edits found stand there. Nothing of other edits.

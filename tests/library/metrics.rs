@@ -1,7 +1,7 @@
 //! Metrics on a table computed by hand.
 
 use emend::edit::score::Scored;
-use emend::evaluate::{Kind, ProbeRow, Rival, Side, counterfact, summarize};
+use emend::evaluate::{Balanced, Kind, ProbeRow, Rival, Sentiment, Side, balanced, counterfact, sentiment, summarize};
 
 fn scored(target: &[u32], argmax: &[u32]) -> Scored {
     Scored { target: target.to_vec(), log_probabilities: vec![-0.5; target.len()], argmax: argmax.to_vec() }
@@ -64,17 +64,78 @@ fn nll_is_a_mean_and_probability_a_product() {
     assert!((scored.probability() - (-4.0f64).exp()).abs() < 1e-12);
 }
 
+/// A row by the mean NLL a token of its target and its rival, before and after.
+fn against(record: usize, kind: Kind, [target, rival]: [&str; 2], before: [f32; 2], after: [f32; 2]) -> ProbeRow {
+    let scored = |nll: f32| Scored { target: vec![1, 2], log_probabilities: vec![0.0, -2.0 * nll], argmax: vec![1, 2] };
+    let rival = Rival { target: rival.into(), before: scored(before[1]), after: scored(after[1]) };
+    ProbeRow {
+        target: target.into(),
+        before: scored(before[0]),
+        after: scored(after[0]),
+        rival: Some(rival),
+        ..row(record, kind, None, &[1], &[1], &[1])
+    }
+}
+
+#[test]
+fn balanced_accuracy_is_a_mean_over_both_labels() {
+    let (yes, no) = (["True", "False"], ["false", " TRUE"]);
+    let (right, wrong, tie) = ([1.0, 2.0], [2.0, 1.0], [1.0, 1.0]);
+    let table = vec![
+        row(0, Kind::Rewrite, None, &[1], &[1], &[1]),
+        against(0, Kind::Rewrite, yes, wrong, right),
+        against(0, Kind::Rephrase, yes, wrong, right),
+        against(0, Kind::Portability, yes, wrong, right),
+        against(1, Kind::Portability, yes, wrong, tie),
+        against(1, Kind::Portability, no, right, wrong),
+        against(1, Kind::Portability, no, right, right),
+        // Neither a label, nor the two of them: left out.
+        against(1, Kind::Portability, ["Rome", "False"], right, wrong),
+        against(1, Kind::Portability, ["True", "true"], right, wrong),
+        against(0, Kind::Locality, no, right, wrong),
+        against(0, Kind::Locality, no, right, right),
+    ];
+    let found = balanced(&table, Side::Before);
+    assert_eq!(found, Balanced { in_scope: Some(0.5), out_of_scope: Some(1.0) });
+    // (3/4 + 1/2) / 2; and a label that does not occur has no share.
+    let found = balanced(&table, Side::After);
+    assert_eq!(found, Balanced { in_scope: Some(0.625), out_of_scope: Some(0.5) });
+    assert_eq!(balanced(&table[..1], Side::After), Balanced::default());
+}
+
+#[test]
+fn sentiment_means_over_probes_and_then_over_edits() {
+    let reply = |record, kind, before, after| ProbeRow {
+        described: true,
+        ..against(record, kind, ["Lovely.", "Dreadful."], before, after)
+    };
+    let table = vec![
+        reply(0, Kind::Rewrite, [2.0, 2.0], [1.0, 3.0]),
+        // Both replies less likely than before by 1 on the mean.
+        reply(0, Kind::Portability, [2.0, 2.0], [3.0, 3.0]),
+        // Both likelier: no more than 1.
+        reply(1, Kind::Rewrite, [4.0, 3.0], [1.0, 1.0]),
+        // None of these counts: out of scope, a claim, an edit without a descriptor.
+        reply(0, Kind::Locality, [1.0, 1.0], [9.0, 1.0]),
+        ProbeRow { described: true, ..against(0, Kind::Portability, ["True", "False"], [1.0, 1.0], [9.0, 1.0]) },
+        against(2, Kind::Rewrite, ["Rome", "Oslo"], [1.0, 1.0], [9.0, 1.0]),
+    ];
+    let close = |found: Option<f64>, wanted: f64| assert!((found.unwrap() - wanted).abs() < 1e-6, "{found:?} {wanted}");
+    let sigma = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let after = sentiment(&table, Side::After);
+    close(after.sentiment, 0.5 * (0.5 * (sigma(2.0) + 0.5) + 0.5));
+    close(after.topic, 0.5 * (0.5 * (1.0 + (-1.0f64).exp()) + 1.0));
+    close(after.success, 0.5 * (0.5 * (sigma(2.0) + 0.5 * (-1.0f64).exp()) + 0.5));
+    let before = sentiment(&table, Side::Before);
+    close(before.sentiment, 0.5 * (0.5 + sigma(-1.0)));
+    close(before.topic, 1.0);
+    assert_eq!(before.success, before.sentiment);
+    assert_eq!(sentiment(&table[3..], Side::After), Sentiment::default());
+}
+
 #[test]
 fn counterfact_means_over_prompts_and_then_over_edits() {
-    // NLL a token of right and wrong answer, before and after.
-    let row = |record, kind, before: [f32; 2], after: [f32; 2]| {
-        let scored =
-            |nll: f32| Scored { target: vec![1, 2], log_probabilities: vec![0.0, -2.0 * nll], argmax: vec![1, 2] };
-        let mut row = row(record, kind, None, &[1], &[1], &[1]);
-        (row.before, row.after) = (scored(before[0]), scored(after[0]));
-        row.rival = Some(Rival { target: String::new(), before: scored(before[1]), after: scored(after[1]) });
-        row
-    };
+    let row = |record, kind, before, after| against(record, kind, ["", ""], before, after);
     let table = vec![
         row(0, Kind::Rewrite, [5.0, 1.0], [0.1, 3.0]),
         row(1, Kind::Rewrite, [4.0, 1.0], [2.0, 2.0]),
