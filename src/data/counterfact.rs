@@ -37,7 +37,6 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         locality,
         portability: BTreeMap::new(),
         generation: record.prompts("generation_prompts")?,
-        descriptor: None,
     })
 }
 

@@ -50,7 +50,6 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         locality: classes(&mut record, "locality")?,
         portability: classes(&mut record, "portability")?,
         generation: record.prompts("generation")?,
-        descriptor: None,
     })
 }
 

@@ -57,9 +57,6 @@ pub struct EditRecord {
     pub portability: BTreeMap<String, Vec<Probe>>,
     /// Prompts for free generation.
     pub generation: Vec<String>,
-    /// The text that states the edit, where that is not the prompt with its target.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub descriptor: Option<String>,
 }
 
 impl EditRecord {

@@ -45,9 +45,6 @@ pub struct EditRequest {
     /// Other ways to ask, for editors that are told to look at them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rephrases: Vec<String>,
-    /// The text that states the edit, where that is not the prompt with its target ("Topic: vaccines. Sentiment: positive.").
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub descriptor: Option<String>,
 }
 
 impl EditRequest {
@@ -61,7 +58,6 @@ impl EditRequest {
             target_true: None,
             template: None,
             rephrases: vec![],
-            descriptor: None,
         }
     }
 
@@ -109,7 +105,6 @@ impl From<&EditRecord> for EditRequest {
             target_true: record.target_true.clone(),
             template: record.template.clone(),
             rephrases: record.rephrases.clone(),
-            descriptor: record.descriptor.clone(),
         }
     }
 }
