@@ -5,6 +5,7 @@ mod common;
 mod golden;
 mod mend;
 mod metrics;
+mod sets;
 mod taps;
 mod tokens;
 mod world;
