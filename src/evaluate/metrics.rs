@@ -219,7 +219,7 @@ pub fn sentiment(table: &[ProbeRow], side: Side) -> Sentiment {
         for row in table.iter().filter(|row| row.described && row.kind != Kind::Locality && verdict(row).is_none()) {
             let (Some(before), Some(now)) = (against(row, Side::Before), against(row, side)) else { continue };
             let sentiment = 1.0 / (1.0 + (now.0 - now.1).exp());
-            let topic = (0.5 * (before.0 + before.1 - now.0 - now.1)).exp().min(1.0);
+            let topic = (0.5 * (before.0 - now.0 + (before.1 - now.1))).exp().min(1.0);
             edits.entry(row.record).or_default().push(of(sentiment, topic));
         }
         mean(edits.into_values().filter_map(|values| mean(values.into_iter())))

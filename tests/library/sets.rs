@@ -2,10 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use burn::tensor::{DType, Device};
+use emend::Model;
 use emend::data::world::Split;
 use emend::data::{EditRecord, load_records, pocket};
-use emend::edit::EditRequest;
+use emend::edit::{EditRequest, Edited};
+use emend::evaluate::probes::Limits;
+use emend::evaluate::{Kind, Side, balanced, probe_table, sentiment};
 
 const PARTS: [(&str, Split); 3] = [("train", Split::Train), ("validation", Split::Validation), ("test", Split::Test)];
 
@@ -95,5 +100,39 @@ fn what_is_out_of_scope_is_there_in_its_classes() {
         };
         assert!(wanted.iter().all(|class| has(class)), "{set}: {}", record.id);
         assert_eq!(record.descriptor.is_some(), set != "qa-hard");
+    }
+}
+
+#[test]
+fn the_table_holds_the_rivals_of_probes_and_says_which_edits_are_described() {
+    let model = Edited::new(Arc::new(Model::load(pocket::NAME, &Device::flex(), DType::F32).unwrap()));
+    for set in ["qa-hard", "fc", "convsent"] {
+        let records = records(set, "test");
+        let numbered: Vec<(usize, &EditRecord)> = records.iter().take(6).enumerate().collect();
+        let table = probe_table(&model, &model, &numbered, Limits::default()).unwrap();
+        for row in &table {
+            let record = &records[row.record];
+            let rival = row.rival.as_ref().map(|rival| &rival.target);
+            assert_eq!(row.described, record.descriptor.is_some());
+            match (row.kind, &row.class) {
+                (Kind::Rewrite | Kind::Rephrase, _) => assert_eq!(rival, record.target_true.as_ref()),
+                (_, Some(class)) => {
+                    let classes = if row.kind == Kind::Locality { &record.locality } else { &record.portability };
+                    let probe = classes[class].iter().find(|probe| probe.prompt == row.prompt).unwrap();
+                    // Without one of its own, the new answer is the rival where the old one must stay.
+                    let kept = row.kind == Kind::Locality && probe.target == record.target_true;
+                    let new = Some(&record.target_new).filter(|_| kept);
+                    assert_eq!(rival, probe.rival.as_ref().or(new), "{}", row.prompt);
+                }
+                (kind, None) => panic!("{kind:?} without a class"),
+            }
+        }
+        let (labels, opinions) = (balanced(&table, Side::After), sentiment(&table, Side::After));
+        assert_eq!((labels.in_scope.is_some(), labels.out_of_scope.is_some()), (set != "convsent", set != "convsent"));
+        assert_eq!(opinions.topic.is_some(), set == "convsent");
+        assert!(opinions.topic.is_none_or(|topic| (topic - 1.0).abs() < 1e-6));
+        // Without rivals there is nothing to compare.
+        let table = probe_table(&model, &model, &numbered[..1], Limits { rivals: false, ..Limits::default() }).unwrap();
+        assert_eq!(balanced(&table, Side::After).in_scope, None);
     }
 }
