@@ -22,6 +22,7 @@ enum Command {
     Fetch(command::fetch::Args),
     Pretrain(command::pretrain::Args),
     Stats(command::stats::Args),
+    Forget(command::forget::Args),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Fetch(args) => command::fetch::run(&args).map_err(Into::into),
         Command::Pretrain(args) => command::pretrain::run(&args),
         Command::Stats(args) => command::stats::run(&args),
+        Command::Forget(args) => command::forget::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,10 +6,11 @@ pub mod emmet;
 pub mod fine_tuning;
 pub mod knowledge_neurons;
 pub mod memit;
-mod mend;
+pub mod memory;
 pub mod prepared;
 pub mod rome;
 mod settings;
+mod trained;
 pub mod value;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +20,6 @@ use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::parallel;
 
-pub use mend::MendEditor;
 pub use prepared::Prepared;
 pub use settings::EditorSettings;
 
@@ -33,6 +33,11 @@ pub trait Editor: Sync {
 
     /// Its name and settings.
     fn describe(&self) -> (String, serde_json::Value);
+
+    /// Whether its edits are memories: of two requests on one question the later then wins, where others refuse them.
+    fn remembers(&self) -> bool {
+        false
+    }
 }
 
 /// How several requests are edited in.
@@ -79,7 +84,8 @@ pub fn apply(
     mode: Mode,
     watch: &mut Watch<'_>,
 ) -> Result<Applied> {
-    prepared::check(if mode == Mode::Batch { requests } else { &requests[..requests.len().min(1)] })?;
+    let together = mode == Mode::Batch && !editor.remembers();
+    prepared::check(if together { requests } else { &requests[..requests.len().min(1)] })?;
     let finite = |edit: Edit| match edit.is_finite() {
         true => Ok(Arc::new(edit)),
         false => Err(Error::Input("the edit holds values that are not finite; try a lower learning rate".into())),

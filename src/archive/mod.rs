@@ -5,19 +5,18 @@
 
 pub mod snapshot;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
+use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::Summary;
 use crate::model::Model;
-use crate::network::gradient_transform::Normalizer;
-use crate::network::mend::{Mend, Settings};
-use crate::network::parameters;
+use crate::network::mend::{self, Mend};
+use crate::network::serac::{self, Serac, SeracRoute};
 use crate::tensors;
 
 const FORMAT: &str = "archive/1";
@@ -55,7 +54,31 @@ pub struct Base {
 #[serde(tag = "method", rename_all = "lowercase")]
 pub enum EditorSettings {
     /// MEND.
-    Mend(Settings),
+    Mend(mend::Settings),
+    /// SERAC.
+    Serac(serac::Settings),
+}
+
+/// A trained editor for a model.
+#[derive(Clone)]
+pub enum Trained {
+    /// MEND.
+    Mend(Box<Mend>),
+    /// SERAC: its networks, and what a memory of theirs says of where they lie.
+    Serac(Arc<SeracRoute>, serde_json::Value),
+}
+
+impl Trained {
+    /// One edit that makes the model answer all requests.
+    ///
+    /// # Errors
+    /// A request that cannot be tokenised, is longer than the context, or of a form the editor was not trained on.
+    pub fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit> {
+        match self {
+            Trained::Mend(mend) => mend.edit(model, requests, seed),
+            Trained::Serac(route, needs) => route.edit(model, requests, needs.clone(), seed),
+        }
+    }
 }
 
 /// The best network of a training.
@@ -66,46 +89,6 @@ pub struct Best {
     /// Its figures on validation records.
     #[serde(flatten)]
     pub summary: Summary,
-}
-
-/// The tensors of an editor: its network, and the running figures beside it.
-pub fn mend_tensors(mend: &Mend) -> BTreeMap<String, TensorData> {
-    let mut tensors: BTreeMap<String, TensorData> =
-        parameters::collect(&mend.network).into_iter().map(|(name, data)| (format!("network.{name}"), data)).collect();
-    for (shape, normalizer) in mend.normalizers.iter().enumerate() {
-        tensors.insert(format!("normalizer.{shape}.count"), TensorData::new(vec![normalizer.count], [1]));
-        tensors.insert(format!("normalizer.{shape}.mean"), normalizer.mean.clone().into_data());
-        tensors.insert(format!("normalizer.{shape}.squares"), normalizer.squares.clone().into_data());
-    }
-    tensors.insert("normalizer.records".into(), TensorData::new(vec![mend.observed as f64], [1]));
-    tensors
-}
-
-/// Puts [`mend_tensors`] back.
-///
-/// # Errors
-/// Tensors that are missing, too many, or of another shape.
-pub fn restore_mend(mut mend: Mend, mut tensors: BTreeMap<String, TensorData>) -> Result<Mend> {
-    let records = tensors
-        .remove("normalizer.records")
-        .ok_or_else(|| Error::Input("tensor \"normalizer.records\" is missing".into()))?;
-    mend.observed = records.iter::<f64>().sum::<f64>() as usize;
-    for (shape, normalizer) in mend.normalizers.iter_mut().enumerate() {
-        let mut take = |part: &str, length: usize| {
-            let name = format!("normalizer.{shape}.{part}");
-            let found = tensors.remove(&name).filter(|data| data.shape().to_vec() == [length]);
-            found.ok_or_else(|| Error::Input(format!("tensor \"{name}\" is missing or has another shape")))
-        };
-        let (device, dtype, length) = (normalizer.mean.device(), normalizer.mean.dtype(), normalizer.mean.dims()[0]);
-        let count = take("count", 1)?.iter::<f64>().sum();
-        let mean = Tensor::from_data(take("mean", length)?, (&device, dtype));
-        *normalizer =
-            Normalizer { count, mean, squares: Tensor::from_data(take("squares", length)?, (&device, dtype)) };
-    }
-    let named =
-        tensors.into_iter().map(|(name, data)| (name.strip_prefix("network.").unwrap_or(&name).to_owned(), data));
-    mend.network = parameters::restore(mend.network, named.collect())?;
-    Ok(mend)
 }
 
 /// The element type of a network on a base: f32, or f64 on a base in f64.
@@ -164,11 +147,22 @@ impl Archive {
         crate::files::write(&folder.join("archive.toml"), text.as_bytes())
     }
 
+    /// BLAKE3 of the network and of the editor's settings, in hexadecimal.
+    ///
+    /// # Errors
+    /// A network that cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(serde_json::to_string(&self.description.editor).unwrap_or_default().as_bytes());
+        hasher.update(&crate::files::map(&Archive::network_path(&self.folder))?);
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
     /// Loads the editor for a model.
     ///
     /// # Errors
     /// A model that is not the archive's base (unless `allow_other_base`), a network that does not fit.
-    pub fn editor(&self, model: &Arc<Model>, allow_other_base: bool, device: &Device) -> Result<Mend> {
+    pub fn editor(&self, model: &Arc<Model>, allow_other_base: bool, device: &Device) -> Result<Trained> {
         if self.description.base.fingerprint != model.fingerprint && !allow_other_base {
             return Err(Error::OtherBase {
                 what: format!("archive {}", self.folder.display()),
@@ -176,14 +170,29 @@ impl Archive {
                 model: model.fingerprint.clone(),
             });
         }
-        let EditorSettings::Mend(settings) = self.description.editor.clone();
         let place = (device, network_type(model.decoder.dtype()));
-        let mend = Mend::new(settings, &model.decoder.spec, place)
-            .map_err(|error| Error::file(self.folder.join("archive.toml"), error))?;
         let path = Archive::network_path(&self.folder);
-        restore_mend(mend, tensors::read(&path)?).map_err(|error| match error {
+        let wrong = |error: Error| match error {
             Error::Input(message) => Error::file(&path, message),
             other => other,
-        })
+        };
+        let described = |error: Error| Error::file(self.folder.join("archive.toml"), error);
+        match self.description.editor.clone() {
+            EditorSettings::Mend(settings) => {
+                let mend = Mend::new(settings, &model.decoder.spec, place).map_err(described)?;
+                Ok(Trained::Mend(Box::new(mend.restored(tensors::read(&path)?).map_err(wrong)?)))
+            }
+            EditorSettings::Serac(settings) => {
+                let serac = Serac::new(settings, model, place).map_err(described)?;
+                let serac = serac.restored(tensors::read(&path)?).map_err(wrong)?;
+                let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
+                let needs = serde_json::json!({
+                    "method": "serac",
+                    "archive": folder,
+                    "fingerprint": self.fingerprint()?,
+                });
+                Ok(Trained::Serac(serac.route()?, needs))
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::train::folder_or_name;
 use super::{answer, load_edits, peak_memory, print, show_rows};
-use crate::apply::{Applied, Editor, MendEditor, Mode, apply};
+use crate::apply::{Applied, Editor, Mode, apply};
 use crate::archive::Archive;
 use crate::config::apply::Config;
 use crate::config::beside;
@@ -49,6 +49,9 @@ pub struct Args {
     /// What the model is to answer
     #[arg(long, value_name = "TEXT", requires = "prompt")]
     pub target: Option<String>,
+    /// The text that states the edit, where that is not the prompt with its target; these are then a first question and its answer
+    #[arg(long, value_name = "TEXT", requires = "prompt")]
+    pub descriptor: Option<String>,
     /// What the fact is about; it occurs in the prompt
     #[arg(long, value_name = "TEXT", requires = "prompt")]
     pub subject: Option<String>,
@@ -80,6 +83,9 @@ pub struct Args {
     /// Keep the edit as a file; one a record in single mode
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
+    /// Add the edit to this memory, which is made where it does not exist (serac, ike, lookup)
+    #[arg(long, value_name = "FILE", conflicts_with = "save")]
+    pub memory: Option<PathBuf>,
     /// Write the edited model (hf) or a LoRA adapter (peft) into a folder
     #[arg(long, num_args = 2, value_names = ["FORMAT", "DIR"])]
     pub export: Option<Vec<String>>,
@@ -111,8 +117,21 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = ProgressBar::no_length();
     let (name, model, editor) = editor(args, &device, &bar)?;
     let name = &name;
-    let before = load_edits(Edited::new(model.clone()), &args.under, args.allow_other_base)?;
+    if args.memory.is_some() && !editor.remembers() {
+        let (method, _) = editor.describe();
+        return Err(Error::Config(format!(
+            "--memory: {method} changes weights and keeps no memory; serac, ike and lookup do; --save keeps this edit"
+        )));
+    }
+    // What a memory holds already stays under the new edits.
+    let known = args.memory.iter().filter(|file| file.exists());
+    let under: Vec<PathBuf> = args.under.iter().chain(known).cloned().collect();
+    let before = load_edits(Edited::new(model.clone()), &under, args.archive.as_deref(), args.allow_other_base)?;
     let records = records(args, name)?;
+    if args.memory.is_some() && args.mode == Mode::Single && records.len() > 1 {
+        let message = "--memory takes several records together: use --mode batch or --mode sequential";
+        return Err(Error::Config(message.into()));
+    }
     check_outputs(args, records.len())?;
     let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
     let loaded = start.elapsed().as_secs_f64();
@@ -138,7 +157,10 @@ pub fn run(args: &Args) -> Result<()> {
     bar.finish_and_clear();
     let edited = editing.elapsed().as_secs_f64();
 
-    let saved = save(args, &applied)?;
+    let saved = match &args.memory {
+        Some(path) => remember(path, &applied)?,
+        None => save(args, &applied)?,
+    };
     let numbered: Vec<(usize, &EditRecord)> = records.iter().enumerate().collect();
     let parts = numbered.chunks(numbered.len().div_ceil(parallel::parts(&device)));
     let tables = parallel::run(parts.collect(), |part: &[(usize, &EditRecord)]| {
@@ -230,8 +252,8 @@ fn editor(args: &Args, device: &Device, bar: &ProgressBar) -> Result<(String, Ar
         let base = &archive.description.base;
         let name = args.model.as_ref().unwrap_or(&base.path).clone();
         let model = Arc::new(Model::load(&name, device, base.dtype.into())?);
-        let mend = archive.editor(&model, args.allow_other_base, device)?;
-        return Ok((name, model, Box::new(MendEditor { mend })));
+        let editor = archive.editor(&model, args.allow_other_base, device)?;
+        return Ok((name, model, Box::new(editor)));
     }
     let path = args.config.clone().unwrap_or_default();
     let config = Config::read(&path, &args.sets)?;
@@ -266,9 +288,9 @@ fn shown(table: &[ProbeRow]) -> Vec<&ProbeRow> {
 
 /// Sees that the results can be written before the work is done.
 fn check_outputs(args: &Args, records: usize) -> Result<()> {
-    if let Some(path) = &args.save {
+    if let Some(path) = args.save.as_ref().or(args.memory.as_ref()) {
         if path.is_dir() {
-            return Err(Error::file(path, "a directory, not a file; --save names a file"));
+            return Err(Error::file(path, "a directory, not a file; --save and --memory name a file"));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         crate::files::check_writable(folder)?;
@@ -327,6 +349,7 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
     record.prompt = prompt;
     record.target_new = target;
     record.subject = args.subject.clone().or(record.subject);
+    record.descriptor = args.descriptor.as_ref().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
     Ok(vec![record])
 }
 
@@ -346,6 +369,25 @@ fn save(args: &Args, applied: &Applied) -> Result<Vec<PathBuf>> {
         edits => Edit::join(edits)?.save(path)?,
     }
     Ok(vec![path.clone()])
+}
+
+/// Adds the edits to a memory's file.
+fn remember(path: &Path, applied: &Applied) -> Result<Vec<PathBuf>> {
+    let known = match path.exists() {
+        true => Some(Arc::new(Edit::load(path, &Device::flex())?)),
+        false => None,
+    };
+    let edits: Vec<Arc<Edit>> = known.into_iter().chain(applied.edits.iter().cloned()).collect();
+    let wrong = |error| match error {
+        Error::Input(message) => Error::file(path, message),
+        other => other,
+    };
+    let (joined, changed) = Edit::join_memories(&edits).map_err(wrong)?;
+    for (old, new) in changed {
+        tracing::warn!("\"{}\": \"{}\" takes the place of \"{}\"", new.prompt, new.target_new, old.target_new);
+    }
+    joined.save(path)?;
+    Ok(vec![path.to_owned()])
 }
 
 /// `facts.edit.safetensors` and 7 → `facts-07.edit.safetensors`.

@@ -2,15 +2,17 @@
 
 pub mod apply;
 pub mod fetch;
+pub mod forget;
 pub mod inspect;
 pub mod predict;
 pub mod pretrain;
 pub mod stats;
 pub mod train;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::apply::memory::bind;
 use crate::edit::generate::Sampling;
 use crate::edit::score::score;
 use crate::edit::{Edit, Edited};
@@ -138,12 +140,22 @@ pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow]) -> 
     Ok(table(&["", "", "prompt", "before", "after"], &lines))
 }
 
-/// A model with edit files laid over it, in their order.
-pub(crate) fn load_edits(model: Edited, files: &[PathBuf], allow_other_base: bool) -> Result<Edited> {
+/// A model with edit files laid over it, in their order. `archive` is where memories find their networks, where that is not the
+/// folder that they name.
+pub(crate) fn load_edits(
+    model: Edited,
+    files: &[PathBuf],
+    archive: Option<&Path>,
+    allow_other_base: bool,
+) -> Result<Edited> {
     let device = model.base().decoder.device();
     let mut edited = model;
     for file in files {
         let edit = Edit::load(file, &device)?;
+        let edit = bind(edit, edited.base(), archive, allow_other_base).map_err(|error| match error {
+            Error::Input(message) => Error::file(file, message),
+            other => other,
+        })?;
         if edit.provenance.computed_on.iter().any(|id| !edited.edit_ids().contains(id)) {
             tracing::warn!("{} was computed on an edit that is not laid under it", file.display());
         }

@@ -11,7 +11,7 @@ use crate::edit::Edited;
 use crate::edit::generate::Sampling;
 use crate::error::Result;
 use crate::model::{Model, device};
-use crate::report::table::table;
+use crate::report::table::{cut, percent, table};
 
 /// What a model says, with edits laid over it in the order given.
 #[derive(Debug, clap::Args)]
@@ -22,6 +22,9 @@ pub struct Args {
     /// An edit file; several are laid one over the other
     #[arg(long = "edit", value_name = "FILE")]
     pub edits: Vec<PathBuf>,
+    /// Where the archive of a memory lies, if it was moved since
+    #[arg(long, value_name = "DIR", requires = "edits")]
+    pub archive: Option<PathBuf>,
     /// The text to continue; may be given several times
     #[arg(long = "prompt", value_name = "TEXT", required = true)]
     pub prompts: Vec<String>,
@@ -66,13 +69,14 @@ pub fn run(args: &Args) -> Result<()> {
     sampling.check()?;
     let device = device(&args.device)?;
     let model = Arc::new(Model::load(&args.model, &device, args.dtype.into())?);
-    let edited = load_edits(Edited::new(model.clone()), &args.edits, args.allow_other_base)?;
+    let edited = load_edits(Edited::new(model.clone()), &args.edits, args.archive.as_deref(), args.allow_other_base)?;
     let tokenizer = &model.tokenizer;
     let mut results = vec![];
     let mut text = String::new();
     for prompt in &args.prompts {
         let ids = tokenizer.encode_prompt(prompt)?;
         let top = edited.next_tokens(&ids, args.top)?;
+        let consulted = edited.consulted(prompt)?;
         let generated = match args.generate {
             0 => None,
             count => {
@@ -91,6 +95,10 @@ pub fn run(args: &Args) -> Result<()> {
             })
             .collect();
         text += &format!("{prompt}\n\n{}", table(&["next token", "probability", "logit"], &rows));
+        if let Some((request, scope)) = &consulted {
+            let statement = cut(&request.statement(), 80);
+            text += &format!("\nfrom memory: {statement} (scope {})\n", percent(Some(*scope)));
+        }
         if let Some(generated) = &generated {
             text += &format!("\n{prompt}{generated}\n");
         }
@@ -99,7 +107,8 @@ pub fn run(args: &Args) -> Result<()> {
             .iter()
             .map(|token| json!({"id": token.id, "token": token.token, "logit": token.logit, "probability": token.probability}))
             .collect();
-        results.push(json!({"prompt": prompt, "token_ids": ids, "top": top, "generated": generated}));
+        let memory = consulted.map(|(request, scope)| json!({"request": request, "scope": scope}));
+        results.push(json!({"prompt": prompt, "token_ids": ids, "top": top, "generated": generated, "memory": memory}));
     }
     if args.json {
         let document = json!({

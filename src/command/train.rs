@@ -8,21 +8,25 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{keep_state, peak_memory, print, show_rows, state_is_kept, stop};
-use crate::archive::{Base, EditorSettings, network_type};
+use crate::archive::{Archive, Base, EditorSettings, network_type};
 use crate::config::beside;
-use crate::config::train::Config;
+use crate::config::train::{Config, Loss};
+use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::data::world::Split;
-use crate::edit::Edited;
+use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
-use crate::evaluate::{Kind, ProbeRow, summarize};
+use crate::evaluate::{Kind, ProbeRow, Side, balanced, sentiment, summarize};
 use crate::model::{Model, device};
 use crate::network::mend::Mend;
+use crate::network::serac::{Form, Serac, located};
 use crate::report::figures;
 use crate::report::table::percent;
+use crate::train::learned::LearnedEditor;
 use crate::train::mend::MendTrainer;
 use crate::train::resume::claim_folder;
+use crate::train::serac::SeracTrainer;
 use crate::train::trainer::{EditTrainer, Event};
 
 /// Train an editor into an archive.
@@ -93,70 +97,163 @@ pub fn run(args: &Args) -> Result<()> {
     let seed = config.train.seed;
     let training = device.clone().autodiff();
     training.seed(seed);
-    let EditorSettings::Mend(settings) = config.editor.clone();
-    let mend = Mend::new(settings, &model.decoder.spec, (&training, network_type(model.decoder.dtype())))?;
-    let rates = (config.train.learning_rate, config.train.edit_rate_learning_rate);
-    let editor =
-        MendTrainer::new(mend, base.clone(), config.loss.clone(), config.train.edits_together, rates.0, rates.1)?;
-
-    let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: false };
-    let validation = validation.fixed(seed, config.train.validation_records, limits.per_class);
-    let mut trainer = EditTrainer {
-        editor,
-        base: base.clone(),
-        settings: config.train.clone(),
-        description: Base {
-            path: config.model.path.clone(),
-            fingerprint: model.fingerprint.clone(),
-            dtype: config.model.dtype,
-        },
-        config: serde_json::to_value(&config).unwrap_or_default(),
-        train: &train,
-        validation: &validation,
-        limits,
-        folder: folder.clone(),
-    };
-    keep_state();
-    let mut show = Show::new(config.train.max_steps);
-    let progress = trainer.run(&mut |event| show.event(event), &stop)?;
-    show.bar.finish_and_clear();
-    state_is_kept()?;
-    let trained = start.elapsed().as_secs_f64();
-
-    let most = if config.data.test_records == 0 { usize::MAX } else { config.data.test_records };
-    let test = test.fixed(seed, most, limits.per_class);
-    let rows = trainer.evaluate(&test)?;
-    let summary = summarize(&rows);
-    let seconds = json!({"training": trained, "test": start.elapsed().as_secs_f64() - trained});
-    if args.json {
-        let document = json!({
-            "archive": folder,
-            "steps": progress.step,
-            "protocol": "mend",
-            "best": progress.best,
-            "test": summary,
-            "settings": config,
-            "fingerprint": model.fingerprint,
-            "seconds": seconds,
-            "peak_memory_bytes": peak_memory(),
-        });
-        return print(&format!("{document:#}\n"));
+    let network = (&training, network_type(model.decoder.dtype()));
+    let run = Run { args, config: &config, base, train: &train, validation, test, folder, start };
+    match (config.editor.clone(), config.loss.clone()) {
+        (EditorSettings::Mend(settings), Loss::Mend(loss)) => {
+            let mend = Mend::new(settings, &model.decoder.spec, network)?;
+            let rates = (config.train.learning_rate, config.train.edit_rate_learning_rate);
+            let together = config.train.edits_together;
+            run.train(MendTrainer::new(mend, run.base.clone(), loss, together, rates.0, rates.1)?)
+        }
+        (EditorSettings::Serac(mut settings), Loss::Serac(loss)) => {
+            settings.classifier.encoder = located(&settings.classifier.encoder, place);
+            settings.counterfactual.model = located(&settings.counterfactual.model, place);
+            settings.forms = forms(&train);
+            let mut serac = Serac::new(settings.clone(), &model, network)?;
+            if let Some(start) = &settings.start {
+                let archive = Archive::open(&beside(&args.config, start))?;
+                serac = started(serac, &archive)?;
+            }
+            run.train(SeracTrainer::new(serac, run.base.clone(), loss, config.train.learning_rate)?)
+        }
+        _ => Err(Error::Config("[loss] is another editor's than [editor]".into())),
     }
-    let example = &test[0];
-    let mut text = format!(
-        "\n{} steps in {trained:.0} s, the best after step {}\n\n{}",
-        progress.step,
-        progress.best.map_or(0, |best| best.step),
-        figures::mend(&summary)
-    );
-    text += &format!("\nThree test facts, before and after an edit\n\n{}", three(&base, &trainer, &rows)?);
-    text += &format!(
-        "\nNext, an edit of your own:\n\n    emend apply --archive {} --prompt {} --target {}\n",
-        quoted(&folder.to_string_lossy()),
-        quoted(&example.prompt),
-        quoted(&example.target_new)
-    );
-    print(&text)
+}
+
+/// The forms of the edits in the data.
+fn forms(source: &Source) -> Vec<Form> {
+    let records = match source {
+        Source::World { .. } => return vec![Form::Answer],
+        Source::Records(records) => records.all(),
+    };
+    let forms: std::collections::BTreeSet<Form> =
+        records.iter().map(|record| Form::of(&EditRequest::from(record))).collect();
+    forms.into_iter().collect()
+}
+
+/// SERAC with the networks of an archive; what is trained differently there than here begins anew.
+fn started(serac: Serac, archive: &Archive) -> Result<Serac> {
+    let (own, EditorSettings::Serac(theirs)) = (serac.settings.clone(), &archive.description.editor) else {
+        return Err(Error::Config(format!("editor.start: {} is no archive of SERAC", archive.folder.display())));
+    };
+    let alike = [
+        (
+            "classifier.",
+            own.classifier.kind == theirs.classifier.kind
+                && own.classifier.tune == theirs.classifier.tune
+                && own.classifier.fingerprint == theirs.classifier.fingerprint
+                && own.classifier.dimensions == theirs.classifier.dimensions,
+        ),
+        (
+            "counterfactual.",
+            own.counterfactual.tune == theirs.counterfactual.tune
+                && own.counterfactual.fingerprint == theirs.counterfactual.fingerprint,
+        ),
+    ];
+    if alike.iter().all(|(_, alike)| !alike) {
+        return Err(Error::Config(format!(
+            "editor.start: neither network of {} is built as the ones of this config",
+            archive.folder.display()
+        )));
+    }
+    let mut tensors = serac.tensors();
+    for (name, tensor) in crate::tensors::read(&Archive::network_path(&archive.folder))? {
+        if alike.iter().any(|(part, alike)| *alike && name.starts_with(part)) {
+            tensors.insert(name, tensor);
+        }
+    }
+    serac.restored(tensors)
+}
+
+/// A training, whatever its editor.
+struct Run<'a> {
+    args: &'a Args,
+    config: &'a Config,
+    base: Edited,
+    train: &'a Source,
+    validation: Source,
+    test: Source,
+    folder: PathBuf,
+    start: Instant,
+}
+
+impl Run<'_> {
+    fn train<E: LearnedEditor>(&self, editor: E) -> Result<()> {
+        let Run { args, config, base, folder, start, .. } = self;
+        let (model, seed) = (base.base(), config.train.seed);
+        let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: false };
+        let validation = self.validation.fixed(seed, config.train.validation_records, limits.per_class);
+        let mut trainer = EditTrainer {
+            editor,
+            base: base.clone(),
+            settings: config.train.clone(),
+            description: Base {
+                path: config.model.path.clone(),
+                fingerprint: model.fingerprint.clone(),
+                dtype: config.model.dtype,
+            },
+            config: serde_json::to_value(config).unwrap_or_default(),
+            train: self.train,
+            validation: &validation,
+            limits,
+            folder: folder.clone(),
+        };
+        keep_state();
+        let mut show = Show::new(config.train.max_steps);
+        let progress = trainer.run(&mut |event| show.event(event), &stop)?;
+        show.bar.finish_and_clear();
+        state_is_kept()?;
+        let trained = start.elapsed().as_secs_f64();
+
+        let most = if config.data.test_records == 0 { usize::MAX } else { config.data.test_records };
+        let test = self.test.fixed(seed, most, limits.per_class);
+        let rows = trainer.evaluate(&test)?;
+        let summary = summarize(&rows);
+        let own = trainer.editor.examine(&test)?;
+        let seconds = json!({"training": trained, "test": start.elapsed().as_secs_f64() - trained});
+        if args.json {
+            let document = json!({
+                "archive": folder,
+                "steps": progress.step,
+                "protocol": "mend",
+                "best": progress.best,
+                "test": summary,
+                "editor": own.iter().map(|(name, share)| ((*name).to_owned(), json!(share))).collect::<serde_json::Map<_, _>>(),
+                "balanced": balanced(&rows, Side::After),
+                "sentiment": sentiment(&rows, Side::After),
+                "settings": config,
+                "fingerprint": model.fingerprint,
+                "seconds": seconds,
+                "peak_memory_bytes": peak_memory(),
+            });
+            return print(&format!("{document:#}\n"));
+        }
+        let example = &test[0];
+        let mut text = format!(
+            "\n{} steps in {trained:.0} s, the best after step {}\n\n{}",
+            progress.step,
+            progress.best.map_or(0, |best| best.step),
+            figures::mend(&summary)
+        );
+        for (name, share) in &own {
+            text += &format!("{:<40}{:>8}\n", name.replace('_', " "), percent(Some(*share)));
+        }
+        for figures in [
+            figures::balanced(&balanced(&rows, Side::Before), &balanced(&rows, Side::After)),
+            figures::sentiment(&sentiment(&rows, Side::Before), &sentiment(&rows, Side::After)),
+        ] {
+            text += &figures.map_or(String::new(), |figures| format!("\n{figures}"));
+        }
+        text += &format!("\nThree test facts, before and after an edit\n\n{}", three(base, &trainer, &test, &rows)?);
+        text += &format!(
+            "\nNext, an edit of your own:\n\n    emend apply --archive {} --prompt {} --target {}\n",
+            quoted(&folder.to_string_lossy()),
+            quoted(&example.prompt),
+            quoted(&example.target_new)
+        );
+        print(&text)
+    }
 }
 
 /// A word for a shell.
@@ -198,13 +295,17 @@ fn check_lengths(source: &Source, name: &str, model: &Model) -> Result<()> {
 }
 
 /// The first three test records as a user would see them.
-fn three(base: &Edited, trainer: &EditTrainer<'_, MendTrainer>, rows: &[ProbeRow]) -> Result<String> {
-    use crate::train::learned::LearnedEditor;
+fn three<E: LearnedEditor>(
+    base: &Edited,
+    trainer: &EditTrainer<'_, E>,
+    test: &[EditRecord],
+    rows: &[ProbeRow],
+) -> Result<String> {
     let mut text = String::new();
     for record in 0..3 {
         let mine: Vec<&ProbeRow> = rows.iter().filter(|row| row.record == record).collect();
-        let Some(own) = mine.iter().find(|row| row.kind == Kind::Rewrite) else { break };
-        let request = crate::edit::EditRequest::new(own.prompt.clone(), own.target.clone());
+        let Some(own) = test.get(record) else { break };
+        let request = EditRequest::from(own);
         let edit = trainer.editor.edit(base, &[request], trainer.settings.seed)?;
         let after = base.with(edit)?;
         let of = |kind: Kind| mine.iter().filter(move |row| row.kind == kind).take(1);

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{ModelSection, within};
 use crate::archive::EditorSettings;
 use crate::error::{Error, Result};
-use crate::train::mend::LossSettings;
 use crate::train::settings::Settings;
+use crate::train::{mend, serac};
 
 /// The whole file.
 #[derive(Debug, Clone, Serialize)]
@@ -18,15 +18,21 @@ pub struct Config {
     /// The editor.
     pub editor: EditorSettings,
     /// Its loss.
-    pub loss: LossSettings,
+    pub loss: Loss,
     /// What it learns from.
     pub data: Data,
     /// How it learns.
     pub train: Settings,
 }
 
-fn loss() -> LossSettings {
-    toml::from_str("").unwrap_or_else(|_| unreachable!("every key of [loss] has a default"))
+/// `[loss]`, by the editor's method.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Loss {
+    /// MEND's.
+    Mend(mend::LossSettings),
+    /// SERAC's.
+    Serac(serac::LossSettings),
 }
 
 /// `[data]`: `pocket`, a named set that `fetch` brings, or a path beside the config.
@@ -60,8 +66,8 @@ fn few() -> usize {
 struct File {
     model: ModelSection,
     editor: toml::Table,
-    #[serde(default = "loss")]
-    loss: LossSettings,
+    #[serde(default)]
+    loss: toml::Table,
     data: Data,
     train: Settings,
 }
@@ -74,13 +80,12 @@ impl Config {
     pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
         let file: File = super::read(path, sets)?;
         let origin = path.display().to_string();
-        let config = Config {
-            model: file.model,
-            editor: editor(file.editor, &origin)?,
-            loss: file.loss,
-            data: file.data,
-            train: file.train,
+        let editor = editor(file.editor, &origin)?;
+        let loss = match &editor {
+            EditorSettings::Mend(_) => Loss::Mend(super::parse_under("loss", file.loss.into(), &origin)?),
+            EditorSettings::Serac(_) => Loss::Serac(super::parse_under("loss", file.loss.into(), &origin)?),
         };
+        let config = Config { model: file.model, editor, loss, data: file.data, train: file.train };
         config.train.check()?;
         within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;
         within("data.per_class", config.data.per_class as f64, 0.0, 1e6)?;
@@ -93,10 +98,13 @@ fn editor(mut table: toml::Table, origin: &str) -> Result<EditorSettings> {
     let Some(method) = table.remove("method") else {
         let found: Vec<&str> = table.keys().map(String::as_str).collect();
         let found = found.join(", ");
-        return Err(Error::Config(format!("{origin}: editor.method is missing (found: {found}); known: \"mend\"")));
+        return Err(Error::Config(format!(
+            "{origin}: editor.method is missing (found: {found}); known: \"mend\", \"serac\""
+        )));
     };
     match method.as_str() {
         Some("mend") => Ok(EditorSettings::Mend(super::parse_under("editor", table.into(), origin)?)),
-        _ => Err(Error::Config(format!("{origin}: editor.method = {method} is not known; known: \"mend\""))),
+        Some("serac") => Ok(EditorSettings::Serac(super::parse_under("editor", table.into(), origin)?)),
+        _ => Err(Error::Config(format!("{origin}: editor.method = {method} is not known; known: \"mend\", \"serac\""))),
     }
 }

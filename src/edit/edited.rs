@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-use super::Edit;
 use super::change::{Delta, Deltas};
 use super::memory::{Consulted, Recall};
+use super::{Edit, EditRequest};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::decoder::Decoder;
@@ -38,6 +38,11 @@ impl Edited {
         let id = base.fingerprint.clone();
         let (weights_id, deltas) = (id.clone(), Deltas::default());
         Edited { base, edits: vec![], decoder, deltas, id, weights_id, memories: vec![] }
+    }
+
+    /// A model whose tokenizer and config are the base's, but whose weights are another decoder's, known by `id`.
+    pub fn with_decoder(base: Arc<Model>, decoder: Decoder, id: String) -> Self {
+        Edited { decoder, weights_id: id.clone(), id, ..Edited::new(base) }
     }
 
     /// The frozen base.
@@ -192,6 +197,19 @@ impl Edited {
             }
         }
         Ok(consulted)
+    }
+
+    /// The entry of a memory that answers a prompt, and how sure the memory is that it is meant; nothing where the weights answer.
+    ///
+    /// # Errors
+    /// A prompt that a memory's networks cannot take.
+    pub fn consulted(&self, prompt: &str) -> Result<Option<(EditRequest, f64)>> {
+        for recall in self.memories.iter().rev() {
+            if let Some(said) = recall.route.consult(recall, &[prompt.to_owned()])?.pop().flatten() {
+                return Ok(Some((recall.requests[said.entry].clone(), said.scope)));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether there is a memory to consult.

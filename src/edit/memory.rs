@@ -155,6 +155,17 @@ pub fn without_contradictions(requests: &[EditRequest]) -> (Vec<usize>, Vec<(usi
     (stay, go.into_iter().map(|index| (index, winner(index))).collect())
 }
 
+/// Requests of which of two on one question only the later stays; each change of mind is said.
+pub fn settled(requests: &[EditRequest]) -> Vec<EditRequest> {
+    let (stay, gone) = without_contradictions(requests);
+    for (old, new) in gone.into_iter().map(|(old, new)| (&requests[old], &requests[new])) {
+        if old.target_new != new.target_new {
+            tracing::warn!("\"{}\": \"{}\" takes the place of \"{}\"", new.prompt, new.target_new, old.target_new);
+        }
+    }
+    stay.into_iter().map(|index| requests[index].clone()).collect()
+}
+
 impl Recall {
     /// The entries of one edit.
     ///

@@ -1,6 +1,7 @@
 //! Text to tokens and back, and where in the tokens a target or a subject stands.
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
@@ -15,6 +16,8 @@ pub struct Tokenizer {
     begin: Begin,
     /// What tokenizer_config.json calls the begin token.
     bos: Option<u32>,
+    /// Written down once it is asked for: a vocabulary takes long to hash.
+    fingerprint: Arc<OnceLock<String>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +103,7 @@ impl Tokenizer {
             (Some(false), Some(id)) => Begin::Without(id),
             _ => Begin::AsStored,
         };
-        Ok(Tokenizer { inner, begin, bos: id })
+        Ok(Tokenizer { inner, begin, bos: id, fingerprint: Arc::default() })
     }
 
     /// The ids of a text and the byte range of the text that each stands for; a token that the tokenizer adds has an empty range.
@@ -140,11 +143,14 @@ impl Tokenizer {
     /// # Errors
     /// A tokenizer that cannot be written down.
     pub fn fingerprint(&self) -> Result<String> {
+        if let Some(known) = self.fingerprint.get() {
+            return Ok(known.clone());
+        }
         let text = self.inner.to_string(false);
         let text = text.map_err(|error| Error::Input(format!("the tokenizer cannot be written down: {error}")))?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(text.as_bytes()).update(format!("{:?}", self.begin).as_bytes());
-        Ok(hasher.finalize().to_hex().to_string())
+        Ok(self.fingerprint.get_or_init(|| hasher.finalize().to_hex().to_string()).clone())
     }
 
     /// The tokens of a text, with the tokenizer's own beginning.

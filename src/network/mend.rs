@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::gradient_transform::{GradientTransform, Nonlinearity, Normalization, Normalizer};
+use super::parameters;
 use crate::edit::score::{check_targets, target_log_probabilities};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
@@ -343,6 +344,49 @@ impl Mend {
             findings: serde_json::Value::Null,
         };
         Ok(Edit::new(provenance, Change::Weights(WeightChange { matrices, biases: BTreeMap::new() }), BTreeMap::new()))
+    }
+
+    /// The tensors of an editor: its network, and the running figures beside it.
+    pub fn tensors(&self) -> BTreeMap<String, TensorData> {
+        let mut tensors: BTreeMap<String, TensorData> = parameters::collect(&self.network)
+            .into_iter()
+            .map(|(name, data)| (format!("network.{name}"), data))
+            .collect();
+        for (shape, normalizer) in self.normalizers.iter().enumerate() {
+            tensors.insert(format!("normalizer.{shape}.count"), TensorData::new(vec![normalizer.count], [1]));
+            tensors.insert(format!("normalizer.{shape}.mean"), normalizer.mean.clone().into_data());
+            tensors.insert(format!("normalizer.{shape}.squares"), normalizer.squares.clone().into_data());
+        }
+        tensors.insert("normalizer.records".into(), TensorData::new(vec![self.observed as f64], [1]));
+        tensors
+    }
+
+    /// Puts [`Mend::tensors`] back.
+    ///
+    /// # Errors
+    /// Tensors that are missing, too many, or of another shape.
+    pub fn restored(mut self, mut tensors: BTreeMap<String, TensorData>) -> Result<Self> {
+        let records = tensors
+            .remove("normalizer.records")
+            .ok_or_else(|| Error::Input("tensor \"normalizer.records\" is missing".into()))?;
+        self.observed = records.iter::<f64>().sum::<f64>() as usize;
+        for (shape, normalizer) in self.normalizers.iter_mut().enumerate() {
+            let mut take = |part: &str, length: usize| {
+                let name = format!("normalizer.{shape}.{part}");
+                let found = tensors.remove(&name).filter(|data| data.shape().to_vec() == [length]);
+                found.ok_or_else(|| Error::Input(format!("tensor \"{name}\" is missing or has another shape")))
+            };
+            let (device, dtype, length) =
+                (normalizer.mean.device(), normalizer.mean.dtype(), normalizer.mean.dims()[0]);
+            let count = take("count", 1)?.iter::<f64>().sum();
+            let mean = Tensor::from_data(take("mean", length)?, (&device, dtype));
+            *normalizer =
+                Normalizer { count, mean, squares: Tensor::from_data(take("squares", length)?, (&device, dtype)) };
+        }
+        let named =
+            tensors.into_iter().map(|(name, data)| (name.strip_prefix("network.").unwrap_or(&name).to_owned(), data));
+        self.network = parameters::restore(self.network, named.collect())?;
+        Ok(self)
     }
 }
 

@@ -3,3 +3,6 @@
 pub mod gradient_transform;
 pub mod mend;
 pub mod parameters;
+pub mod reader;
+pub mod serac;
+pub mod tuned;

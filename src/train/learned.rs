@@ -60,6 +60,15 @@ pub trait LearnedEditor: Clone + Send + Sync {
 
     /// How many neighbours of each locality class a record is drawn with.
     fn neighbours(&self) -> usize;
+
+    /// Figures of its own on records it did not learn from, as shares from 0 to 1.
+    ///
+    /// # Errors
+    /// A record that the model cannot take.
+    fn examine(&self, records: &[EditRecord]) -> Result<Vec<(&'static str, f64)>> {
+        let _ = records;
+        Ok(vec![])
+    }
 }
 
 /// Told how much is done of how much; says whether to go on.

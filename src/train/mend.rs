@@ -11,14 +11,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{Int, Tensor, TensorData};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::below::Below;
-use super::learned::{Group, LearnedEditor, Loss, Watch};
-use crate::archive::{self, EditorSettings};
+use super::learned::{self, Group, LearnedEditor, Watch};
+use super::loss::{Loss, Reads, edit_and_locality};
+use crate::archive::EditorSettings;
 use crate::config::within;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{OTHER_RECORDS, Source, draw_locality};
@@ -223,7 +224,7 @@ impl MendTrainer {
                 let weight = share / (texts.in_scope.len() * text.target().len()) as f64;
                 scope.cells.extend(text.reads().map(|cell| (rows.len(), cell)));
                 scope.weights.extend(text.target().iter().map(|_| weight));
-                targets.extend(text.target().iter().map(|&id| i64::from(id)));
+                targets.extend(text.target());
                 rows.push(text.ids[..text.ids.len() - 1].to_vec());
                 places.push((owner, 0));
             }
@@ -244,40 +245,23 @@ impl MendTrainer {
         let edited = self.base.blocks(hidden.clone(), above.clone(), tokens.span(), None, &mut deltas)?;
         let reads: Vec<_> = scope.cells.iter().chain(&near.cells).copied().collect();
         let logits = self.base.head(edited, &reads);
-        let log = activation::log_softmax(logits.clone().inner(), 1);
-        let [count, vocabulary] = log.dims();
-        let in_scope = scope.cells.len();
-        let (device, dtype) = (log.device(), log.dtype());
-        let weights = |of: &Reads| {
-            Tensor::<1>::from_data(TensorData::new(of.weights.clone(), [of.weights.len()]), (&device, dtype))
+        let base = match near_rows.is_empty() {
+            true => None,
+            false => {
+                let (base_hidden, base_span) = select_rows(hidden, &tokens, &near_rows);
+                let base = self.base.blocks(base_hidden, above, base_span.span(), None, &mut NoTap)?;
+                let row_of = |row: usize| near_rows.iter().position(|&near| near == row).unwrap_or(0);
+                let cells: Vec<_> = near.cells.iter().map(|&(row, cell)| (row_of(row), cell)).collect();
+                Some(self.base.head(base, &cells))
+            }
         };
-        let number = |tensor: Tensor<1>| tensor.into_data().iter::<f64>().sum::<f64>();
-
-        // With p the softmax of the logits z, ∂NLL/∂z = p − onehot and ∂KL/∂z = p − p_base: z times this constant has the loss's
-        // gradient, without a pass of autodiff over the vocabulary.
-        let log_scope = log.clone().slice([0..in_scope, 0..vocabulary]);
-        let scope_weights = weights(&scope);
-        let index = Tensor::<1, Int>::from_data(targets.as_slice(), &device).unsqueeze_dim::<2>(1);
-        let nll = log_scope.clone().gather(1, index.clone()).squeeze_dim::<1>(1) * scope_weights.clone();
-        let nll = -number(nll);
-        let minus_one = Tensor::<2>::full([in_scope, 1], -1.0, (&device, dtype));
-        let towards_targets = log_scope.exp().scatter(1, index, minus_one, burn::tensor::IndexingUpdateOp::Add);
-        let mut towards = vec![towards_targets * scope_weights.unsqueeze_dim(1).mul_scalar(self.loss.edit)];
-        let mut kl = 0.0;
-        if !near_rows.is_empty() {
-            let (base_hidden, base_span) = select_rows(hidden, &tokens, &near_rows);
-            let base = self.base.blocks(base_hidden, above, base_span.span(), None, &mut NoTap)?;
-            let row_of = |row: usize| near_rows.iter().position(|&near| near == row).unwrap_or(0);
-            let cells: Vec<_> = near.cells.iter().map(|&(row, cell)| (row_of(row), cell)).collect();
-            let log_base = activation::log_softmax(self.base.head(base, &cells), 1);
-            let log_near = log.slice([in_scope..count, 0..vocabulary]);
-            let near_weights = weights(&near);
-            let p_base = log_base.clone().exp();
-            let each = (p_base.clone() * (log_base - log_near.clone())).sum_dim(1).squeeze_dim::<1>(1);
-            kl = number(each * near_weights.clone());
-            towards.push((log_near.exp() - p_base) * near_weights.unsqueeze_dim(1).mul_scalar(self.loss.locality));
-        }
-        let surrogate = (logits * Tensor::cat(towards, 0)).sum();
+        let Loss { surrogate, nll, kl } = edit_and_locality(
+            logits,
+            (&targets, &scope.weights),
+            base,
+            &near.weights,
+            (self.loss.edit, self.loss.locality),
+        );
         Ok(Part { gradients: GradientsParams::from_grads(surrogate.backward(), &mend.network), nll, kl })
     }
 }
@@ -295,13 +279,6 @@ struct Part {
     gradients: GradientsParams,
     nll: f64,
     kl: f64,
-}
-
-/// Where a batch of in-scope and out-of-scope rows is read, and with what weight each read counts.
-#[derive(Default)]
-struct Reads {
-    cells: Vec<(usize, usize)>,
-    weights: Vec<f64>,
 }
 
 impl LearnedEditor for MendTrainer {
@@ -352,7 +329,7 @@ impl LearnedEditor for MendTrainer {
         self.below.keep(kept, bytes, watch)
     }
 
-    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Loss> {
+    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<learned::Loss> {
         let texts = records.iter().map(|record| self.texts(record, rng)).collect::<Result<Vec<_>>>()?;
         // Edits that are applied together stay together.
         let edits: Vec<&[Texts]> = texts.chunks(self.together).collect();
@@ -378,7 +355,10 @@ impl LearnedEditor for MendTrainer {
             kl += part.kl;
         }
         let total = self.loss.edit * nll + self.loss.locality * kl;
-        Ok(Loss { gradients: sum.grads(), figures: vec![("loss", total), ("edit_nll", nll), ("locality_kl", kl)] })
+        Ok(learned::Loss {
+            gradients: sum.grads(),
+            figures: vec![("loss", total), ("edit_nll", nll), ("locality_kl", kl)],
+        })
     }
 
     fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit> {
@@ -386,11 +366,11 @@ impl LearnedEditor for MendTrainer {
     }
 
     fn tensors(&self) -> BTreeMap<String, TensorData> {
-        archive::mend_tensors(&self.mend)
+        self.mend.tensors()
     }
 
     fn restore(&mut self, tensors: BTreeMap<String, TensorData>) -> Result<()> {
-        self.mend = archive::restore_mend(self.mend.clone(), tensors)?;
+        self.mend = self.mend.clone().restored(tensors)?;
         Ok(())
     }
 

@@ -3,10 +3,12 @@
 mod below;
 pub mod gradients;
 pub mod learned;
+mod loss;
 pub mod mend;
 mod metrics;
 pub mod pretrain;
 pub mod resume;
 pub mod schedule;
+pub mod serac;
 pub mod settings;
 pub mod trainer;

@@ -39,7 +39,8 @@ pub struct Settings {
     pub patience: usize,
     /// The network's learning rate at its height.
     pub learning_rate: f64,
-    /// The edit rates' learning rate at its height.
+    /// The edit rates' learning rate at its height; of MEND only.
+    #[serde(default = "edit_rate_learning_rate")]
     pub edit_rate_learning_rate: f64,
     /// The optimiser.
     #[serde(default)]
@@ -66,6 +67,10 @@ pub struct Settings {
 
 fn one() -> usize {
     1
+}
+
+fn edit_rate_learning_rate() -> f64 {
+    1e-4
 }
 
 fn hidden_memory_gb() -> f64 {

@@ -1,0 +1,192 @@
+//! What training changes of a pretrained stack: all of it, its top blocks, or low-rank factors beside its matrices. The rest stays the
+//! pretrained model's and is stored nowhere else.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::model::decoder::{Block, Decoder, Norm};
+use crate::model::encoder::Encoder;
+use crate::model::tap::{Role, Span, Stack, Tap, Weight};
+
+/// How much of a pretrained stack is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tune {
+    /// Nothing.
+    Nothing,
+    /// All of it, embeddings included.
+    Whole,
+    /// Its topmost blocks.
+    Top(usize),
+    /// Factors `W + A·B` beside every matrix of its topmost blocks (Hu et al., 2022).
+    Lora {
+        /// Columns of A.
+        rank: usize,
+        /// Blocks that have them; 0 for all.
+        #[serde(default)]
+        top: usize,
+    },
+}
+
+/// The trained part of a stack.
+#[derive(Module, Debug)]
+pub struct Tuned {
+    /// In the place of the topmost blocks.
+    pub blocks: Vec<Block>,
+    /// What is not in the blocks, where all is trained.
+    pub ends: Option<Ends>,
+    /// One a matrix.
+    pub factors: Vec<Factors>,
+}
+
+/// What a stack has below and above its blocks.
+#[derive(Module, Debug)]
+pub struct Ends {
+    /// `[vocabulary, width]`
+    pub embedding: Param<Tensor<2>>,
+    /// `[context, width]`
+    pub positions: Option<Param<Tensor<2>>>,
+    /// An encoder's token types, `[kinds, width]`.
+    pub kinds: Option<Param<Tensor<2>>>,
+    /// A decoder's last norm, an encoder's first.
+    pub norm: Norm,
+    /// A decoder's untied head, `[width, vocabulary]`.
+    pub head: Option<Param<Tensor<2>>>,
+}
+
+/// `A·B`, added to one matrix.
+#[derive(Module, Debug)]
+pub struct Factors {
+    /// `[d_in, rank]`
+    pub a: Param<Tensor<2>>,
+    /// `[rank, d_out]`
+    pub b: Param<Tensor<2>>,
+    /// The matrix.
+    #[module(skip)]
+    pub at: Weight,
+}
+
+const ROLES: [Role; 7] = [Role::Query, Role::Key, Role::Value, Role::Out, Role::MlpGate, Role::MlpUp, Role::MlpDown];
+
+impl Tuned {
+    fn new(tune: &Tune, stack: Stack, blocks: &[Block], ends: Ends, place: (&Device, DType)) -> Result<Self> {
+        let layers = blocks.len();
+        let top = |count: usize| match count {
+            0 => Err(Error::Config("tune: at least one block must be trained; \"nothing\" trains none".into())),
+            _ if count > layers => Err(Error::Config(format!("tune: {count} blocks of a model that has {layers}"))),
+            _ => Ok(layers - count),
+        };
+        let none = Tuned { blocks: vec![], ends: None, factors: vec![] };
+        Ok(match *tune {
+            Tune::Nothing => none,
+            Tune::Whole => trained(Tuned { blocks: blocks.to_vec(), ends: Some(ends), ..none }, place.0),
+            Tune::Top(count) => trained(Tuned { blocks: blocks[top(count)?..].to_vec(), ..none }, place.0),
+            Tune::Lora { rank: 0, .. } => return Err(Error::Config("tune.lora.rank must be at least 1".into())),
+            Tune::Lora { rank, top: count } => {
+                let first = if count == 0 { 0 } else { top(count)? };
+                let mut factors = vec![];
+                for (layer, block) in blocks.iter().enumerate().skip(first) {
+                    for role in ROLES {
+                        let Some(linear) = block.linear(role) else { continue };
+                        let [d_in, d_out] = linear.weight.val().dims();
+                        let spread = Distribution::Normal(0.0, 1.0 / (d_in as f64).sqrt());
+                        factors.push(Factors {
+                            a: Param::from_tensor(Tensor::random([d_in, rank], spread, place)),
+                            b: Param::from_tensor(Tensor::zeros([rank, d_out], place)),
+                            at: Weight { stack, layer, role },
+                        });
+                    }
+                }
+                Tuned { factors, ..none }
+            }
+        })
+    }
+
+    /// The part of a decoder that `tune` names, as it is pretrained.
+    ///
+    /// # Errors
+    /// More blocks than there are.
+    pub fn of_decoder(tune: &Tune, decoder: &Decoder, place: (&Device, DType)) -> Result<Self> {
+        let ends = Ends {
+            embedding: decoder.embedding.clone(),
+            positions: decoder.positions.clone(),
+            kinds: None,
+            norm: decoder.norm.clone(),
+            head: decoder.head.clone(),
+        };
+        Tuned::new(tune, Stack::Decoder, &decoder.blocks, ends, place)
+    }
+
+    /// The part of an encoder that `tune` names, as it is pretrained.
+    ///
+    /// # Errors
+    /// More blocks than there are.
+    pub fn of_encoder(tune: &Tune, encoder: &Encoder, place: (&Device, DType)) -> Result<Self> {
+        let ends = Ends {
+            embedding: encoder.embedding.clone(),
+            positions: Some(encoder.positions.clone()),
+            kinds: encoder.kinds.clone(),
+            norm: encoder.norm.clone(),
+            head: None,
+        };
+        Tuned::new(tune, Stack::Encoder, &encoder.blocks, ends, place)
+    }
+
+    /// The decoder with its trained part; factors stand apart (see [`Tuned::tap`]).
+    pub fn decoder(&self, pretrained: &Decoder) -> Decoder {
+        let mut decoder = pretrained.clone();
+        let first = decoder.blocks.len() - self.blocks.len();
+        decoder.blocks.truncate(first);
+        decoder.blocks.extend(self.blocks.iter().cloned());
+        if let Some(ends) = &self.ends {
+            decoder.embedding = ends.embedding.clone();
+            decoder.positions = ends.positions.clone();
+            decoder.norm = ends.norm.clone();
+            decoder.head = ends.head.clone();
+        }
+        decoder
+    }
+
+    /// The encoder with its trained part; factors stand apart (see [`Tuned::tap`]).
+    pub fn encoder(&self, pretrained: &Encoder) -> Encoder {
+        let mut encoder = pretrained.clone();
+        let first = encoder.blocks.len() - self.blocks.len();
+        encoder.blocks.truncate(first);
+        encoder.blocks.extend(self.blocks.iter().cloned());
+        if let Some(ends) = &self.ends {
+            encoder.embedding = ends.embedding.clone();
+            if let Some(positions) = &ends.positions {
+                encoder.positions = positions.clone();
+            }
+            encoder.kinds = ends.kinds.clone();
+            encoder.norm = ends.norm.clone();
+        }
+        encoder
+    }
+
+    /// Adds `(x·A)·B` where there are factors.
+    pub fn tap(&self) -> FactorTap<'_> {
+        FactorTap(&self.factors)
+    }
+}
+
+/// Pretrained parameters as leaves of a training, where the device is one's.
+fn trained(tuned: Tuned, device: &Device) -> Tuned {
+    if device.is_autodiff() { tuned.train().fork(device) } else { tuned }
+}
+
+/// See [`Tuned::tap`].
+pub struct FactorTap<'a>(&'a [Factors]);
+
+impl Tap for FactorTap<'_> {
+    fn linear(&mut self, at: Weight, _span: &Span, input: &Tensor<3>, output: Tensor<3>) -> Tensor<3> {
+        let Some(factors) = self.0.iter().find(|factors| factors.at == at) else { return output };
+        let [rows, cells, d_in] = input.dims();
+        let flat = input.clone().reshape([rows * cells, d_in]);
+        let change = flat.matmul(factors.a.val()).matmul(factors.b.val());
+        let d_out = change.dims()[1];
+        output + change.reshape([rows, cells, d_out])
+    }
+}

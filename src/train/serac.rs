@@ -1,0 +1,603 @@
+//! The losses that train SERAC: balanced binary cross-entropy for the scope classifier; for the counterfactual model the negative
+//! log-likelihood of answers behind their edit, and the KL divergence from the base on questions that the edit says nothing of.
+//!
+//! ```text
+//! L = c_scope · (½ mean₊ −ln s(e, q) + ½ mean₋ −ln(1 − s(e, q)))
+//!   + c_edit · −ln p_cf(y | e, q₊)  +  c_loc · KL(p_base(· | q₋) ‖ p_cf(· | e, q₋))
+//! ```
+//!
+//! The two networks share no parameter: one backward pass trains both, or one alone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::{Tensor, TensorData, activation};
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::learned::{self, Group, LearnedEditor, Watch};
+use super::loss::{Loss, Reads, edit_and_locality};
+use crate::archive::EditorSettings;
+use crate::config::within;
+use crate::data::record::{EditRecord, Probe};
+use crate::data::source::{Source, draw_locality};
+use crate::edit::score::check_targets;
+use crate::edit::{Edit, EditRequest, Edited};
+use crate::error::{Error, Result};
+use crate::model::sentences::nearest;
+use crate::model::tap::NoTap;
+use crate::model::tokenizer::{Continuation, Tokenizer};
+use crate::model::tokens::Tokens;
+use crate::network::parameters;
+use crate::network::serac::{Kind, Part, Serac, SeracNetwork, SeracRoute};
+use crate::{parallel, random};
+
+/// `[loss]` of a SERAC config.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossSettings {
+    /// c_edit.
+    #[serde(default = "one")]
+    pub edit: f64,
+    /// c_loc; 0 for a counterfactual model of another vocabulary.
+    #[serde(default = "one")]
+    pub locality: f64,
+    /// c_scope.
+    #[serde(default = "one")]
+    pub scope: f64,
+    /// In-scope questions a record.
+    #[serde(default = "two")]
+    pub in_scope: usize,
+    /// Out-of-scope questions a record, of its own, for the classifier.
+    #[serde(default = "two")]
+    pub out_of_scope: usize,
+    /// How many of these the counterfactual model is held to the base on.
+    #[serde(default = "two")]
+    pub held: usize,
+    /// Weights of the classes of out-of-scope questions; a class not named weighs 1 where none is named, else 0.
+    #[serde(default)]
+    pub mix: BTreeMap<String, f64>,
+    /// Hard negatives that are mined among the questions of other records.
+    #[serde(default)]
+    pub mined: Mined,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn two() -> usize {
+    2
+}
+
+/// `[loss.mined]`: questions of other records that the pretrained reader finds near an edit's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mined {
+    /// How many a record is given in a step.
+    pub count: usize,
+    /// Among how many of the nearest they are drawn.
+    pub among: usize,
+    /// How many of the nearest are left out, where a file holds one fact several times.
+    pub skip: usize,
+    /// The lower, the more the nearest are preferred.
+    pub temperature: f64,
+    /// Questions that are searched.
+    pub pool: usize,
+}
+
+impl Default for Mined {
+    fn default() -> Self {
+        Mined { count: 1, among: 100, skip: 0, temperature: 0.1, pool: 4096 }
+    }
+}
+
+/// SERAC with what it learns from.
+#[derive(Clone)]
+pub struct SeracTrainer {
+    serac: Serac,
+    base: Edited,
+    loss: LossSettings,
+    learning_rate: f64,
+    pool: Arc<Pool>,
+    /// The networks as they answer, put together when they are asked for.
+    route: Arc<Mutex<Option<Arc<SeracRoute>>>>,
+}
+
+/// Questions among which hard negatives are mined.
+#[derive(Default)]
+struct Pool {
+    questions: Vec<Probe>,
+    /// `[questions, width]`, by the pretrained reader.
+    embeddings: Option<Tensor<2>>,
+    index: HashMap<String, usize>,
+}
+
+/// What a record asks in a step.
+struct Asked {
+    statement: String,
+    subject: Option<String>,
+    in_scope: Vec<(String, String)>,
+    out_of_scope: Vec<Probe>,
+    mined: Vec<Probe>,
+}
+
+/// Questions in scope with their answers: the edit's own, its rephrases, and its consequences, which have answers of their own.
+fn in_scope(record: &EditRecord) -> Vec<(&str, &str)> {
+    let own =
+        record.rephrases.iter().chain([&record.prompt]).map(|prompt| (prompt.as_str(), record.target_new.as_str()));
+    let further = record.portability.values().flatten();
+    own.chain(further.filter_map(|probe| Some((probe.prompt.as_str(), probe.target.as_deref()?)))).collect()
+}
+
+impl SeracTrainer {
+    /// A trainer of `serac` on `base`.
+    ///
+    /// # Errors
+    /// Numbers out of range; a KL loss between models of different vocabularies.
+    pub fn new(mut serac: Serac, base: Edited, loss: LossSettings, learning_rate: f64) -> Result<Self> {
+        for (key, value) in [("edit", loss.edit), ("locality", loss.locality), ("scope", loss.scope)] {
+            within(&format!("loss.{key}"), value, 0.0, 1e9)?;
+        }
+        within("loss.in_scope", loss.in_scope as f64, 1.0, 1e4)?;
+        within("loss.out_of_scope", loss.out_of_scope as f64, 0.0, 1e4)?;
+        within("loss.mined.among", loss.mined.among as f64, 1.0, 1e6)?;
+        within("loss.mined.temperature", loss.mined.temperature, 1e-6, 1e6)?;
+        for (class, weight) in &loss.mix {
+            within(&format!("loss.mix.\"{class}\""), *weight, 0.0, 1e9)?;
+        }
+        let vocabularies = [&serac.pretrained, base.base()].map(|model| model.decoder.spec.vocabulary);
+        if loss.locality > 0.0 && vocabularies[0] != vocabularies[1] && serac.settings.train != Part::Classifier {
+            return Err(Error::Config(format!(
+                "loss.locality = {}: the KL loss wants equal vocabularies, the counterfactual model has {} tokens, the model {}; \
+                 set loss.locality = 0",
+                loss.locality, vocabularies[0], vocabularies[1]
+            )));
+        }
+        serac.network = parameters::with_stable_ids(serac.network);
+        Ok(SeracTrainer { serac, base, loss, learning_rate, pool: Arc::default(), route: Arc::default() })
+    }
+
+    /// The networks.
+    pub fn serac(&self) -> &Serac {
+        &self.serac
+    }
+
+    /// The networks as they answer.
+    ///
+    /// # Errors
+    /// A model that cannot be put together.
+    pub fn route(&self) -> Result<Arc<SeracRoute>> {
+        let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
+        match route.as_ref() {
+            Some(route) => Ok(route.clone()),
+            None => Ok(route.insert(self.serac.route()?).clone()),
+        }
+    }
+
+    fn weight(&self, class: &str) -> f64 {
+        match self.loss.mix.is_empty() {
+            true => 1.0,
+            false => self.loss.mix.get(class).copied().unwrap_or(0.0),
+        }
+    }
+
+    fn trains(&self, part: Part) -> bool {
+        [Part::Both, part].contains(&self.serac.settings.train)
+    }
+
+    /// What some records ask in a step.
+    fn ask(&self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Vec<Asked>> {
+        let mined = self.mine(records, rng)?;
+        let asked = records.iter().zip(mined).map(|(record, mined)| {
+            let mut pool = in_scope(record);
+            let in_scope = (0..self.loss.in_scope.min(pool.len())).map(|_| {
+                let (prompt, target) = pool.swap_remove(rng.random_range(0..pool.len()));
+                (prompt.to_owned(), target.to_owned())
+            });
+            let in_scope = in_scope.collect();
+            let near = draw_locality(record, self.loss.out_of_scope, |class| self.weight(class), rng);
+            Asked {
+                statement: EditRequest::from(record).statement(),
+                subject: record.subject.clone(),
+                in_scope,
+                out_of_scope: near.into_iter().cloned().collect(),
+                mined,
+            }
+        });
+        Ok(asked.collect())
+    }
+
+    /// Hard negatives: questions near each record's, about other subjects.
+    fn mine(&self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Vec<Vec<Probe>>> {
+        let Mined { count, among, skip, temperature, .. } = self.loss.mined;
+        let Some(embeddings) = self.pool.embeddings.as_ref().filter(|_| count > 0) else {
+            return Ok(vec![vec![]; records.len()]);
+        };
+        let known: Vec<Option<&usize>> = records.iter().map(|record| self.pool.index.get(&record.prompt)).collect();
+        let queries = match known.iter().copied().collect::<Option<Vec<_>>>() {
+            Some(known) => {
+                crate::edit::memory::select(embeddings.clone(), &known.into_iter().copied().collect::<Vec<_>>())
+            }
+            None => {
+                self.serac.reader.embed(&records.iter().map(|record| record.prompt.as_str()).collect::<Vec<_>>())?
+            }
+        };
+        // Some of the nearest are about the edit's own subject.
+        let near = nearest(queries, embeddings, skip + 2 * among);
+        let mined = records.iter().zip(near).map(|(record, near)| {
+            let own = in_scope(record);
+            let other = |&(index, _): &(usize, f32)| {
+                let prompt = self.pool.questions[index].prompt.as_str();
+                own.iter().all(|(known, _)| *known != prompt)
+                    && record.subject.as_ref().is_none_or(|subject| !prompt.contains(subject.as_str()))
+            };
+            let mut near: Vec<(usize, f32)> = near.into_iter().filter(other).skip(skip).take(among).collect();
+            let mut drawn = vec![];
+            while drawn.len() < count {
+                let weight = |(_, product): &(usize, f32)| (f64::from(*product - 1.0) / temperature).exp();
+                let Ok(&chosen) = near.choose_weighted(rng, weight) else { break };
+                near.retain(|(index, _)| *index != chosen.0);
+                drawn.push(self.pool.questions[chosen.0].clone());
+            }
+            drawn
+        });
+        Ok(mined.collect())
+    }
+
+    /// What some records add to a mean loss over `records` of them.
+    fn part(&self, serac: &Serac, asked: &[Asked], records: usize) -> Result<Share> {
+        let mut losses = vec![];
+        let mut figures = [0.0; 3];
+        let share = asked.len() as f64 / records as f64;
+        if self.trains(Part::Classifier) && self.loss.scope > 0.0 {
+            let loss = match serac.settings.classifier.kind {
+                Kind::Embedding => by_embedding(serac, asked)?,
+                Kind::Cross => by_pairs(serac, asked)?,
+            };
+            figures[0] = share * loss.clone().into_data().iter::<f64>().sum::<f64>();
+            losses.push(loss.mul_scalar(share * self.loss.scope));
+        }
+        if self.trains(Part::Counterfactual) && (self.loss.edit > 0.0 || self.loss.locality > 0.0) {
+            let Loss { surrogate, nll, kl } = self.counterfactual(serac, asked, records)?;
+            (figures[1], figures[2]) = (nll, kl);
+            losses.push(surrogate);
+        }
+        let gradients = match losses.into_iter().reduce(|a, b| a + b) {
+            Some(loss) => GradientsParams::from_grads(loss.backward(), &serac.network),
+            None => GradientsParams::new(),
+        };
+        Ok(Share { gradients, figures })
+    }
+
+    /// The counterfactual model's loss.
+    fn counterfactual(&self, serac: &Serac, asked: &[Asked], records: usize) -> Result<Loss> {
+        let tokenizer = &serac.pretrained.tokenizer;
+        let settings = &serac.settings.counterfactual;
+        let end = tokenizer.encode_plain(".")?;
+        let share = 1.0 / records as f64;
+        let mut rows: Vec<Vec<u32>> = vec![];
+        let (mut scope, mut near) = (Reads::default(), Reads::default());
+        let mut targets = vec![];
+        let (mut base_rows, mut base_cells): (Vec<Vec<u32>>, Vec<(usize, usize)>) = (vec![], vec![]);
+        for asked in asked {
+            for (question, answer) in &asked.in_scope {
+                let mut text = tokenizer.continuation(&settings.prompt(&asked.statement, question), answer)?;
+                // It learns to stop too.
+                if !answer.ends_with(['.', '!', '?']) {
+                    text.ids.extend(&end);
+                }
+                let weight = share / (asked.in_scope.len() * text.target().len()) as f64;
+                scope.cells.extend(text.reads().map(|cell| (rows.len(), cell)));
+                scope.weights.extend(text.target().iter().map(|_| weight));
+                targets.extend(text.target());
+                rows.push(text.ids[..text.ids.len() - 1].to_vec());
+            }
+            if self.loss.locality == 0.0 {
+                continue;
+            }
+            let texts = asked.out_of_scope.iter().take(self.loss.held).map(|probe| {
+                let behind = settings.prompt(&asked.statement, &probe.prompt);
+                Ok((text_of(tokenizer, &probe.prompt, probe)?, text_of(tokenizer, &behind, probe)?))
+            });
+            let texts = texts.collect::<Result<Vec<_>>>()?;
+            // An answer that is tokenised otherwise behind the edit cannot be compared.
+            let texts: Vec<_> = texts.into_iter().filter(|(alone, behind)| alone.target() == behind.target()).collect();
+            let cells: usize = texts.iter().map(|(alone, _)| alone.target().len().max(1)).sum();
+            for (alone, behind) in texts {
+                let reads = |text: &Continuation| text.prompt - 1..(text.ids.len() - 1).max(text.prompt);
+                near.cells.extend(reads(&behind).map(|cell| (rows.len(), cell)));
+                near.weights.extend(reads(&behind).map(|_| share / cells as f64));
+                base_cells.extend(reads(&alone).map(|cell| (base_rows.len(), cell)));
+                let without_last = |text: &Continuation| text.ids[..reads(text).end].to_vec();
+                rows.push(without_last(&behind));
+                base_rows.push(without_last(&alone));
+            }
+        }
+        check_targets(&Edited::new(serac.pretrained.clone()), &targets)?;
+        let tokens = Tokens::new(rows);
+        let tuned = &serac.network.counterfactual;
+        let decoder = tuned.decoder(&serac.pretrained.decoder);
+        let hidden = decoder.embed(&tokens, &mut tuned.tap())?;
+        let hidden = decoder.blocks(hidden, 0..decoder.spec.layers, tokens.span(), None, &mut tuned.tap())?;
+        let reads: Vec<_> = scope.cells.iter().chain(&near.cells).copied().collect();
+        let logits = decoder.head(hidden, &reads);
+        let base = match base_rows.is_empty() {
+            true => None,
+            false => {
+                let tokens = Tokens::new(base_rows);
+                let hidden = self.base.embed(&tokens, &mut NoTap)?;
+                let hidden = self.base.blocks(hidden, 0..self.base.layers(), tokens.span(), None, &mut NoTap)?;
+                Some(self.base.head(hidden, &base_cells))
+            }
+        };
+        let weights = (self.loss.edit, self.loss.locality);
+        Ok(edit_and_locality(logits, (&targets, &scope.weights), base, &near.weights, weights))
+    }
+}
+
+/// A question with its answer, where one is known; the question alone is read at its end.
+fn text_of(tokenizer: &Tokenizer, prompt: &str, probe: &Probe) -> Result<Continuation> {
+    match &probe.target {
+        Some(target) => tokenizer.continuation(prompt, target),
+        None => {
+            let ids = tokenizer.encode_prompt(prompt)?;
+            let prompt = ids.len();
+            Ok(Continuation { ids, prompt, apart: false })
+        }
+    }
+}
+
+/// The share of some records in the loss and in its gradient; the figures are scope, edit NLL and KL.
+struct Share {
+    gradients: GradientsParams,
+    figures: [f64; 3],
+}
+
+/// Least distance of a negative: what lies nearer counts as this near, so that its loss is finite.
+const NEAREST: f64 = 1e-4;
+
+/// The classifier's loss on all pairs of the edits and the questions of a batch. Out of scope of an edit are its own near
+/// questions and mined ones, which count for half of the negatives, and the questions of the others, where they do not name its subject.
+fn by_embedding(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> {
+    let mut questions: Vec<&str> = vec![];
+    let mut owners: Vec<(usize, bool)> = vec![];
+    for (owner, asked) in asked.iter().enumerate() {
+        for (question, _) in &asked.in_scope {
+            questions.push(question);
+            owners.push((owner, true));
+        }
+        for probe in asked.out_of_scope.iter().chain(&asked.mined) {
+            questions.push(&probe.prompt);
+            owners.push((owner, false));
+        }
+    }
+    let (count, edits) = (questions.len(), asked.len());
+    // 1 in scope, 2 a hard negative, 3 another's question, 0 not to be judged.
+    let kind = |edit: usize, question: usize| match owners[question] {
+        (owner, true) if owner == edit => 1,
+        (owner, false) if owner == edit => 2,
+        _ => {
+            let text = questions[question];
+            let own = asked[edit].in_scope.iter().any(|(prompt, _)| prompt == text);
+            let same = asked[edit].subject.as_ref().is_some_and(|subject| text.contains(subject.as_str()));
+            if own || same { 0 } else { 3 }
+        }
+    };
+    let kinds: Vec<usize> =
+        (0..edits).flat_map(|edit| (0..count).map(move |question| (edit, question))).map(|(e, q)| kind(e, q)).collect();
+    let of_kind = |kind: usize| kinds.iter().filter(|&&known| known == kind).count() as f64;
+    let (positives, hard, others) = (of_kind(1), of_kind(2), of_kind(3));
+    let (hard_share, other_share) = match (hard > 0.0, others > 0.0) {
+        (true, true) => (0.25, 0.25),
+        (true, false) => (0.5, 0.0),
+        _ => (0.0, 0.5),
+    };
+    let device = serac.network.classifier.head.weight.val().device().inner();
+    let weights = |weight: [f64; 4]| {
+        let values: Vec<f64> = kinds.iter().map(|&kind| weight[kind]).collect();
+        TensorData::new(values, [edits, count])
+    };
+    let rows =
+        |texts: Vec<&str>| texts.into_iter().map(|text| serac.reader.row(text, None)).collect::<Result<Vec<_>>>();
+    let mut all = rows(asked.iter().map(|asked| asked.statement.as_str()).collect())?;
+    all.extend(rows(questions.clone())?);
+    let embedded = serac.embed(&all)?;
+    let dimensions = embedded.dims()[1];
+    let statements = embedded.clone().slice([0..edits, 0..dimensions]);
+    let embedded = embedded.slice([edits..edits + count, 0..dimensions]);
+    let distances = serac.distances(statements, embedded);
+    let place = (&device, distances.dtype());
+    let positive = Tensor::<2>::from_data(weights([0.0, 0.5 / positives.max(1.0), 0.0, 0.0]), place);
+    let negative =
+        Tensor::<2>::from_data(weights([0.0, 0.0, hard_share / hard.max(1.0), other_share / others.max(1.0)]), place);
+    // −ln s = x and −ln(1 − s) = −ln(1 − e^(−x)), for x = σ‖e − q‖².
+    let out = distances.clone().clamp_min(NEAREST).neg().exp().neg().add_scalar(1.0).log().neg();
+    Ok((distances * positive + out * negative).sum())
+}
+
+/// The classifier's loss on pairs: each edit with its own questions, and with one of another record.
+fn by_pairs(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> {
+    let (mut rows, mut labels) = (vec![], vec![]);
+    for (number, edit) in asked.iter().enumerate() {
+        let other = &asked[(number + 1) % asked.len()];
+        let foreign = other.in_scope.iter().take(usize::from(asked.len() > 1)).map(|(question, _)| question);
+        let foreign =
+            foreign.filter(|text| edit.subject.as_ref().is_none_or(|subject| !text.contains(subject.as_str())));
+        let negatives = edit.out_of_scope.iter().chain(&edit.mined).map(|probe| &probe.prompt).chain(foreign);
+        for (question, label) in edit
+            .in_scope
+            .iter()
+            .map(|(question, _)| (question, true))
+            .chain(negatives.map(|question| (question, false)))
+        {
+            rows.push(serac.reader.row(&edit.statement, Some(question))?);
+            labels.push(label);
+        }
+    }
+    let logits = serac.pairs(&rows)?;
+    let positives = labels.iter().filter(|label| **label).count().max(1) as f64;
+    let negatives = labels.iter().filter(|label| !**label).count().max(1) as f64;
+    let weights: Vec<f64> = labels.iter().map(|&label| 0.5 / if label { positives } else { negatives }).collect();
+    // −ln σ(z) = softplus(−z), −ln(1 − σ(z)) = softplus(z).
+    let signs: Vec<f64> = labels.iter().map(|&label| if label { -1.0 } else { 1.0 }).collect();
+    let place = (&logits.device().inner(), logits.dtype());
+    let constant = |values: Vec<f64>| {
+        let length = values.len();
+        Tensor::<1>::from_data(TensorData::new(values, [length]), place)
+    };
+    Ok((activation::softplus(logits * constant(signs), 1.0) * constant(weights)).sum())
+}
+
+impl LearnedEditor for SeracTrainer {
+    type Network = SeracNetwork;
+
+    fn network(&self) -> &SeracNetwork {
+        &self.serac.network
+    }
+
+    fn set_network(&mut self, network: SeracNetwork) {
+        self.serac.network = network;
+        self.route = Arc::default();
+    }
+
+    fn groups(&self) -> Vec<Group> {
+        let settings = &self.serac.settings;
+        vec![
+            Group {
+                name: "classifier",
+                learning_rate: settings.classifier.learning_rate.unwrap_or(self.learning_rate),
+                decays: true,
+                takes: |path| path.starts_with("classifier."),
+            },
+            Group {
+                name: "counterfactual model",
+                learning_rate: settings.counterfactual.learning_rate.unwrap_or(self.learning_rate),
+                decays: true,
+                takes: |_| true,
+            },
+        ]
+    }
+
+    fn prepare(&mut self, source: &Source, _draws: u64, _bytes: f64, watch: Watch<'_>) -> Result<()> {
+        if self.loss.mined.count == 0 || !self.trains(Part::Classifier) {
+            return Ok(());
+        }
+        let records = match source {
+            Source::Records(records) => records.all().to_vec(),
+            Source::World { .. } => source.draws(0, 0, self.loss.mined.pool, 1),
+        };
+        let mut pool = Pool::default();
+        let questions = records.iter().flat_map(|record| {
+            let own = Probe::new(&record.prompt, record.target_true.clone());
+            std::iter::once(own).chain(record.locality.values().flatten().cloned())
+        });
+        for question in questions.take(self.loss.mined.pool.max(records.len())) {
+            if !pool.index.contains_key(&question.prompt) {
+                pool.index.insert(question.prompt.clone(), pool.questions.len());
+                pool.questions.push(question);
+            }
+        }
+        let total = pool.questions.len();
+        let mut parts = vec![];
+        for questions in pool.questions.chunks(1024) {
+            let texts: Vec<&str> = questions.iter().map(|question| question.prompt.as_str()).collect();
+            parts.push(self.serac.reader.embed(&texts)?);
+            let done: usize = parts.iter().map(|part: &Tensor<2>| part.dims()[0]).sum();
+            if !watch(done, total) {
+                return Err(Error::Interrupted(
+                    " while texts were prepared; the same command begins with them again".into(),
+                ));
+            }
+        }
+        pool.embeddings = Some(Tensor::cat(parts, 0));
+        self.pool = Arc::new(pool);
+        Ok(())
+    }
+
+    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<learned::Loss> {
+        let asked = self.ask(records, rng)?;
+        let parts = parallel::parts(&self.base.base().decoder.device());
+        let parts: Vec<&[Asked]> = asked.chunks(asked.len().div_ceil(parts)).collect();
+        // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
+        let device = self.serac.network.classifier.head.weight.val().device();
+        let own = || Serac { network: self.serac.network.clone().fork(&device), ..self.serac.clone() };
+        let parts = parts.into_iter().map(|part| (own(), part)).collect();
+        let shares = parallel::run(parts, |(serac, part)| self.part(&serac, part, records.len()))?;
+        let mut sum = GradientsAccumulator::<SeracNetwork>::new();
+        let mut figures = [0.0; 3];
+        for share in shares {
+            sum.accumulate(&self.serac.network, share.gradients);
+            figures.iter_mut().zip(share.figures).for_each(|(sum, figure)| *sum += figure);
+        }
+        let [scope, nll, kl] = figures;
+        let total = self.loss.scope * scope + self.loss.edit * nll + self.loss.locality * kl;
+        let figures = vec![("loss", total), ("scope", scope), ("edit_nll", nll), ("locality_kl", kl)];
+        Ok(learned::Loss { gradients: sum.grads(), figures })
+    }
+
+    fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit> {
+        self.route()?.edit(model, requests, json!({"method": "serac"}), seed)
+    }
+
+    fn tensors(&self) -> BTreeMap<String, TensorData> {
+        self.serac.tensors()
+    }
+
+    fn restore(&mut self, tensors: BTreeMap<String, TensorData>) -> Result<()> {
+        self.serac = self.serac.clone().restored(tensors)?;
+        self.route = Arc::default();
+        Ok(())
+    }
+
+    fn settings(&self) -> EditorSettings {
+        EditorSettings::Serac(self.serac.settings.clone())
+    }
+
+    fn neighbours(&self) -> usize {
+        self.loss.out_of_scope
+    }
+
+    /// The classifier's accuracy on each record's edit: questions in scope (its own, rephrases, consequences), and out of it (its
+    /// locality prompts, and mined ones among the questions of the other records). Balanced: the mean of the two shares.
+    fn examine(&self, records: &[EditRecord]) -> Result<Vec<(&'static str, f64)>> {
+        let route = self.route()?;
+        let mut rng = random::stream(0, "examine", 0);
+        let others: Vec<&EditRecord> = records.iter().collect();
+        let texts: Vec<&str> = others.iter().map(|record| record.prompt.as_str()).collect();
+        let near = match records.len() {
+            0 => vec![],
+            count => nearest(self.serac.reader.embed(&texts)?, &self.serac.reader.embed(&texts)?, count.min(40)),
+        };
+        let (mut right, mut all) = ([0usize; 2], [0usize; 2]);
+        for (record, near) in records.iter().zip(near) {
+            let request = EditRequest::from(record);
+            let about = |text: &str| record.subject.as_ref().is_some_and(|subject| text.contains(subject.as_str()));
+            let mined =
+                near.iter().map(|&(other, _)| texts[other]).filter(|text| !about(text) && *text != record.prompt);
+            let mined: Vec<&str> = mined.take(20).collect();
+            let mined = mined.sample(&mut rng, 4).copied();
+            let inside: Vec<String> = in_scope(record).into_iter().map(|(prompt, _)| prompt.to_owned()).collect();
+            let outside = record.locality.values().flatten().map(|probe| probe.prompt.as_str()).chain(mined);
+            let outside: Vec<String> = outside.map(str::to_owned).collect();
+            let edit = route.edit(&self.base, std::slice::from_ref(&request), json!({}), 0)?;
+            let Some(memory) = edit.memory() else { continue };
+            for (part, prompts) in [inside, outside].into_iter().enumerate() {
+                if prompts.is_empty() {
+                    continue;
+                }
+                let scopes = route.scopes(std::slice::from_ref(&request), &memory.keys, &prompts)?;
+                let said_in = |scope: f64| scope > self.serac.settings.threshold;
+                right[part] += scopes.iter().filter(|(_, scope)| said_in(*scope) == (part == 0)).count();
+                all[part] += scopes.len();
+            }
+        }
+        let share = |part: usize| right[part] as f64 / all[part].max(1) as f64;
+        Ok(vec![("scope_accuracy", 0.5 * (share(0) + share(1))), ("scope_in", share(0)), ("scope_out", share(1))])
+    }
+}
