@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::ike::IkeRoute;
+use super::lookup::LookupRoute;
 use crate::archive::{Archive, Trained};
 use crate::edit::{Edit, Route};
 use crate::error::{Error, Result};
@@ -45,6 +47,8 @@ pub fn bind(edit: Edit, model: &Arc<Model>, elsewhere: Option<&Path>, allow_othe
                 }
             }
         }
+        Some("ike") => Arc::new(IkeRoute::find(needs, edit.provenance.requests.len(), model)?),
+        Some("lookup") => Arc::new(LookupRoute::find(needs, model.decoder.spec.layers)?),
         method => {
             return Err(Error::Input(format!("it is a memory of method {method:?}, which nothing here consults")));
         }

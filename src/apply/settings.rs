@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::contexts::{self, Sampled};
 use super::memit::Common;
 use super::prepared::{Prepared, Progress};
-use super::{Editor, alphaedit, emmet, fine_tuning, knowledge_neurons, memit, rome};
+use super::{Editor, alphaedit, emmet, fine_tuning, ike, knowledge_neurons, lookup, memit, rome};
 use crate::config;
 use crate::data::text::Texts;
 use crate::edit::Edited;
@@ -35,9 +35,13 @@ pub enum EditorSettings {
     AlphaEdit(alphaedit::Settings),
     /// Knowledge neurons.
     KnowledgeNeurons(knowledge_neurons::Settings),
+    /// In-context editing.
+    Ike(ike::Settings),
+    /// A lookup cache.
+    Lookup(lookup::Settings),
 }
 
-const METHODS: [&str; 6] = ["fine_tuning", "rome", "memit", "emmet", "alphaedit", "knowledge_neurons"];
+const METHODS: [&str; 8] = ["fine_tuning", "rome", "memit", "emmet", "alphaedit", "knowledge_neurons", "ike", "lookup"];
 
 impl EditorSettings {
     /// From a section `[editor]`; `origin` names its file in errors.
@@ -56,8 +60,10 @@ impl EditorSettings {
             Some("emmet") => spread(table, origin).map(EditorSettings::Emmet),
             Some("alphaedit") => spread(table, origin).map(EditorSettings::AlphaEdit),
             Some("knowledge_neurons") => strict(table, origin).map(EditorSettings::KnowledgeNeurons),
-            Some("mend") => Err(Error::Config(format!(
-                "{origin}: editor.method = \"mend\": `emend train` makes this editor, `emend apply --archive` uses it"
+            Some("ike") => strict(table, origin).map(EditorSettings::Ike),
+            Some("lookup") => strict(table, origin).map(EditorSettings::Lookup),
+            Some(trained @ ("mend" | "serac")) => Err(Error::Config(format!(
+                "{origin}: editor.method = \"{trained}\": `emend train` makes this editor, `emend apply --archive` uses it"
             ))),
             _ => Err(Error::Config(format!("{origin}: editor.method = {method} is not known; known: {known}"))),
         }
@@ -71,6 +77,8 @@ impl EditorSettings {
             EditorSettings::Emmet(settings) => &settings.common.layers,
             EditorSettings::AlphaEdit(settings) => &settings.common.layers,
             EditorSettings::KnowledgeNeurons(settings) => &settings.layers,
+            EditorSettings::Lookup(settings) => std::slice::from_ref(&settings.layer),
+            EditorSettings::Ike(_) => &[],
         }
     }
 
@@ -80,7 +88,10 @@ impl EditorSettings {
             EditorSettings::Memit(settings) => &settings.common.statistics,
             EditorSettings::Emmet(settings) => &settings.common.statistics,
             EditorSettings::AlphaEdit(settings) => &settings.common.statistics,
-            EditorSettings::FineTuning(_) | EditorSettings::KnowledgeNeurons(_) => return None,
+            EditorSettings::FineTuning(_)
+            | EditorSettings::KnowledgeNeurons(_)
+            | EditorSettings::Ike(_)
+            | EditorSettings::Lookup(_) => return None,
         };
         (name != "none").then_some(name.as_str())
     }
@@ -98,7 +109,7 @@ impl EditorSettings {
             | EditorSettings::KnowledgeNeurons(knowledge_neurons::Settings { context_templates, context, .. }) => {
                 Some((context_templates, context))
             }
-            EditorSettings::FineTuning(_) => None,
+            EditorSettings::FineTuning(_) | EditorSettings::Ike(_) | EditorSettings::Lookup(_) => None,
         }
     }
 
@@ -110,6 +121,8 @@ impl EditorSettings {
             EditorSettings::Emmet(settings) => settings.common.context.seed,
             EditorSettings::AlphaEdit(settings) => settings.common.context.seed,
             EditorSettings::KnowledgeNeurons(settings) => settings.context.seed,
+            EditorSettings::Ike(settings) => settings.seed,
+            EditorSettings::Lookup(_) => 0,
         }
     }
 
@@ -160,6 +173,8 @@ impl EditorSettings {
             EditorSettings::KnowledgeNeurons(settings) => {
                 Box::new(knowledge_neurons::KnowledgeNeurons::new(settings, prepared)?)
             }
+            EditorSettings::Ike(settings) => Box::new(ike::Ike::new(settings, prepared, model, folder)?),
+            EditorSettings::Lookup(settings) => Box::new(lookup::Lookup::new(settings, prepared)?),
         })
     }
 }

@@ -1,0 +1,355 @@
+//! In-context editing (Zheng et al., 2023, IKE): demonstrations of how a new fact is used stand before the prompt. No weight changes.
+//!
+//! A demonstration is a fact of the training file in one of three roles; f is its prompt, o* its new object, o its old one:
+//!
+//! ```text
+//! copy     New Fact: f o*   Prompt: f o*
+//! update   New Fact: f o*   Prompt: (f in other words) o*
+//! retain   New Fact: f o*   Prompt: (a fact of the neighborhood) o
+//! ```
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::tensor::{DType, Tensor};
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Editor;
+use super::prepared::Prepared;
+use crate::config::within;
+use crate::data::record::EditRecord;
+use crate::data::source::Source;
+use crate::data::world::Split;
+use crate::edit::memory::{Answer, Consulted, Prefix, Recall, settled};
+use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
+use crate::error::{Error, Result};
+use crate::model::encoder::EncoderModel;
+use crate::model::sentences::nearest;
+use crate::model::{Model, hub};
+use crate::network::reader::{Pretrained, Reader};
+use crate::network::serac::{ITSELF, located};
+use crate::random;
+
+/// `[editor]` of an IKE config.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// What finds the demonstrations: a sentence encoder, or `model` for the model's own hidden states.
+    pub encoder: String,
+    /// Records that demonstrations are made of.
+    pub demonstrations: String,
+    /// Demonstrations of each role; the roles are dealt out at random.
+    #[serde(default = "roles")]
+    pub roles: Roles,
+    /// Where the nearest demonstration stands.
+    #[serde(default)]
+    pub order: Order,
+    /// Whether the edit itself is demonstrated last (EasyEdit leaves this out).
+    #[serde(default = "yes")]
+    pub final_copy: bool,
+    /// Tokens that are left for a prompt with its answer: the farthest demonstrations give way.
+    #[serde(default = "room")]
+    pub room: usize,
+    /// The seed of the roles.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// `roles`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Roles {
+    /// How many copy.
+    pub copy: usize,
+    /// How many update.
+    pub update: usize,
+    /// How many retain.
+    pub retain: usize,
+}
+
+/// Where the nearest demonstration stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Behind the others, before the edit.
+    #[default]
+    NearestLast,
+    /// Before the others.
+    NearestFirst,
+}
+
+fn roles() -> Roles {
+    Roles { copy: 4, update: 12, retain: 16 }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn room() -> usize {
+    64
+}
+
+/// What a demonstration shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Copy,
+    Update,
+    Retain,
+}
+
+/// In-context editing.
+pub struct Ike {
+    settings: Settings,
+    prepared: Prepared,
+    records: Vec<EditRecord>,
+    /// `[records, width]`: what each record's fact is found by.
+    embeddings: Option<Tensor<2>>,
+    route: Arc<IkeRoute>,
+    needs: Value,
+}
+
+impl Ike {
+    /// The editor for a model; the encoder and the demonstrations are looked for in `folder`.
+    ///
+    /// # Errors
+    /// An encoder or records that are missing or broken.
+    pub fn new(mut settings: Settings, prepared: Prepared, model: &Arc<Model>, folder: &Path) -> Result<Self> {
+        within("editor.room", settings.room as f64, 1.0, 1e6)?;
+        settings.encoder = located(&settings.encoder, folder);
+        let reader = reader(&settings.encoder, model)?;
+        let Roles { copy, update, retain } = settings.roles;
+        let wanted = copy + update + retain;
+        let records = match Source::open(&settings.demonstrations, Split::Train, folder)? {
+            _ if wanted == 0 => vec![],
+            Source::Records(records) => records.all().to_vec(),
+            world => world.fixed(settings.seed, usize::MAX, 1),
+        };
+        let facts: Vec<String> = records.iter().map(|record| EditRequest::from(record).statement()).collect();
+        let embeddings = match facts.is_empty() {
+            true => None,
+            false => Some(reader.embed(&facts.iter().map(String::as_str).collect::<Vec<_>>())?),
+        };
+        let needs = json!({"method": "ike", "encoder": settings.encoder, "fingerprint": reader.fingerprint()});
+        let route = Arc::new(IkeRoute::new(Some(reader)));
+        Ok(Ike { settings, prepared, records, embeddings, route, needs })
+    }
+
+    /// The text before a prompt, ending in "Prompt:".
+    fn prefix(&self, model: &Edited, request: &EditRequest, embedding: Tensor<2>, number: u64) -> Result<String> {
+        let Settings { roles, order, final_copy, room, seed, .. } = &self.settings;
+        let Roles { copy, update, retain } = *roles;
+        let mut dealt = [vec![Role::Copy; copy], vec![Role::Update; update], vec![Role::Retain; retain]].concat();
+        dealt.shuffle(&mut random::stream(*seed, "roles", number));
+        let near = match &self.embeddings {
+            // The edit itself may stand in the training file, and so may another of the same subject.
+            Some(known) => nearest(embedding, known, dealt.len() + 16).remove(0),
+            None => vec![],
+        };
+        let other = |record: &&EditRecord| {
+            record.prompt != request.prompt && (request.subject.is_none() || record.subject != request.subject)
+        };
+        let near = near.into_iter().map(|(index, _)| &self.records[index]).filter(other).take(dealt.len());
+        let shown: Vec<String> = near.zip(&dealt).map(|(record, role)| demonstration(record, *role)).collect();
+        let statement = request.statement();
+        let mut end = String::new();
+        if *final_copy {
+            end += &told(&statement, &statement);
+        }
+        end += &format!("New Fact: {statement}\nPrompt:");
+        let tokenizer = &model.base().tokenizer;
+        let context = model.base().decoder.spec.context;
+        let mut kept = shown.len();
+        loop {
+            let mut text: Vec<&str> = shown[..kept].iter().map(String::as_str).collect();
+            if *order == Order::NearestLast {
+                text.reverse();
+            }
+            let text = text.concat() + &end;
+            let length = tokenizer.encode_prompt(&text)?.len();
+            if length + room <= context {
+                if kept < shown.len() {
+                    tracing::warn!("{kept} of {} demonstrations fit into the context of {context} tokens", shown.len());
+                }
+                return Ok(text);
+            }
+            if kept == 0 {
+                return Err(Error::Input(format!(
+                    "\"{statement}\" takes {length} tokens as a prefix; with editor.room = {room} that is more than the context of {context}"
+                )));
+            }
+            kept -= 1;
+        }
+    }
+}
+
+/// `New Fact: …`, and a prompt that is answered.
+fn told(fact: &str, answered: &str) -> String {
+    format!("New Fact: {fact}\nPrompt: {answered}\n\n")
+}
+
+/// A record in a role; it copies where it has nothing to update or to retain.
+fn demonstration(record: &EditRecord, role: Role) -> String {
+    let fact = EditRequest::from(record).statement();
+    let answered = match role {
+        Role::Copy => None,
+        Role::Update => record.rephrases.first().map(|prompt| format!("{prompt} {}", record.target_new)),
+        Role::Retain => record
+            .locality
+            .values()
+            .flatten()
+            .find_map(|probe| Some(format!("{} {}", probe.prompt, probe.target.as_ref()?))),
+    };
+    told(&fact, answered.as_ref().unwrap_or(&fact))
+}
+
+impl Editor for Ike {
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        let requests = settled(requests);
+        let statements: Vec<String> = requests.iter().map(EditRequest::statement).collect();
+        let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
+        let keys = self.route.embed(&statements)?;
+        let texts = requests.iter().enumerate().map(|(number, request)| {
+            let own = keys.clone().narrow(0, number, 1);
+            self.prefix(model, request, own, number as u64)
+        });
+        let texts = texts.collect::<Result<Vec<_>>>()?;
+        let (method, settings) = self.describe();
+        let provenance = self.prepared.provenance(&method, settings, model, &requests);
+        let route: Arc<dyn Route> = self.route.clone();
+        let memory = Memory { needs: self.needs.clone(), keys, texts, route: Some(route) };
+        Ok(Edit::new(provenance, Change::Memory(memory), Default::default()))
+    }
+
+    fn describe(&self) -> (String, Value) {
+        ("ike".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+    }
+
+    fn remembers(&self) -> bool {
+        true
+    }
+}
+
+/// The reader of a name.
+///
+/// # Errors
+/// What of its files is wrong.
+fn reader(encoder: &str, model: &Arc<Model>) -> Result<Reader> {
+    let stack = match encoder {
+        ITSELF => Pretrained::Decoder(model.clone()),
+        name => {
+            let folder = hub::resolve(name)?;
+            Pretrained::Encoder(Arc::new(EncoderModel::open(&folder, &model.decoder.device(), DType::F32)?))
+        }
+    };
+    Reader::new(stack, 0)
+}
+
+/// Prefixes whose keys and values are kept: those of the requests that are looked at now.
+const KEPT: usize = 4;
+
+/// Puts the nearest edit's prefix before every prompt.
+pub struct IkeRoute {
+    reader: Option<Reader>,
+    prefixes: Mutex<Vec<Arc<Prefix>>>,
+}
+
+impl IkeRoute {
+    fn new(reader: Option<Reader>) -> Self {
+        IkeRoute { reader, prefixes: Mutex::default() }
+    }
+
+    /// For a memory that was read from a file. With one entry there is nothing to find, and no encoder is wanted.
+    ///
+    /// # Errors
+    /// An encoder that is missing, or another than the memory was made with.
+    pub fn find(needs: &Value, entries: usize, model: &Arc<Model>) -> Result<Self> {
+        if entries == 1 {
+            return Ok(IkeRoute::new(None));
+        }
+        let name = needs["encoder"].as_str().unwrap_or_default();
+        let reader = reader(name, model)?;
+        let wanted = needs["fingerprint"].as_str().unwrap_or_default();
+        if reader.fingerprint() != wanted {
+            return Err(Error::Input(format!(
+                "it is a memory for another encoder: it was made with {wanted}, {name} is {}",
+                reader.fingerprint()
+            )));
+        }
+        Ok(IkeRoute::new(Some(reader)))
+    }
+
+    fn embed(&self, texts: &[&str]) -> Result<Tensor<2>> {
+        match &self.reader {
+            Some(reader) => reader.embed(texts),
+            None => Err(Error::Input("a memory of several edits wants its sentence encoder".into())),
+        }
+    }
+
+    fn kept(&self, text: &str) -> Arc<Prefix> {
+        let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = prefixes.iter().find(|known| known.text == text) {
+            return known.clone();
+        }
+        if prefixes.len() == KEPT {
+            prefixes.remove(0);
+        }
+        let prefix = Arc::new(Prefix::new(text.to_owned()));
+        prefixes.push(prefix.clone());
+        prefix
+    }
+}
+
+impl Route for IkeRoute {
+    fn consult(&self, recall: &Recall, prompts: &[String]) -> Result<Vec<Option<Consulted>>> {
+        if prompts.is_empty() {
+            return Ok(vec![]);
+        }
+        let entries = match recall.requests.len() {
+            1 => vec![(0, 1.0); prompts.len()],
+            _ => {
+                let questions = self.embed(&prompts.iter().map(String::as_str).collect::<Vec<_>>())?;
+                let [_, width] = recall.keys.dims();
+                if questions.dims()[1] != width {
+                    return Err(Error::Input(format!(
+                        "the memory's keys are {width} wide, this encoder's {}: it is a memory for another encoder",
+                        questions.dims()[1]
+                    )));
+                }
+                nearest(questions, &recall.keys, 1).into_iter().map(|near| near[0]).collect()
+            }
+        };
+        let said = entries.into_iter().map(|(entry, likeness)| {
+            let scope = f64::from(likeness).clamp(0.0, 1.0);
+            Some(Consulted { entry, scope, answer: Answer::Behind(self.kept(&recall.texts[entry])) })
+        });
+        Ok(said.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::record::Probe;
+
+    #[test]
+    fn demonstrations_read_as_the_paper_has_them() {
+        let mut record = EditRecord {
+            prompt: "Lake Orrin lies in".into(),
+            target_new: "Vell".into(),
+            target_true: Some("Tamm".into()),
+            rephrases: vec!["One finds Lake Orrin in".into()],
+            ..EditRecord::default()
+        };
+        record.locality.insert("near".into(), vec![Probe::new("Lake Ost lies in", Some("Tamm".into()))]);
+        let fact = "New Fact: Lake Orrin lies in Vell\n";
+        assert_eq!(demonstration(&record, Role::Copy), format!("{fact}Prompt: Lake Orrin lies in Vell\n\n"));
+        assert_eq!(demonstration(&record, Role::Update), format!("{fact}Prompt: One finds Lake Orrin in Vell\n\n"));
+        assert_eq!(demonstration(&record, Role::Retain), format!("{fact}Prompt: Lake Ost lies in Tamm\n\n"));
+        // Without a neighbor it copies.
+        record.locality.clear();
+        assert_eq!(demonstration(&record, Role::Retain), demonstration(&record, Role::Copy));
+    }
+}

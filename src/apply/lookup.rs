@@ -1,0 +1,172 @@
+//! A lookup cache (the LU baseline of Mitchell et al., 2022): a prompt whose hidden state lies within a radius of a cached one is answered
+//! with the cached target; every other prompt is the model's own.
+
+use std::sync::Arc;
+
+use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Editor;
+use super::prepared::Prepared;
+use crate::config::within;
+use crate::edit::memory::{Answer, Consulted, Recall, settled};
+use crate::edit::score::buckets;
+use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
+use crate::error::{Error, Result};
+use crate::model::tap::NoTap;
+use crate::model::tokens::Tokens;
+
+/// `[editor]` of a lookup config.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The layer whose output is compared.
+    pub layer: usize,
+    /// The largest distance ‖h − h_cached‖ at which the cache answers, in units of the cached state's length.
+    pub radius: f64,
+    /// Which of a prompt's states it is known by.
+    #[serde(default)]
+    pub state: State,
+}
+
+/// Which of a prompt's hidden states it is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// That of its last token.
+    #[default]
+    Last,
+    /// The mean over its tokens, as the reference has it of an encoder; the first one, which many decoders use as a sink, is left out.
+    Mean,
+}
+
+/// The lookup cache.
+pub struct Lookup {
+    settings: Settings,
+    prepared: Prepared,
+}
+
+impl Lookup {
+    /// # Errors
+    /// Numbers out of range.
+    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+        within("editor.radius", settings.radius, 0.0, 1e9)?;
+        Ok(Lookup { settings, prepared })
+    }
+}
+
+impl Editor for Lookup {
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        let requests = settled(requests);
+        let prompts: Vec<String> = requests.iter().map(|request| request.prompt.clone()).collect();
+        let keys = states(model, &self.settings, &prompts)?;
+        let (method, settings) = self.describe();
+        let mut needs = json!({"method": method});
+        for (key, value) in settings.as_object().into_iter().flatten() {
+            needs[key] = value.clone();
+        }
+        let provenance = self.prepared.provenance(&method, settings, model, &requests);
+        let route: Arc<dyn Route> = Arc::new(LookupRoute { settings: self.settings.clone() });
+        let memory = Memory { needs, keys, texts: vec![], route: Some(route) };
+        Ok(Edit::new(provenance, Change::Memory(memory), Default::default()))
+    }
+
+    fn describe(&self) -> (String, Value) {
+        ("lookup".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+    }
+
+    fn remembers(&self) -> bool {
+        true
+    }
+}
+
+/// What prompts are known by, `[prompts, width]`.
+fn states(model: &Edited, settings: &Settings, prompts: &[String]) -> Result<Tensor<2>> {
+    let rows = prompts.iter().map(|prompt| model.base().tokenizer.encode_prompt(prompt));
+    let rows = rows.collect::<Result<Vec<_>>>()?;
+    let width = model.base().decoder.spec.width;
+    let device = model.base().decoder.device();
+    let mut values = vec![0.0; rows.len() * width];
+    for batch in buckets(rows.iter().map(Vec::len)) {
+        let tokens = Tokens::new(batch.iter().map(|&row| rows[row].clone()).collect());
+        let hidden = model.embed(&tokens, &mut NoTap)?;
+        let hidden = model.blocks(hidden, 0..settings.layer + 1, tokens.span(), None, &mut NoTap)?;
+        let cells = tokens.span().width;
+        let hidden: Vec<f32> = hidden.into_data().iter::<f32>().collect();
+        for (place, &row) in batch.iter().enumerate() {
+            let length = rows[row].len();
+            let read = match settings.state {
+                State::Last => length - 1..length,
+                State::Mean => usize::from(length > 1)..length,
+            };
+            let share = 1.0 / read.len() as f32;
+            let state = &mut values[row * width..][..width];
+            for cell in read {
+                let cell = &hidden[(place * cells + cell) * width..][..width];
+                state.iter_mut().zip(cell).for_each(|(sum, value)| *sum += share * value);
+            }
+        }
+    }
+    Ok(Tensor::from_data(TensorData::new(values, [rows.len(), width]), &device))
+}
+
+/// Answers with the target of the nearest cached prompt, within the radius.
+pub struct LookupRoute {
+    settings: Settings,
+}
+
+impl LookupRoute {
+    /// For a memory that was read from a file.
+    ///
+    /// # Errors
+    /// Settings that are none, or a layer that the model does not have.
+    pub fn find(needs: &Value, layers: usize) -> Result<Self> {
+        let mut settings = needs.clone();
+        if let Some(settings) = settings.as_object_mut() {
+            settings.remove("method");
+        }
+        let settings: Settings = serde_json::from_value(settings)
+            .map_err(|error| Error::Input(format!("the memory's settings are broken: {error}")))?;
+        if settings.layer >= layers {
+            return Err(Error::Input(format!(
+                "it is a memory of layer {}; this model has layers 0 to {}",
+                settings.layer,
+                layers - 1
+            )));
+        }
+        Ok(LookupRoute { settings })
+    }
+}
+
+impl Route for LookupRoute {
+    fn consult(&self, recall: &Recall, prompts: &[String]) -> Result<Vec<Option<Consulted>>> {
+        if prompts.is_empty() {
+            return Ok(vec![]);
+        }
+        let [entries, width] = recall.keys.dims();
+        let found = states(&recall.below, &self.settings, prompts)?;
+        if found.dims()[1] != width {
+            return Err(Error::Input(format!(
+                "the memory's keys are {width} wide, this model's states {}: it is a memory for another model",
+                found.dims()[1]
+            )));
+        }
+        // ‖h − k‖² = ‖h‖² + ‖k‖² − 2⟨h, k⟩: one product finds the nearest.
+        let squares = |rows: &Tensor<2>| rows.clone().square().sum_dim(1);
+        let products = found.clone().matmul(recall.keys.clone().transpose()).mul_scalar(-2.0);
+        let lengths = squares(&recall.keys);
+        let distances = products + squares(&found) + lengths.clone().transpose();
+        let distances: Vec<f32> = distances.into_data().iter::<f32>().collect();
+        let lengths: Vec<f32> = lengths.into_data().iter::<f32>().collect();
+        let said = distances.chunks(entries).map(|row| {
+            // Of equally near ones the later.
+            let entry = (0..entries).min_by(|a, b| row[*a].total_cmp(&row[*b]).then(b.cmp(a)))?;
+            let distance = f64::from(row[entry].max(0.0) / lengths[entry].max(f32::MIN_POSITIVE)).sqrt();
+            let answer = Answer::Told(recall.requests[entry].target_new.clone());
+            let scope = 1.0 - distance / self.settings.radius.max(f64::MIN_POSITIVE);
+            (distance <= self.settings.radius).then_some(Consulted { entry, scope: scope.max(0.0), answer })
+        });
+        Ok(said.collect())
+    }
+}
