@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Tensor};
 use emend::model::Model;
-use emend::model::checkpoint::{Checkpoint, floats};
+use emend::model::checkpoint::Checkpoint;
+use emend::model::folder::floats;
 use emend::model::tokenizer::Tokenizer;
 use safetensors::SafeTensors;
 
@@ -59,7 +60,7 @@ impl Golden {
                 view.data().chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect()
             }
             dtype => {
-                let stored = emend::model::checkpoint::Stored { dtype, shape: view.shape(), bytes: view.data() };
+                let stored = emend::model::folder::Stored { dtype, shape: view.shape(), bytes: view.data() };
                 floats(stored).unwrap().into_iter().map(f64::from).collect()
             }
         }

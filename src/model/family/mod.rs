@@ -77,7 +77,7 @@ static ENCODERS: [&dyn EncoderFamily; 2] = [&bert::Bert, &distilbert::DistilBert
 /// Names the type found and the types known.
 pub fn of(config: &Value) -> Result<&'static dyn Family, String> {
     let known = FAMILIES.map(|family| family.name());
-    Ok(FAMILIES[index_of(config, &known, "families")?])
+    Ok(FAMILIES[index_of(config, &known, "known")?])
 }
 
 /// The family of an encoder's config, by its `model_type`.
@@ -86,7 +86,7 @@ pub fn of(config: &Value) -> Result<&'static dyn Family, String> {
 /// Names the type found and the types known.
 pub fn encoder_of(config: &Value) -> Result<&'static dyn EncoderFamily, String> {
     let known = ENCODERS.map(|family| family.name());
-    Ok(ENCODERS[index_of(config, &known, "families of encoders")?])
+    Ok(ENCODERS[index_of(config, &known, "known encoders")?])
 }
 
 /// Whether a config's `model_type` is a decoder's.
@@ -97,10 +97,10 @@ pub fn is_decoder(config: &Value) -> bool {
 fn index_of(config: &Value, known: &[&str], what: &str) -> Result<usize, String> {
     let names = known.join(", ");
     let Some(name) = config.get("model_type").and_then(Value::as_str) else {
-        return Err(format!("\"model_type\" is missing; the {what} known are {names}"));
+        return Err(format!("\"model_type\" is missing; {what} are {names}"));
     };
     let index = known.iter().position(|known| *known == name);
-    index.ok_or_else(|| format!("model_type \"{name}\" is not a family known here; known {what} are {names}"))
+    index.ok_or_else(|| format!("model_type \"{name}\" is not a family known here; {what} are {names}"))
 }
 
 /// Reads a family's config struct.
