@@ -110,6 +110,9 @@ fn in_context(name: &str, encoder: &str) -> emend::Result<()> {
             drop(score(&[&fresh()], std::slice::from_ref(probe)).expect("probes that fit"));
         }
     });
-    println!("IKE, 12 probes: {shared:.2} CPU-seconds behind one prefix, {apart:.2} behind one each ({:.2})", shared / apart);
+    println!(
+        "IKE, 12 probes: {shared:.2} CPU-seconds behind one prefix, {apart:.2} behind one each ({:.2})",
+        shared / apart
+    );
     Ok(())
 }

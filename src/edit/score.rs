@@ -2,6 +2,8 @@
 
 use burn::tensor::{Int, Tensor, activation};
 
+use serde::{Deserialize, Serialize};
+
 use super::Edited;
 use super::memory::Consulted;
 use super::speaker::{score_consulted, texts_of};
@@ -14,7 +16,8 @@ use crate::model::tokens::Tokens;
 const CELLS: usize = 2048;
 
 /// A model's word on one continuation, token by token of the target, under teacher forcing.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Scored {
     /// The target's tokens.
     pub target: Vec<u32>,

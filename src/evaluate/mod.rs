@@ -1,5 +1,6 @@
 //! Probes of edits in one table, and metrics that are functions of that table alone.
 
+pub mod case;
 pub mod metrics;
 pub mod probes;
 

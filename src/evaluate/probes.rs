@@ -23,7 +23,8 @@ pub enum Kind {
 }
 
 /// One probe, before and after.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ProbeRow {
     /// The number of the record in the list.
     pub record: usize,
