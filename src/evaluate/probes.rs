@@ -51,7 +51,8 @@ pub struct ProbeRow {
 }
 
 /// The probe's own rival; without one, the old answer where the new one is asked for, the new one where the old must stay.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rival {
     /// The answer.
     pub target: String,
