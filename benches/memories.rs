@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use emend::apply::EditorSettings;
+use emend::apply::memory::{Elsewhere, bind};
 use emend::data::pocket;
 use emend::edit::memory::Recall;
 use emend::edit::score::score;
@@ -101,7 +102,7 @@ fn in_context(name: &str, encoder: &str) -> emend::Result<()> {
     let edit = editor.edit(&base, &[request])?;
     // A route of its own has no prefix kept.
     let fresh = || {
-        let bound = emend::apply::memory::bind(edit.clone(), &model, None, false).expect("an edit of one entry");
+        let bound = bind(edit.clone(), &model, Elsewhere::Nowhere, false).expect("an edit of one entry");
         base.with(bound).expect("an edit of this model")
     };
     let (shared, _) = median(3, || drop(score(&[&fresh()], &probes).expect("probes that fit")));

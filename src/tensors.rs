@@ -14,7 +14,14 @@ use crate::error::{Error, Result};
 /// A tensor whose data does not fit its shape.
 pub fn to_bytes(tensors: &BTreeMap<String, TensorData>) -> Result<Vec<u8>> {
     let broken = |name: &str, error| Error::Input(format!("tensor \"{name}\" cannot be written: {error}"));
+    // Shorter floats are written as 32 bits: what trains in them is small, and every reader knows these.
+    let wide: BTreeMap<&String, TensorData> = tensors
+        .iter()
+        .filter(|(_, data)| !matches!(data.dtype(), DType::F32 | DType::F64))
+        .map(|(name, data)| (name, data.clone().convert::<f32>()))
+        .collect();
     let views = tensors.iter().map(|(name, data)| {
+        let data = wide.get(name).unwrap_or(data);
         let dtype = match data.dtype() {
             DType::F64 => Dtype::F64,
             _ => Dtype::F32,

@@ -133,7 +133,8 @@ impl Ike {
             false => Some(reader.embed(&facts.iter().map(String::as_str).collect::<Vec<_>>())?),
         };
         let needs = json!({"method": "ike", "encoder": settings.encoder, "fingerprint": reader.fingerprint()});
-        let route = Arc::new(IkeRoute::new(Some(reader)));
+        let width = reader.width();
+        let route = Arc::new(IkeRoute::new(Some(reader), width));
         Ok(Ike { settings, prepared, records, embeddings, route, needs })
     }
 
@@ -253,22 +254,30 @@ const KEPT: usize = 4;
 /// Puts the nearest edit's prefix before every prompt.
 pub struct IkeRoute {
     reader: Option<Reader>,
+    width: usize,
     prefixes: Mutex<Vec<Arc<Prefix>>>,
 }
 
 impl IkeRoute {
-    fn new(reader: Option<Reader>) -> Self {
-        IkeRoute { reader, prefixes: Mutex::default() }
+    fn new(reader: Option<Reader>, width: usize) -> Self {
+        IkeRoute { reader, width, prefixes: Mutex::default() }
     }
 
     /// For a memory that was read from a file. With one entry there is nothing to find, and no encoder is wanted.
     ///
     /// # Errors
     /// An encoder that is missing, or another than the memory was made with.
-    pub fn find(needs: &Value, entries: usize, model: &Arc<Model>) -> Result<Self> {
-        if entries == 1 {
-            return Ok(IkeRoute::new(None));
+    pub fn find(memory: &Memory, entries: usize, model: &Arc<Model>) -> Result<Self> {
+        if memory.texts.len() != entries {
+            return Err(Error::Input(format!(
+                "the memory is not whole: {entries} edits, {} texts",
+                memory.texts.len()
+            )));
         }
+        if entries == 1 {
+            return Ok(IkeRoute::new(None, memory.keys.dims()[1]));
+        }
+        let needs = &memory.needs;
         let name = needs["encoder"].as_str().unwrap_or_default();
         let reader = reader(name, model)?;
         let wanted = needs["fingerprint"].as_str().unwrap_or_default();
@@ -278,7 +287,8 @@ impl IkeRoute {
                 reader.fingerprint()
             )));
         }
-        Ok(IkeRoute::new(Some(reader)))
+        let width = reader.width();
+        Ok(IkeRoute::new(Some(reader), width))
     }
 
     fn embed(&self, texts: &[&str]) -> Result<Tensor<2>> {
@@ -303,6 +313,10 @@ impl IkeRoute {
 }
 
 impl Route for IkeRoute {
+    fn width(&self) -> usize {
+        self.width
+    }
+
     fn consult(&self, recall: &Recall, prompts: &[String]) -> Result<Vec<Option<Consulted>>> {
         if prompts.is_empty() {
             return Ok(vec![]);
@@ -311,14 +325,8 @@ impl Route for IkeRoute {
             1 => vec![(0, 1.0); prompts.len()],
             _ => {
                 let questions = self.embed(&prompts.iter().map(String::as_str).collect::<Vec<_>>())?;
-                let [_, width] = recall.keys.dims();
-                if questions.dims()[1] != width {
-                    return Err(Error::Input(format!(
-                        "the memory's keys are {width} wide, this encoder's {}: it is a memory for another encoder",
-                        questions.dims()[1]
-                    )));
-                }
-                nearest(questions, &recall.keys, 1).into_iter().map(|near| near[0]).collect()
+                let keys = recall.keys.clone().cast(questions.dtype());
+                nearest(questions, &keys, 1).into_iter().map(|near| near[0]).collect()
             }
         };
         let said = entries.into_iter().map(|(entry, likeness)| {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ use crate::edit::memory::{Answer, Consulted, Recall, settled};
 use crate::edit::score::buckets;
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
 use crate::error::{Error, Result};
+use crate::model::spec::DecoderSpec;
 use crate::model::tap::NoTap;
 use crate::model::tokens::Tokens;
 
@@ -67,7 +68,7 @@ impl Editor for Lookup {
             needs[key] = value.clone();
         }
         let provenance = self.prepared.provenance(&method, settings, model, &requests);
-        let route: Arc<dyn Route> = Arc::new(LookupRoute { settings: self.settings.clone() });
+        let route: Arc<dyn Route> = Arc::new(LookupRoute { settings: self.settings.clone(), width: keys.dims()[1] });
         let memory = Memory { needs, keys, texts: vec![], route: Some(route) };
         Ok(Edit::new(provenance, Change::Memory(memory), Default::default()))
     }
@@ -108,12 +109,13 @@ fn states(model: &Edited, settings: &Settings, prompts: &[String]) -> Result<Ten
             }
         }
     }
-    Ok(Tensor::from_data(TensorData::new(values, [rows.len(), width]), &device))
+    Ok(Tensor::from_data(TensorData::new(values, [rows.len(), width]), (&device, DType::F32)))
 }
 
 /// Answers with the target of the nearest cached prompt, within the radius.
 pub struct LookupRoute {
     settings: Settings,
+    width: usize,
 }
 
 impl LookupRoute {
@@ -121,7 +123,8 @@ impl LookupRoute {
     ///
     /// # Errors
     /// Settings that are none, or a layer that the model does not have.
-    pub fn find(needs: &Value, layers: usize) -> Result<Self> {
+    pub fn find(needs: &Value, spec: &DecoderSpec) -> Result<Self> {
+        let layers = spec.layers;
         let mut settings = needs.clone();
         if let Some(settings) = settings.as_object_mut() {
             settings.remove("method");
@@ -135,27 +138,26 @@ impl LookupRoute {
                 layers - 1
             )));
         }
-        Ok(LookupRoute { settings })
+        Ok(LookupRoute { settings, width: spec.width })
     }
 }
 
 impl Route for LookupRoute {
+    fn width(&self) -> usize {
+        self.width
+    }
+
     fn consult(&self, recall: &Recall, prompts: &[String]) -> Result<Vec<Option<Consulted>>> {
         if prompts.is_empty() {
             return Ok(vec![]);
         }
-        let [entries, width] = recall.keys.dims();
+        let entries = recall.requests.len();
         let found = states(&recall.below, &self.settings, prompts)?;
-        if found.dims()[1] != width {
-            return Err(Error::Input(format!(
-                "the memory's keys are {width} wide, this model's states {}: it is a memory for another model",
-                found.dims()[1]
-            )));
-        }
+        let keys = recall.keys.clone().cast(found.dtype());
         // ‖h − k‖² = ‖h‖² + ‖k‖² − 2⟨h, k⟩: one product finds the nearest.
         let squares = |rows: &Tensor<2>| rows.clone().square().sum_dim(1);
-        let products = found.clone().matmul(recall.keys.clone().transpose()).mul_scalar(-2.0);
-        let lengths = squares(&recall.keys);
+        let products = found.clone().matmul(keys.clone().transpose()).mul_scalar(-2.0);
+        let lengths = squares(&keys);
         let distances = products + squares(&found) + lengths.clone().transpose();
         let distances: Vec<f32> = distances.into_data().iter::<f32>().collect();
         let lengths: Vec<f32> = lengths.into_data().iter::<f32>().collect();

@@ -1,6 +1,6 @@
 //! Finds what consults a memory that was read from a file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::ike::IkeRoute;
@@ -10,25 +10,42 @@ use crate::edit::{Edit, Route};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
-/// A memory with its networks; an edit of weights as it is. `elsewhere` is where the archive lies, where it is not the folder that
-/// the memory names.
+/// Where a memory's archive may lie beside the folder that it names.
+#[derive(Debug, Clone, Copy)]
+pub enum Elsewhere<'a> {
+    /// Only there.
+    Nowhere,
+    /// Here, where it is not there.
+    IfMissing(&'a Path),
+    /// Here, whether it is there or not.
+    Instead(&'a Path),
+}
+
+/// A memory with its networks; an edit of weights as it is.
 ///
 /// # Errors
 /// Networks that are missing, or others than the memory was made with.
-pub fn bind(edit: Edit, model: &Arc<Model>, elsewhere: Option<&Path>, allow_other_base: bool) -> Result<Edit> {
+pub fn bind(edit: Edit, model: &Arc<Model>, elsewhere: Elsewhere<'_>, allow_other_base: bool) -> Result<Edit> {
     let Some(memory) = edit.memory() else { return Ok(edit) };
     let needs = &memory.needs;
     let route: Arc<dyn Route> = match needs["method"].as_str() {
         Some("serac") => {
-            let named = PathBuf::from(needs["archive"].as_str().unwrap_or_default());
-            let folder = elsewhere.unwrap_or(&named);
-            let wanted = needs["fingerprint"].as_str().unwrap_or_default();
-            if !folder.join("archive.toml").is_file() {
-                return Err(Error::Input(format!(
-                    "the memory wants the archive {} (fingerprint {wanted}), which is not there; --archive DIR names it elsewhere",
-                    folder.display()
-                )));
-            }
+            let (Some(named), Some(wanted)) = (needs["archive"].as_str(), needs["fingerprint"].as_str()) else {
+                return Err(Error::Input(
+                    "the memory does not say which archive it wants: it was not saved by `apply`".into(),
+                ));
+            };
+            let there = |folder: &Path| folder.join("archive.toml").is_file();
+            let folder = match elsewhere {
+                Elsewhere::Instead(folder) => folder,
+                Elsewhere::IfMissing(folder) if !there(Path::new(named)) => folder,
+                _ if there(Path::new(named)) => Path::new(named),
+                _ => {
+                    return Err(Error::Input(format!(
+                        "the memory wants the archive {named} (fingerprint {wanted}), which is not there; --archive DIR names it elsewhere"
+                    )));
+                }
+            };
             let archive = Archive::open(folder)?;
             let found = archive.fingerprint()?;
             if found != wanted {
@@ -47,11 +64,12 @@ pub fn bind(edit: Edit, model: &Arc<Model>, elsewhere: Option<&Path>, allow_othe
                 }
             }
         }
-        Some("ike") => Arc::new(IkeRoute::find(needs, edit.provenance.requests.len(), model)?),
-        Some("lookup") => Arc::new(LookupRoute::find(needs, model.decoder.spec.layers)?),
-        method => {
-            return Err(Error::Input(format!("it is a memory of method {method:?}, which nothing here consults")));
+        Some("ike") => Arc::new(IkeRoute::find(memory, edit.provenance.requests.len(), model)?),
+        Some("lookup") => Arc::new(LookupRoute::find(needs, &model.decoder.spec)?),
+        Some(method) => {
+            return Err(Error::Input(format!("it is a memory of \"{method}\", which nothing here consults")));
         }
+        None => return Err(Error::Input("the memory does not say what consults it".into())),
     };
     Ok(edit.bound(route))
 }

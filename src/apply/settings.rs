@@ -141,7 +141,8 @@ impl EditorSettings {
         let count = model.decoder.spec.layers;
         let layers = self.layers();
         if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
-            let message = format!("editor.layers: the model has no layer {layer}; it has layers 0 to {}", count - 1);
+            let key = if matches!(self, EditorSettings::Lookup(_)) { "layer" } else { "layers" };
+            let message = format!("editor.{key}: the model has no layer {layer}; it has layers 0 to {}", count - 1);
             return Err(Error::Config(message));
         }
         if layers.windows(2).any(|pair| pair[0] >= pair[1]) {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::train::folder_or_name;
 use super::{answer, load_edits, peak_memory, print, show_rows};
+use crate::apply::memory::Elsewhere;
 use crate::apply::{Applied, Editor, Mode, apply};
 use crate::archive::Archive;
 use crate::config::apply::Config;
@@ -126,7 +127,10 @@ pub fn run(args: &Args) -> Result<()> {
     // What a memory holds already stays under the new edits.
     let known = args.memory.iter().filter(|file| file.exists());
     let under: Vec<PathBuf> = args.under.iter().chain(known).cloned().collect();
-    let before = load_edits(Edited::new(model.clone()), &under, args.archive.as_deref(), args.allow_other_base)?;
+    let before = {
+        let elsewhere = args.archive.as_deref().map_or(Elsewhere::Nowhere, Elsewhere::IfMissing);
+        load_edits(Edited::new(model.clone()), &under, elsewhere, args.allow_other_base)?
+    };
     let records = records(args, name)?;
     if args.memory.is_some() && args.mode == Mode::Single && records.len() > 1 {
         let message = "--memory takes several records together: use --mode batch or --mode sequential";
@@ -157,10 +161,8 @@ pub fn run(args: &Args) -> Result<()> {
     bar.finish_and_clear();
     let edited = editing.elapsed().as_secs_f64();
 
-    let saved = match &args.memory {
-        Some(path) => remember(path, &applied)?,
-        None => save(args, &applied)?,
-    };
+    // What took long is kept before anything else can go wrong; what a memory cannot be asked is not added to it.
+    let mut saved = save(args, &applied)?;
     let numbered: Vec<(usize, &EditRecord)> = records.iter().enumerate().collect();
     let parts = numbered.chunks(numbered.len().div_ceil(parallel::parts(&device)));
     let tables = parallel::run(parts.collect(), |part: &[(usize, &EditRecord)]| {
@@ -171,6 +173,9 @@ pub fn run(args: &Args) -> Result<()> {
         tables.collect::<Result<Vec<_>>>()
     })?;
     let tables = tables.concat();
+    if let Some(path) = &args.memory {
+        saved = remember(path, &applied)?;
+    }
     let known = tables.iter().flatten().filter(|row| row.kind == Kind::Rewrite && row.before.exact()).count();
     match (known, records.len()) {
         (0, _) => {}
@@ -382,11 +387,7 @@ fn remember(path: &Path, applied: &Applied) -> Result<Vec<PathBuf>> {
         Error::Input(message) => Error::file(path, message),
         other => other,
     };
-    let (joined, changed) = Edit::join_memories(&edits).map_err(wrong)?;
-    for (old, new) in changed {
-        tracing::warn!("\"{}\": \"{}\" takes the place of \"{}\"", new.prompt, new.target_new, old.target_new);
-    }
-    joined.save(path)?;
+    Edit::join_memories(&edits).map_err(wrong)?.save(path)?;
     Ok(vec![path.to_owned()])
 }
 

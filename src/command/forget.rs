@@ -1,5 +1,6 @@
 //! `emend forget`: takes entries out of a memory.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
@@ -27,14 +28,16 @@ pub struct Args {
 /// A file that is no memory, an entry that it does not have, a memory of which nothing would be left.
 pub fn run(args: &Args) -> Result<()> {
     let edit = Edit::load(&args.file, &Device::flex())?;
+    let entries: BTreeSet<usize> = args.entries.iter().copied().collect();
+    let entries: Vec<usize> = entries.into_iter().collect();
     let wrong = |error: Error| match error {
         Error::Input(message) => Error::file(&args.file, message),
         other => other,
     };
-    let left = edit.forget(&args.entries).map_err(wrong)?;
+    let left = edit.forget(&entries).map_err(wrong)?;
     left.save(&args.file)?;
     let (before, after) = (edit.provenance.requests.len(), left.provenance.requests.len());
-    let forgotten = args.entries.iter().filter_map(|&entry| edit.provenance.requests.get(entry));
+    let forgotten = entries.iter().filter_map(|&entry| edit.provenance.requests.get(entry));
     let lines: String = forgotten.map(|request| format!("forgot: {}\n", request.statement())).collect();
     print(&format!("{lines}{}: {after} of {before} edits left\n", args.file.display()))
 }

@@ -9,10 +9,10 @@ pub mod pretrain;
 pub mod stats;
 pub mod train;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::apply::memory::bind;
+use crate::apply::memory::{Elsewhere, bind};
 use crate::edit::generate::Sampling;
 use crate::edit::score::score;
 use crate::edit::{Edit, Edited};
@@ -140,19 +140,18 @@ pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow]) -> 
     Ok(table(&["", "", "prompt", "before", "after"], &lines))
 }
 
-/// A model with edit files laid over it, in their order. `archive` is where memories find their networks, where that is not the
-/// folder that they name.
+/// A model with edit files laid over it, in their order; memories look for their networks `elsewhere` too.
 pub(crate) fn load_edits(
     model: Edited,
     files: &[PathBuf],
-    archive: Option<&Path>,
+    elsewhere: Elsewhere<'_>,
     allow_other_base: bool,
 ) -> Result<Edited> {
     let device = model.base().decoder.device();
     let mut edited = model;
     for file in files {
         let edit = Edit::load(file, &device)?;
-        let edit = bind(edit, edited.base(), archive, allow_other_base).map_err(|error| match error {
+        let edit = bind(edit, edited.base(), elsewhere, allow_other_base).map_err(|error| match error {
             Error::Input(message) => Error::file(file, message),
             other => other,
         })?;

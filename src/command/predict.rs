@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{load_edits, print};
+use crate::apply::memory::Elsewhere;
 use crate::config::Precision;
 use crate::edit::Edited;
 use crate::edit::generate::Sampling;
@@ -69,7 +70,8 @@ pub fn run(args: &Args) -> Result<()> {
     sampling.check()?;
     let device = device(&args.device)?;
     let model = Arc::new(Model::load(&args.model, &device, args.dtype.into())?);
-    let edited = load_edits(Edited::new(model.clone()), &args.edits, args.archive.as_deref(), args.allow_other_base)?;
+    let elsewhere = args.archive.as_deref().map_or(Elsewhere::Nowhere, Elsewhere::Instead);
+    let edited = load_edits(Edited::new(model.clone()), &args.edits, elsewhere, args.allow_other_base)?;
     let tokenizer = &model.tokenizer;
     let mut results = vec![];
     let mut text = String::new();

@@ -20,7 +20,7 @@ use crate::evaluate::probes::Limits;
 use crate::evaluate::{Kind, ProbeRow, Side, balanced, sentiment, summarize};
 use crate::model::{Model, device};
 use crate::network::mend::Mend;
-use crate::network::serac::{Form, Serac, located};
+use crate::network::serac::{Form, Part, Serac, located};
 use crate::report::figures;
 use crate::report::table::percent;
 use crate::train::learned::LearnedEditor;
@@ -109,6 +109,9 @@ pub fn run(args: &Args) -> Result<()> {
         (EditorSettings::Serac(mut settings), Loss::Serac(loss)) => {
             settings.classifier.encoder = located(&settings.classifier.encoder, place);
             settings.counterfactual.model = located(&settings.counterfactual.model, place);
+            if !settings.forms.is_empty() {
+                return Err(Error::Config("editor.forms is filled in by the training; leave it out".into()));
+            }
             settings.forms = forms(&train);
             let mut serac = Serac::new(settings.clone(), &model, network)?;
             if let Some(start) = &settings.start {
@@ -143,7 +146,8 @@ fn started(serac: Serac, archive: &Archive) -> Result<Serac> {
             own.classifier.kind == theirs.classifier.kind
                 && own.classifier.tune == theirs.classifier.tune
                 && own.classifier.fingerprint == theirs.classifier.fingerprint
-                && own.classifier.dimensions == theirs.classifier.dimensions,
+                && own.classifier.dimensions == theirs.classifier.dimensions
+                && own.classifier.layers == theirs.classifier.layers,
         ),
         (
             "counterfactual.",
@@ -155,6 +159,19 @@ fn started(serac: Serac, archive: &Archive) -> Result<Serac> {
         return Err(Error::Config(format!(
             "editor.start: neither network of {} is built as the ones of this config",
             archive.folder.display()
+        )));
+    }
+    // What is not trained here has to come from there.
+    let kept = match own.train {
+        Part::Both => None,
+        Part::Classifier => Some(&alike[1]),
+        Part::Counterfactual => Some(&alike[0]),
+    };
+    if let Some((part, false)) = kept {
+        return Err(Error::Config(format!(
+            "editor.start: {} has another {} than this config, and editor.train leaves it as it is there",
+            archive.folder.display(),
+            part.trim_end_matches('.')
         )));
     }
     let mut tensors = serac.tensors();
@@ -208,6 +225,9 @@ impl Run<'_> {
 
         let most = if config.data.test_records == 0 { usize::MAX } else { config.data.test_records };
         let test = self.test.fixed(seed, most, limits.per_class);
+        // Answers that must lose are looked at once, at the end.
+        let probes = test.iter().flat_map(|record| record.portability.values().chain(record.locality.values()));
+        trainer.limits.rivals = probes.flatten().any(|probe| probe.rival.is_some());
         let rows = trainer.evaluate(&test)?;
         let summary = summarize(&rows);
         let own = trainer.editor.examine(&test)?;
@@ -247,8 +267,9 @@ impl Run<'_> {
         }
         text += &format!("\nThree test facts, before and after an edit\n\n{}", three(base, &trainer, &test, &rows)?);
         text += &format!(
-            "\nNext, an edit of your own:\n\n    emend apply --archive {} --prompt {} --target {}\n",
+            "\nNext, an edit of your own:\n\n    emend apply --archive {} {}--prompt {} --target {}\n",
             quoted(&folder.to_string_lossy()),
+            example.descriptor.as_ref().map_or(String::new(), |text| format!("--descriptor {} ", quoted(text))),
             quoted(&example.prompt),
             quoted(&example.target_new)
         );

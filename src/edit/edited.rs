@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use super::change::{Delta, Deltas};
-use super::memory::{Consulted, Recall};
+use super::memory::{Consulted, Recall, alike};
 use super::{Edit, EditRequest};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -172,7 +172,7 @@ impl Edited {
             let recall = Recall::new(edit, memory, Edited::stack(edited.base.clone(), below)?)?;
             // One list of all that is consulted alike: the nearest entry answers, whichever edit it came with.
             match memories.pop() {
-                Some(last) if last.needs == recall.needs && last.below.weights_id == recall.below.weights_id => {
+                Some(last) if alike(&last.needs, &recall.needs) && last.below.weights_id == recall.below.weights_id => {
                     memories.push(last.and(recall));
                 }
                 last => memories.extend(last.into_iter().chain([recall])),

@@ -198,7 +198,8 @@ impl Edited {
         let stop = if own { stop.to_vec() } else { other.stop_tokens() };
         let mut rng = stream(sampling, row);
         let mut said = vec![];
-        while said.len() < count {
+        // An answer ends where the context of whoever gives it does.
+        while said.len() < count && (said.is_empty() || speaker.has_room()) {
             let Some(logits) = speaker.logits()? else { break };
             check_finite(&logits)?;
             let id = sampling.choose(&logits, &mut rng);

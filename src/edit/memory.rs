@@ -35,6 +35,9 @@ impl fmt::Debug for Memory {
 
 /// Says who answers a prompt.
 pub trait Route: Send + Sync {
+    /// Width of the keys that it compares.
+    fn width(&self) -> usize;
+
     /// For each prompt who answers it; nothing where the memory has no say.
     ///
     /// # Errors
@@ -158,12 +161,17 @@ pub fn without_contradictions(requests: &[EditRequest]) -> (Vec<usize>, Vec<(usi
 /// Requests of which of two on one question only the later stays; each change of mind is said.
 pub fn settled(requests: &[EditRequest]) -> Vec<EditRequest> {
     let (stay, gone) = without_contradictions(requests);
+    say(requests, gone);
+    stay.into_iter().map(|index| requests[index].clone()).collect()
+}
+
+/// Says which of two answers to one question takes the other's place.
+pub(super) fn say(requests: &[EditRequest], gone: Vec<(usize, usize)>) {
     for (old, new) in gone.into_iter().map(|(old, new)| (&requests[old], &requests[new])) {
         if old.target_new != new.target_new {
             tracing::warn!("\"{}\": \"{}\" takes the place of \"{}\"", new.prompt, new.target_new, old.target_new);
         }
     }
-    stay.into_iter().map(|index| requests[index].clone()).collect()
 }
 
 impl Recall {
@@ -176,6 +184,12 @@ impl Recall {
         let wrong = |message: String| Error::Input(format!("edit {}: {message}", edit.id()));
         memory.check(requests.len()).map_err(wrong)?;
         let route = memory.route.clone().ok_or_else(|| wrong("nothing here consults this memory".into()))?;
+        let (wide, wanted) = (memory.keys.dims()[1], route.width());
+        if wide != wanted {
+            return Err(wrong(format!(
+                "its keys are {wide} wide, {wanted} are wanted: it is a memory for another classifier"
+            )));
+        }
         let edits = vec![edit.id().to_owned(); requests.len()];
         let (keys, texts, needs) = (memory.keys.clone(), memory.texts.clone(), memory.needs.clone());
         Ok(Recall { requests, keys, texts, needs, edits, below, route })
@@ -185,7 +199,8 @@ impl Recall {
     pub fn and(self, later: Recall) -> Recall {
         let join = |a: Vec<_>, b: Vec<_>| -> Vec<EditRequest> { a.into_iter().chain(b).collect() };
         let requests = join(self.requests, later.requests);
-        let keys = Tensor::cat(vec![self.keys, later.keys], 0);
+        let later_keys = later.keys.cast(self.keys.dtype());
+        let keys = Tensor::cat(vec![self.keys, later_keys], 0);
         let texts: Vec<String> = self.texts.into_iter().chain(later.texts).collect();
         let edits: Vec<String> = self.edits.into_iter().chain(later.edits).collect();
         let (stay, _) = without_contradictions(&requests);
@@ -204,6 +219,16 @@ impl Recall {
             route: later.route,
         }
     }
+}
+
+/// Whether memories want the same networks, wherever these lie.
+pub fn alike(a: &Value, b: &Value) -> bool {
+    let place = |key: &str| matches!(key, "archive" | "encoder");
+    let known = |value: &Value| -> Vec<(String, Value)> {
+        let keys = value.as_object().into_iter().flatten();
+        keys.filter(|(key, _)| !place(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    };
+    a == b || (a.get("fingerprint").is_some() && known(a) == known(b))
 }
 
 /// Some rows of a matrix.

@@ -223,12 +223,12 @@ impl Edit {
         Edit::new(provenance, Change::Memory(memory), self.state.clone())
     }
 
-    /// Memories that want the same networks as one; where two entries are on one question the later wins. Gives the pairs
-    /// (what goes, what takes its place) too.
+    /// Memories that want the same networks as one; where two entries are on one question the later wins, and it
+    /// is said.
     ///
     /// # Errors
     /// An edit that is no memory, or memories of different kinds.
-    pub fn join_memories(edits: &[std::sync::Arc<Edit>]) -> Result<(Edit, Vec<(EditRequest, EditRequest)>)> {
+    pub fn join_memories(edits: &[std::sync::Arc<Edit>]) -> Result<Edit> {
         let memories: Vec<&Memory> = edits.iter().filter_map(|edit| edit.memory()).collect();
         let Some((first, memory)) = edits.first().zip(memories.first()) else {
             return Err(Error::Input("there is no memory to join".into()));
@@ -236,7 +236,7 @@ impl Edit {
         if memories.len() < edits.len() {
             return Err(Error::Input("a memory and an edit of weights do not join; save them apart".into()));
         }
-        if let Some(other) = memories.iter().find(|other| other.needs != memory.needs) {
+        if let Some(other) = memories.iter().find(|other| !memory::alike(&other.needs, &memory.needs)) {
             return Err(Error::Input(format!(
                 "memories of different editors do not join: one wants {}, the other {}",
                 memory.needs, other.needs
@@ -247,16 +247,24 @@ impl Edit {
         // Joined, they are computed on nothing but each other.
         let own: Vec<&str> = edits.iter().map(|edit| edit.id()).collect();
         provenance.computed_on.retain(|id| !own.contains(&id.as_str()));
-        let keys = Tensor::cat(memories.iter().map(|memory| memory.keys.clone()).collect(), 0);
+        let [_, width] = memory.keys.dims();
+        if let Some(other) = memories.iter().find(|other| other.keys.dims()[1] != width) {
+            return Err(Error::Input(format!(
+                "memories with keys of different widths do not join: {width} and {}",
+                other.keys.dims()[1]
+            )));
+        }
+        let keys = memories.iter().map(|other| other.keys.clone().cast(memory.keys.dtype())).collect();
+        let keys = Tensor::cat(keys, 0);
         let texts = memories.iter().flat_map(|memory| memory.texts.clone()).collect();
-        let joined = Memory { needs: memory.needs.clone(), keys, texts, route: memory.route.clone() };
+        // Where the networks lie is what the last one found.
+        let last = memories[memories.len() - 1];
+        let joined = Memory { needs: last.needs.clone(), keys, texts, route: last.route.clone() };
         let all =
             Edit { id: String::new(), provenance, change: Change::Memory(joined.clone()), state: first.state.clone() };
         let (stay, gone) = memory::without_contradictions(&all.provenance.requests);
-        let requests = &all.provenance.requests;
-        let changed = gone.into_iter().map(|(old, new)| (requests[old].clone(), requests[new].clone()));
-        let changed = changed.filter(|(old, new)| old.target_new != new.target_new).collect();
-        Ok((all.restricted(&joined, &stay), changed))
+        memory::say(&all.provenance.requests, gone);
+        Ok(all.restricted(&joined, &stay))
     }
 
     /// The hash of its contents: 32 hexadecimal digits.
@@ -273,7 +281,7 @@ impl Edit {
             return Err(Error::Input("there is no edit to join".into()));
         };
         if edits.iter().any(|edit| edit.memory().is_some()) {
-            return Ok(Edit::join_memories(edits)?.0);
+            return Edit::join_memories(edits);
         }
         let change = Change::Weights(WeightChange::sum(edits.iter().filter_map(|edit| edit.weights())));
         let mut provenance = first.provenance.clone();

@@ -225,6 +225,16 @@ impl Speaker {
         }
     }
 
+    /// Whether the context has room for what was said last.
+    pub(super) fn has_room(&self) -> bool {
+        let fits = |voice: &Voice| voice.seen + voice.next.len() <= voice.model.base().decoder.spec.context;
+        match self {
+            Speaker::One(voice) => fits(voice),
+            Speaker::Two(own, theirs, _) => fits(own) && fits(theirs),
+            Speaker::Told(..) => true,
+        }
+    }
+
     /// The logits of the next token; of a text that is told to its end none.
     pub(super) fn logits(&mut self) -> Result<Option<Vec<f32>>> {
         Ok(match self {

@@ -277,8 +277,20 @@ impl Serac {
             Kind::Cross => None,
         };
         let head = LinearConfig::new(reader.width(), outputs).init(place.0);
-        let classifier = Classifier { reader: reader.tuned(&settings.classifier.tune, place)?, head, log_scale };
-        let counterfactual = Tuned::of_decoder(&settings.counterfactual.tune, &pretrained.decoder, place)?;
+        let head = Linear {
+            weight: Param::from_tensor(head.weight.val().cast(place.1)),
+            bias: head.bias.map(|bias| Param::from_tensor(bias.val().cast(place.1))),
+        };
+        let of = |network: &'static str| {
+            move |error: Error| match error {
+                Error::Config(message) => Error::Config(format!("editor.{network}.tune: {message}")),
+                other => other,
+            }
+        };
+        let tuned = reader.tuned(&settings.classifier.tune, place).map_err(of("classifier"))?;
+        let classifier = Classifier { reader: tuned, head, log_scale };
+        let counterfactual = Tuned::of_decoder(&settings.counterfactual.tune, &pretrained.decoder, place)
+            .map_err(of("counterfactual"))?;
         Ok(Serac { settings, network: SeracNetwork { classifier, counterfactual }, reader, pretrained })
     }
 
@@ -288,7 +300,8 @@ impl Serac {
     /// A row longer than the reader's context.
     pub fn embed(&self, rows: &[Row]) -> Result<Tensor<2>> {
         let classifier = &self.network.classifier;
-        Ok(normalized(classifier.head.forward(self.reader.means(&classifier.reader, rows)?)))
+        let means = self.reader.means(&classifier.reader, rows)?.cast(classifier.head.weight.val().dtype());
+        Ok(normalized(classifier.head.forward(means)))
     }
 
     /// `σ ‖e − q‖²` of all pairs, `[edits, questions]`, from embeddings of length one.
@@ -306,7 +319,8 @@ impl Serac {
     /// A row longer than the reader's context.
     pub fn pairs(&self, rows: &[Row]) -> Result<Tensor<1>> {
         let classifier = &self.network.classifier;
-        Ok(classifier.head.forward(self.reader.pairs(&classifier.reader, rows)?).squeeze_dim(1))
+        let pairs = self.reader.pairs(&classifier.reader, rows)?.cast(classifier.head.weight.val().dtype());
+        Ok(classifier.head.forward(pairs).squeeze_dim(1))
     }
 
     /// What is trained, by name.
@@ -349,11 +363,9 @@ impl Serac {
 /// A base is the one that settings name; where they name none yet, it is written into them.
 fn same(key: &str, name: &str, known: &mut Option<String>, found: &str) -> Result<()> {
     match known {
-        Some(known) if known != found => Err(Error::OtherBase {
-            what: format!("editor.{key} = \"{name}\""),
-            made_on: known.clone(),
-            model: found.to_owned(),
-        }),
+        Some(known) if known != found => Err(Error::Config(format!(
+            "editor.{key} = \"{name}\" is {found}, but {known} is wanted; put the files back that it was trained with"
+        ))),
         _ => {
             *known = Some(found.to_owned());
             Ok(())
@@ -366,6 +378,16 @@ fn check(settings: &Settings) -> Result<()> {
     within("editor.threshold", settings.threshold, 0.0, 1.0)?;
     within("editor.classifier.dimensions", settings.classifier.dimensions as f64, 1.0, 1e5)?;
     within("editor.classifier.scale", settings.classifier.scale, 1e-6, 1e6)?;
+    for (network, rate) in
+        [("classifier", settings.classifier.learning_rate), ("counterfactual", settings.counterfactual.learning_rate)]
+    {
+        within(&format!("editor.{network}.learning_rate"), rate.unwrap_or(0.0), 0.0, 10.0)?;
+    }
+    if settings.train == Part::Counterfactual && settings.counterfactual.tune == Tune::Nothing {
+        let message =
+            "editor.counterfactual.tune = \"nothing\" leaves nothing to train with editor.train = \"counterfactual\"";
+        return Err(Error::Config(message.into()));
+    }
     within("editor.classifier.candidates", settings.classifier.candidates as f64, 1.0, 1e6)?;
     let template = &settings.counterfactual.template;
     if template.matches("{edit}").count() != 1
@@ -409,17 +431,10 @@ impl SeracRoute {
     pub fn scopes(&self, requests: &[EditRequest], keys: &Tensor<2>, prompts: &[String]) -> Result<Vec<(usize, f64)>> {
         let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
         let Serac { settings, reader, .. } = &self.serac;
-        let width = match settings.classifier.kind {
-            Kind::Embedding => settings.classifier.dimensions,
-            Kind::Cross => reader.width(),
-        };
-        if keys.dims()[1] != width {
-            return Err(Error::Input(format!(
-                "the memory's keys are {} wide, this classifier's {width}: it is a memory for another classifier",
-                keys.dims()[1]
-            )));
-        }
+        let width = self.width();
+        debug_assert_eq!(keys.dims()[1], width);
         let questions = self.keys(&texts)?;
+        let keys = &keys.clone().cast(questions.dtype());
         if settings.classifier.kind == Kind::Embedding {
             let scale = self.serac.network.classifier.log_scale.as_ref();
             let scale = scale.map_or(1.0, |log| log.val().exp().into_data().iter::<f64>().sum::<f64>());
@@ -489,6 +504,13 @@ impl SeracRoute {
 }
 
 impl Route for SeracRoute {
+    fn width(&self) -> usize {
+        match self.serac.settings.classifier.kind {
+            Kind::Embedding => self.serac.settings.classifier.dimensions,
+            Kind::Cross => self.serac.reader.width(),
+        }
+    }
+
     fn consult(&self, recall: &Recall, prompts: &[String]) -> Result<Vec<Option<Consulted>>> {
         let Settings { routing, threshold, counterfactual, .. } = &self.serac.settings;
         let scopes = self.scopes(&recall.requests, &recall.keys, prompts)?;

@@ -74,8 +74,8 @@ impl Tuned {
     fn new(tune: &Tune, stack: Stack, blocks: &[Block], ends: Ends, place: (&Device, DType)) -> Result<Self> {
         let layers = blocks.len();
         let top = |count: usize| match count {
-            0 => Err(Error::Config("tune: at least one block must be trained; \"nothing\" trains none".into())),
-            _ if count > layers => Err(Error::Config(format!("tune: {count} blocks of a model that has {layers}"))),
+            0 => Err(Error::Config("at least one block must be trained; \"nothing\" trains none".into())),
+            _ if count > layers => Err(Error::Config(format!("{count} blocks of a model that has {layers}"))),
             _ => Ok(layers - count),
         };
         let none = Tuned { blocks: vec![], ends: None, factors: vec![] };
@@ -83,7 +83,7 @@ impl Tuned {
             Tune::Nothing => none,
             Tune::Whole => trained(Tuned { blocks: blocks.to_vec(), ends: Some(ends), ..none }, place.0),
             Tune::Top(count) => trained(Tuned { blocks: blocks[top(count)?..].to_vec(), ..none }, place.0),
-            Tune::Lora { rank: 0, .. } => return Err(Error::Config("tune.lora.rank must be at least 1".into())),
+            Tune::Lora { rank: 0, .. } => return Err(Error::Config("lora.rank must be at least 1".into())),
             Tune::Lora { rank, top: count } => {
                 let first = if count == 0 { 0 } else { top(count)? };
                 let mut factors = vec![];
@@ -184,9 +184,11 @@ impl Tap for FactorTap<'_> {
     fn linear(&mut self, at: Weight, _span: &Span, input: &Tensor<3>, output: Tensor<3>) -> Tensor<3> {
         let Some(factors) = self.0.iter().find(|factors| factors.at == at) else { return output };
         let [rows, cells, d_in] = input.dims();
-        let flat = input.clone().reshape([rows * cells, d_in]);
-        let change = flat.matmul(factors.a.val()).matmul(factors.b.val());
+        let (a, b) = (factors.a.val(), factors.b.val());
+        let flat = input.clone().reshape([rows * cells, d_in]).cast(a.dtype());
+        let change = flat.matmul(a).matmul(b);
         let d_out = change.dims()[1];
-        output + change.reshape([rows, cells, d_out])
+        let dtype = output.dtype();
+        output + change.reshape([rows, cells, d_out]).cast(dtype)
     }
 }

@@ -35,6 +35,7 @@ use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;
 use crate::network::parameters;
 use crate::network::serac::{Kind, Part, Serac, SeracNetwork, SeracRoute};
+use crate::network::tuned::Tune;
 use crate::{parallel, random};
 
 /// `[loss]` of a SERAC config.
@@ -152,9 +153,11 @@ impl SeracTrainer {
             within(&format!("loss.mix.\"{class}\""), *weight, 0.0, 1e9)?;
         }
         let vocabularies = [&serac.pretrained, base.base()].map(|model| model.decoder.spec.vocabulary);
-        if loss.locality > 0.0 && vocabularies[0] != vocabularies[1] && serac.settings.train != Part::Classifier {
+        let alike = vocabularies[0] == vocabularies[1]
+            && serac.pretrained.tokenizer.fingerprint()? == base.base().tokenizer.fingerprint()?;
+        if loss.locality > 0.0 && !alike && serac.settings.train != Part::Classifier {
             return Err(Error::Config(format!(
-                "loss.locality = {}: the KL loss wants equal vocabularies, the counterfactual model has {} tokens, the model {}; \
+                "loss.locality = {}: the KL loss wants equal vocabularies, the counterfactual model has {} tokens of its own, the model {}; \
                  set loss.locality = 0",
                 loss.locality, vocabularies[0], vocabularies[1]
             )));
@@ -263,7 +266,8 @@ impl SeracTrainer {
             figures[0] = share * loss.clone().into_data().iter::<f64>().sum::<f64>();
             losses.push(loss.mul_scalar(share * self.loss.scope));
         }
-        if self.trains(Part::Counterfactual) && (self.loss.edit > 0.0 || self.loss.locality > 0.0) {
+        let learns = serac.settings.counterfactual.tune != Tune::Nothing;
+        if self.trains(Part::Counterfactual) && learns && (self.loss.edit > 0.0 || self.loss.locality > 0.0) {
             let Loss { surrogate, nll, kl } = self.counterfactual(serac, asked, records)?;
             (figures[1], figures[2]) = (nll, kl);
             losses.push(surrogate);
