@@ -157,14 +157,17 @@ impl Route for LookupRoute {
         // ‖h − k‖² = ‖h‖² + ‖k‖² − 2⟨h, k⟩: one product finds the nearest.
         let squares = |rows: &Tensor<2>| rows.clone().square().sum_dim(1);
         let products = found.clone().matmul(keys.clone().transpose()).mul_scalar(-2.0);
-        let lengths = squares(&keys);
-        let distances = products + squares(&found) + lengths.clone().transpose();
-        let distances: Vec<f32> = distances.into_data().iter::<f32>().collect();
-        let lengths: Vec<f32> = lengths.into_data().iter::<f32>().collect();
-        let said = distances.chunks(entries).map(|row| {
+        let distances = products + squares(&found) + squares(&keys).transpose();
+        let elements = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect::<Vec<f32>>();
+        let (distances, found, keys) = (elements(distances), elements(found), elements(keys));
+        let said = distances.chunks(entries).zip(found.chunks(self.width)).map(|(row, state)| {
             // Of equally near ones the later.
             let entry = (0..entries).min_by(|a, b| row[*a].total_cmp(&row[*b]).then(b.cmp(a)))?;
-            let distance = f64::from(row[entry].max(0.0) / lengths[entry].max(f32::MIN_POSITIVE)).sqrt();
+            // The product loses the digits of a small distance: that of the nearest is taken by itself.
+            let key = &keys[entry * self.width..][..self.width];
+            let apart: f64 = key.iter().zip(state).map(|(k, h)| (f64::from(*k) - f64::from(*h)).powi(2)).sum();
+            let length: f64 = key.iter().map(|k| f64::from(*k).powi(2)).sum();
+            let distance = (apart / length.max(f64::MIN_POSITIVE)).sqrt();
             let answer = Answer::Told(recall.requests[entry].target_new.clone());
             let scope = 1.0 - distance / self.settings.radius.max(f64::MIN_POSITIVE);
             (distance <= self.settings.radius).then_some(Consulted { entry, scope: scope.max(0.0), answer })

@@ -191,6 +191,9 @@ impl Edited {
         let mut consulted = vec![None; prompts.len()];
         for recall in self.memories.iter().rev() {
             let open: Vec<usize> = (0..prompts.len()).filter(|&index| consulted[index].is_none()).collect();
+            if open.is_empty() {
+                break;
+            }
             let asked: Vec<String> = open.iter().map(|&index| prompts[index].clone()).collect();
             for (index, answer) in open.into_iter().zip(recall.route.consult(recall, &asked)?) {
                 consulted[index] = answer;

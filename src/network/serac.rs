@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{DType, Device, Tensor, TensorData, activation};
+use burn::nn::Linear;
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -193,7 +193,7 @@ impl CounterfactualSettings {
             false => self.template.clone(),
         };
         let (before, after) = template.split_once("{edit}").unwrap_or((&template, ""));
-        format!("{before}{edit}{after}").replacen("{question}", question, 1)
+        format!("{before}{edit}{}{question}", after.strip_suffix("{question}").unwrap_or(after))
     }
 }
 
@@ -276,11 +276,7 @@ impl Serac {
             Kind::Embedding => Some(Param::from_tensor(Tensor::full([1], settings.classifier.scale.ln(), place))),
             Kind::Cross => None,
         };
-        let head = LinearConfig::new(reader.width(), outputs).init(place.0);
-        let head = Linear {
-            weight: Param::from_tensor(head.weight.val().cast(place.1)),
-            bias: head.bias.map(|bias| Param::from_tensor(bias.val().cast(place.1))),
-        };
+        let head = linear(reader.width(), outputs, place);
         let of = |network: &'static str| {
             move |error: Error| match error {
                 Error::Config(message) => Error::Config(format!("editor.{network}.tune: {message}")),
@@ -357,6 +353,16 @@ impl Serac {
         let counterfactual =
             Edited::with_decoder(serac.pretrained.clone(), decoder, format!("{}/{id}", serac.pretrained.fingerprint));
         Ok(Arc::new(SeracRoute { serac, counterfactual }))
+    }
+}
+
+/// A linear layer at its start, as Burn has it, in the element type of the network.
+fn linear(d_in: usize, d_out: usize, place: (&Device, DType)) -> Linear {
+    let most = 1.0 / (d_in as f64).sqrt();
+    let spread = Distribution::Uniform(-most, most);
+    Linear {
+        weight: Param::from_tensor(Tensor::random([d_in, d_out], spread, place)),
+        bias: Some(Param::from_tensor(Tensor::random([d_out], spread, place))),
     }
 }
 
