@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use burn::tensor::{DType, Device, Tensor};
 use emend::model::Model;
 use emend::model::checkpoint::Checkpoint;
-use emend::model::folder::floats;
+use emend::model::folder::{Stored, floats};
+use emend::model::tap::Span;
 use emend::model::tokenizer::Tokenizer;
 use safetensors::SafeTensors;
 
@@ -22,6 +23,19 @@ pub fn model(name: &str, dtype: DType) -> Model {
 /// The elements of a tensor in f64, row by row.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
+}
+
+/// The elements of `[batch, tokens, width]` with zeros in the padded cells, as the golden files have them.
+pub fn real(x: Tensor<3>, span: &Span) -> Vec<f64> {
+    let [rows, cells, width] = x.dims();
+    let mut all = values(x);
+    for row in 0..rows {
+        for cell in (0..cells).filter(|&cell| span.position(row, cell).is_none()) {
+            let start = (row * cells + cell) * width;
+            all[start..start + width].fill(0.0);
+        }
+    }
+    all
 }
 
 /// max|a − b| / max|b|
@@ -60,7 +74,7 @@ impl Golden {
                 view.data().chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect()
             }
             dtype => {
-                let stored = emend::model::folder::Stored { dtype, shape: view.shape(), bytes: view.data() };
+                let stored = Stored { dtype, shape: view.shape(), bytes: view.data() };
                 floats(stored).unwrap().into_iter().map(f64::from).collect()
             }
         }
@@ -78,15 +92,21 @@ impl Golden {
     }
 }
 
-/// SmolLM2-135M where it is to be had, else nothing and a word that the test was skipped.
-pub fn smollm2() -> Option<Model> {
+/// The folder of a downloaded model where it is to be had, else nothing and a word that the test was skipped.
+pub fn downloaded(name: &str) -> Option<PathBuf> {
     let root = std::env::var_os("EMEND_MODELS").map(PathBuf::from);
     let root = root.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/emend-models")))?;
-    let folder = root.join("smollm2-135m");
+    let folder = root.join(name);
     if !folder.is_dir() {
-        println!("skipped: no smollm2-135m under $EMEND_MODELS");
+        println!("skipped: no {name} under $EMEND_MODELS");
         return None;
     }
+    Some(folder)
+}
+
+/// SmolLM2-135M, if it was downloaded.
+pub fn smollm2() -> Option<Model> {
+    let folder = downloaded("smollm2-135m")?;
     Some(
         Model::from_parts(
             Checkpoint::open(&folder).unwrap(),

@@ -1,27 +1,14 @@
 //! Against tiny random models and their activations written by `transformers` (tests/fixtures/README.md).
 
 use burn::tensor::{DType, Tensor};
-use emend::model::tap::{Place, Role, Site, Span, Stack, Tap, Weight};
+use emend::model::tap::{Place, Role, Site, Stack, Tap, Weight};
 use emend::model::taps::{GradientProbes, Recorder};
 use emend::model::tokens::Tokens;
 
-use crate::common::{Golden, difference, fixture, model, values};
+use crate::common::{Golden, difference, fixture, model, real, values};
 
 const MODELS: [&str; 4] = ["gpt2-tiny", "llama-tiny", "llama3-tiny", "llama-linear-tiny"];
 const TOLERANCE: f64 = 2e-5;
-
-/// Zeroes the padded cells, as the golden files do.
-fn real(x: Tensor<3>, span: &Span) -> Vec<f64> {
-    let [rows, cells, width] = x.dims();
-    let mut all = values(x);
-    for row in 0..rows {
-        for cell in (0..cells).filter(|&cell| span.position(row, cell).is_none()) {
-            let start = (row * cells + cell) * width;
-            all[start..start + width].fill(0.0);
-        }
-    }
-    all
-}
 
 #[test]
 fn logits_and_every_site_match_pytorch() {

@@ -2,6 +2,7 @@
 
 mod attribution;
 mod common;
+mod encoders;
 mod golden;
 mod mend;
 mod metrics;
