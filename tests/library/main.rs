@@ -4,6 +4,7 @@ mod attribution;
 mod common;
 mod encoders;
 mod golden;
+mod memory;
 mod mend;
 mod metrics;
 mod sets;
