@@ -415,6 +415,11 @@ fn memories_that_want_the_same_are_one_list() {
     let apart = base.with(a.clone()).unwrap().with(other).unwrap();
     assert_eq!(apart.memories().len(), 2);
     assert_eq!(apart.consulted(QUESTION).unwrap().unwrap().0, second);
+    // Nothing is left to ask the lower one then, and nothing at all where there is no prompt.
+    assert!(answerer(&apart, QUESTION).1.starts_with("The instrument of Bill Wyman is the violin. "));
+    assert!(!apart.next_tokens(&encode(&base, QUESTION), 1).unwrap().is_empty());
+    assert!(apart.consult(&[]).unwrap().is_empty() && both.consult(&[]).unwrap().is_empty());
+    assert_eq!(score(&[&base, &apart], &[]).unwrap(), [vec![], vec![]]);
     // And so is one on other weights.
     let split = base.with(a).unwrap().with(weights(&base, 1)).unwrap().with(b).unwrap();
     assert_eq!(split.memories().len(), 2);
