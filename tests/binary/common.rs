@@ -168,6 +168,51 @@ impl Place {
         self.config(&gpt2(), &["mlp.up", "mlp.down"])
     }
 
+    /// A config that trains SERAC on GPT-2 within a moment: classifier and counterfactual model begin as the model itself.
+    pub fn serac_config(&self) -> PathBuf {
+        self.write("facts.json", records().to_string());
+        let text = format!(
+            r#"
+            [model]
+            path = {:?}
+
+            [editor]
+            method = "serac"
+
+            [editor.classifier]
+            encoder = "model"
+            tune = "whole"
+            dimensions = 16
+
+            [editor.counterfactual]
+            model = "model"
+            tune = "whole"
+
+            [loss]
+            mined = {{ count = 1, among = 4 }}
+
+            [data]
+            train = "facts.json"
+            validation = "facts.json"
+            test = "facts.json"
+
+            [train]
+            max_steps = 4
+            validate_every = 2
+            learning_rate = 1e-2
+            "#,
+            gpt2()
+        );
+        self.write("serac.toml", text)
+    }
+
+    /// A copy of [`Trained::Serac`] with which everything is in scope (a threshold of 0) or nothing is (of 1).
+    pub fn serac(&self, name: &str, threshold: &str) -> PathBuf {
+        let archive = self.copy(&Trained::Serac.archive(), name);
+        replace(&archive.join("archive.toml"), "threshold = 0.5", &format!("threshold = {threshold}"));
+        archive
+    }
+
     /// A model folder with the files of a fixture, to be spoilt.
     pub fn copy_of(&self, name: &str) -> PathBuf {
         self.copy(&fixture(name), name)
@@ -179,6 +224,14 @@ impl Place {
         copy_folder(from, &to);
         to
     }
+}
+
+/// Puts a text in the place of another, which the file must have.
+#[track_caller]
+pub fn replace(path: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "no {from:?} in {text}");
+    std::fs::write(path, text.replace(from, to)).unwrap();
 }
 
 /// Replaces what was at `to`.
@@ -228,27 +281,31 @@ pub enum Trained {
     Gpt2Attention,
     /// A model stored in bf16 in two shards.
     Llama,
+    /// SERAC for GPT-2.
+    Serac,
 }
 
 impl Trained {
     pub fn model(self) -> PathBuf {
         match self {
-            Trained::Gpt2 | Trained::Gpt2Attention => gpt2(),
+            Trained::Gpt2 | Trained::Gpt2Attention | Trained::Serac => gpt2(),
             Trained::Llama => fixture("llama-tiny"),
         }
     }
 
     pub fn archive(self) -> PathBuf {
         // A static is never dropped, so its folder stands where `cargo clean` finds it.
-        static SHARED: [OnceLock<TempDir>; 3] = [const { OnceLock::new() }; 3];
-        let weights: &[&str] = match self {
-            Trained::Gpt2 | Trained::Llama => &["mlp.up", "mlp.down"],
-            Trained::Gpt2Attention => &["attention.query", "attention.value", "mlp.down"],
-        };
+        static SHARED: [OnceLock<TempDir>; 4] = [const { OnceLock::new() }; 4];
         let folder = SHARED[self as usize].get_or_init(|| {
             let place = Place::new();
             let folder = tempfile::Builder::new().prefix("archive-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-            let config = place.config(&self.model(), weights);
+            let config = match self {
+                Trained::Gpt2 | Trained::Llama => place.config(&self.model(), &["mlp.up", "mlp.down"]),
+                Trained::Gpt2Attention => {
+                    place.config(&self.model(), &["attention.query", "attention.value", "mlp.down"])
+                }
+                Trained::Serac => place.serac_config(),
+            };
             stdout(&run(&training(&config, &folder.path().join("archive"), &[])));
             folder
         });

@@ -5,4 +5,7 @@ mod bad_input;
 mod common;
 mod edits;
 mod hostile_files;
+mod in_context;
+mod memory;
+mod memory_input;
 mod resume;

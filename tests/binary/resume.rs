@@ -23,6 +23,18 @@ const EVERYTHING: [&str; 8] = [
     "loss.scope=both",
 ];
 
+/// The same for SERAC, whose networks have optimisers with rates of their own.
+const EVERYTHING_OF_SERAC: [&str; 8] = [
+    "train.accumulate=2",
+    "train.edits_per_step=2",
+    "train.warm_up=5",
+    "train.schedule=cosine",
+    "train.patience=1000",
+    "train.seed=3",
+    "editor.classifier.learning_rate=1e-3",
+    "editor.classifier.tune={lora={rank=2}}",
+];
+
 fn spawn(args: &[&str]) -> Child {
     process().args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
@@ -41,12 +53,21 @@ fn wait_for_steps(child: &mut Child, out: &Path, steps: usize) {
 #[test]
 fn killed_again_and_again() {
     let place = Place::new();
-    let config = place.gpt2_config();
+    kill_again_and_again(&place, &place.gpt2_config(), &EVERYTHING);
+}
+
+#[test]
+fn serac_killed_again_and_again() {
+    let place = Place::new();
+    kill_again_and_again(&place, &place.serac_config(), &EVERYTHING_OF_SERAC);
+}
+
+fn kill_again_and_again(place: &Place, config: &Path, everything: &[&str]) {
     let (whole, out) = (place.path("whole"), place.path("out"));
     // A snapshot a step: most kills fall into its writing.
-    let settings = sets(&[&EVERYTHING[..], &["train.max_steps=40", "train.validate_every=1"]].concat());
-    stdout(&run(&training(&config, &whole, &settings)));
-    let resume = training(&config, &out, &[&["--resume"], &settings[..]].concat());
+    let settings = sets(&[everything, &["train.max_steps=40", "train.validate_every=1"]].concat());
+    stdout(&run(&training(config, &whole, &settings)));
+    let resume = training(config, &out, &[&["--resume"], &settings[..]].concat());
     let mut delays = emend::random::stream(11, "kills", 0);
     let mut kills = 0;
     // Longer and longer, so that a slow machine gets there too.
@@ -73,11 +94,31 @@ fn killed_again_and_again() {
 #[test]
 fn interrupted_by_control_c() {
     let place = Place::new();
-    let config = place.gpt2_config();
+    interrupt(&place, &place.gpt2_config(), &EVERYTHING);
+}
+
+#[test]
+fn serac_interrupted_by_control_c() {
+    let place = Place::new();
+    interrupt(&place, &place.serac_config(), &EVERYTHING_OF_SERAC);
+}
+
+/// One network trained alone, from a start whose other network is kept.
+#[test]
+fn serac_interrupted_in_one_network() {
+    let place = Place::new();
+    let (config, start) = (place.serac_config(), place.path("start"));
+    let lora = EVERYTHING_OF_SERAC[7];
+    stdout(&run(&training(&config, &start, &sets(&["editor.train=classifier", lora]))));
+    let own = [&EVERYTHING_OF_SERAC[..], &["editor.train=counterfactual", "editor.start=start"]].concat();
+    interrupt(&place, &config, &own);
+}
+
+fn interrupt(place: &Place, config: &Path, everything: &[&str]) {
     let (whole, out) = (place.path("whole"), place.path("out"));
-    let settings = sets(&[&EVERYTHING[..], &["train.max_steps=150", "train.validate_every=20"]].concat());
-    stdout(&run(&training(&config, &whole, &settings)));
-    let mut args = training(&config, &out, &settings);
+    let settings = sets(&[everything, &["train.max_steps=150", "train.validate_every=20"]].concat());
+    stdout(&run(&training(config, &whole, &settings)));
+    let mut args = training(config, &out, &settings);
     // Once before there is a best network, once after.
     for steps in [3, 30] {
         let mut child = spawn(&args);
