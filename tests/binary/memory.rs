@@ -378,7 +378,7 @@ fn a_memory_finds_its_archive() {
     let archive = place.serac("archive", "0.0");
     let memory = two(&place, &archive);
     let here = predict(&[&memory], &PROMPTS, &[]);
-    let moved = place.path("moved");
+    let (named, moved) = (archive.canonicalize().unwrap(), place.path("moved"));
     std::fs::rename(&archive, &moved).unwrap();
     let model = gpt2();
     let ask = |more: &[&str]| {
@@ -389,7 +389,7 @@ fn a_memory_finds_its_archive() {
         let args = ask(more);
         refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), 1, words);
     };
-    refuse(&[], &["memory.safetensors", text(&archive), "not there", "--archive DIR"]);
+    refuse(&[], &["memory.safetensors", text(&named), "not there", "--archive DIR"]);
     refuse(&["--archive", "no-such-folder"], &["memory.safetensors", "no-such-folder", "not there"]);
     let there = predict(&[&memory], &PROMPTS, &["--archive", text(&moved)]);
     assert_eq!(there["results"], here["results"]);

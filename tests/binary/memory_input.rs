@@ -359,8 +359,7 @@ fn questions_and_descriptors() {
         .map(|part| format!("data.{part}={}", text(&root.join(format!("data/convsent/{part}.json")))));
     let tiny = ["train.max_steps=2", "train.edits_per_step=2", "train.validation_records=2", "data.test_records=2"];
     let all = [&data.each_ref().map(String::as_str)[..], &tiny, &["editor.threshold=0.0"]].concat();
-    let document = json(&training(&config, &out, &sets(&all)));
-    assert!(document["sentiment"].is_object(), "{document}");
+    stdout(&run(&training(&config, &out, &sets(&all))));
     let asked = ["apply", "--archive", text(&out), "--prompt", "What do you think of Lyon?", "--target", "I love it"];
     let asked = [&asked[..], &["--memory", text(&memory)]].concat();
     refused(&asked, 1, &["What do you think of Lyon? I love it", "a question with its answer", "descriptors"]);
