@@ -296,6 +296,24 @@ fn bases_that_do_not_fit() {
     assert!(!out.join("archive.toml").exists());
 }
 
+/// As many words as the model has, but others: a divergence between the two says nothing.
+#[test]
+fn as_many_words_but_others() {
+    let place = Place::new();
+    let (config, out, other) = (place.serac_config(), place.path("out"), place.copy_of("gpt2-tiny"));
+    let path = other.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let words = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let (a, e) = (words["a"].clone(), words["e"].clone());
+    words.insert("a".into(), e);
+    words.insert("e".into(), a);
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let model = format!("editor.counterfactual.model={}", text(&other));
+    let args = sets(&[&model, "editor.routing=soft", "loss.locality=0.0"]);
+    refused(&training(&config, &out, &args), 2, &["editor.routing"]);
+    refused(&training(&config, &out, &sets(&[&model])), 2, &["loss.locality"]);
+}
+
 /// There is nothing to learn where the one network that is trained has no trained part.
 #[test]
 fn nothing_to_train() {
@@ -344,6 +362,30 @@ fn archives_that_say_what_cannot_be() {
     }
 }
 
+/// The arguments of a training on opinions, which are stated by descriptors.
+fn opinions(out: &Path, more: &[&str]) -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = root.join("configs/serac-pocket.toml");
+    let data = ["train", "validation", "test"]
+        .map(|part| format!("data.{part}={}", text(&root.join(format!("data/convsent/{part}.json")))));
+    let tiny = ["train.max_steps=2", "train.edits_per_step=2", "train.validation_records=2", "data.test_records=2"];
+    let settings = [&data.each_ref().map(String::as_str)[..], &tiny, &["editor.threshold=0.0"]].concat();
+    let args = training(&config, out, &sets(&settings)).into_iter().chain(more.iter().copied());
+    args.map(str::to_owned).collect()
+}
+
+/// What a training shows at its end: the figures of its data, and a next step that works.
+#[test]
+fn the_end_of_a_training_on_opinions() {
+    let place = Place::new();
+    let out = place.path("opinions");
+    let train = |more: &[&str]| run(&opinions(&out, more).iter().map(String::as_str).collect::<Vec<_>>());
+    let shown = stdout(&train(&[]));
+    assert!(shown.contains("emend apply --archive") && shown.contains("--descriptor"), "{shown}");
+    let document: Value = serde_json::from_str(&stdout(&train(&["--resume", "--json"]))).unwrap();
+    assert!(document["sentiment"]["success"].is_number(), "{}", document["sentiment"]);
+}
+
 #[test]
 fn questions_and_descriptors() {
     let place = Place::new();
@@ -353,13 +395,8 @@ fn questions_and_descriptors() {
     refused(&edit(&archive, &stated), 1, &["Topic: Lake Orrin.", "a descriptor", "questions with answers"]);
     assert!(!memory.exists());
 
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (config, out) = (root.join("configs/serac-pocket.toml"), place.path("opinions"));
-    let data = ["train", "validation", "test"]
-        .map(|part| format!("data.{part}={}", text(&root.join(format!("data/convsent/{part}.json")))));
-    let tiny = ["train.max_steps=2", "train.edits_per_step=2", "train.validation_records=2", "data.test_records=2"];
-    let all = [&data.each_ref().map(String::as_str)[..], &tiny, &["editor.threshold=0.0"]].concat();
-    stdout(&run(&training(&config, &out, &sets(&all))));
+    let out = place.path("opinions");
+    stdout(&run(&opinions(&out, &[]).iter().map(String::as_str).collect::<Vec<_>>()));
     let asked = ["apply", "--archive", text(&out), "--prompt", "What do you think of Lyon?", "--target", "I love it"];
     let asked = [&asked[..], &["--memory", text(&memory)]].concat();
     refused(&asked, 1, &["What do you think of Lyon? I love it", "a question with its answer", "descriptors"]);
