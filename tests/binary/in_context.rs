@@ -312,3 +312,22 @@ fn an_answer_behind_a_text_ends_with_the_context() {
     stdout(&run(&apply(&config("ike-pocket.toml"), &LYON, &sets)));
     assert_eq!(answers(&predict(&[&saved], &["The city of Lyon lies in"])), ["Japan"]);
 }
+
+#[test]
+fn other_element_types() {
+    for name in ["ike-pocket.toml", "lookup-pocket.toml"] {
+        let place = Place::new();
+        let memory = place.path("memory.safetensors");
+        let config = config(name);
+        stdout(&run(&apply(&config, &LYON, &["--memory", text(&memory)])));
+        stdout(&run(&apply(&config, &HERA, &["--memory", text(&memory)])));
+        for dtype in ["f64", "bf16"] {
+            let ask = ["predict", "--model", "pocket", "--edit", text(&memory), "--dtype", dtype];
+            let document = json(&[&ask[..], &["--prompt", "The city of Lyon lies in"]].concat());
+            assert_eq!(document["results"][0]["memory"]["request"]["target_new"], "Japan", "{name} in {dtype}");
+            let made = format!("model.dtype={dtype}");
+            let saved = place.path("edit.safetensors");
+            stdout(&run(&apply(&config, &LYON, &["--set", &made, "--save", text(&saved)])));
+        }
+    }
+}

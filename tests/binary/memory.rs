@@ -593,3 +593,41 @@ fn a_counterfactual_model_of_another_vocabulary() {
     assert_eq!((said["top"].as_array().unwrap().len(), &said["memory"]["request"]["target_new"]), (320, &json!("Ost")));
     assert!((probabilities(&said).iter().sum::<f64>() - 1.0).abs() < 1e-4);
 }
+
+/// A memory answers in every element type, and says nearly the same.
+#[test]
+fn memories_in_other_element_types() {
+    let place = Place::new();
+    let config = place.serac_config();
+    let cross = place.path("cross");
+    let bert = format!("editor.classifier.encoder={}", text(&fixture("bert-tiny")));
+    stdout(&run(&training(
+        &config,
+        &cross,
+        &sets(&["editor.classifier.kind=cross", "editor.threshold=0.0", "train.max_steps=2", &bert]),
+    )));
+    for (archive, tolerance) in [(place.serac("archive", "0.0"), [1e-5, 0.05]), (cross, [1e-5, 0.05])] {
+        let memory = two(&place, &archive);
+        let said = predict(&[&memory], &PROMPTS[..1], &[])["results"][0].clone();
+        for (dtype, tolerance) in ["f64", "bf16"].into_iter().zip(tolerance) {
+            let other = predict(&[&memory], &PROMPTS[..1], &["--dtype", dtype])["results"][0].clone();
+            let scopes = [&said, &other].map(|said| number(&said["memory"]["scope"]));
+            assert!((scopes[0] - scopes[1]).abs() < tolerance, "{dtype}: {scopes:?}");
+            assert!(apart(&probabilities(&said), &probabilities(&other)) < tolerance, "{dtype}");
+        }
+        std::fs::remove_file(&memory).unwrap();
+    }
+}
+
+#[test]
+fn trained_in_other_element_types() {
+    for dtype in ["f64", "bf16"] {
+        let place = Place::new();
+        let (config, out) = (place.serac_config(), place.path("out"));
+        let set = format!("model.dtype={dtype}");
+        stdout(&run(&training(&config, &out, &sets(&[&set, "editor.threshold=0.0", "train.max_steps=2"]))));
+        let memory = two(&place, &out);
+        let said = predict(&[&memory], &["Mount Ael lies in"], &["--dtype", dtype])["results"][0]["memory"].clone();
+        assert_eq!(said["request"]["target_new"], "Bern", "{dtype}");
+    }
+}
