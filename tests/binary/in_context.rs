@@ -198,7 +198,7 @@ fn demonstrations_stand_before_the_edit() {
     ]);
     let facts = format!("editor.demonstrations={}", text(&place.write("facts.json", facts.to_string())));
     let made = |sets: &[&str]| {
-        let sets = sets.iter().chain([&facts.as_str()]).flat_map(|set| ["--set", *set]);
+        let sets = sets.iter().copied().chain([facts.as_str()]).flat_map(|set| ["--set", set]);
         let sets: Vec<&str> = sets.chain(["--rephrase", "Lyon is in", "--unrelated", "A king is"]).collect();
         stdout(&run(&apply(&config("ike-pocket.toml"), &LYON, &[&sets[..], &["--save", text(&saved)]].concat())));
         texts(&saved).remove(0)
