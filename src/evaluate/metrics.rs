@@ -1,4 +1,6 @@
-//! Metrics, each a pure function of the table.
+//! Metrics of a table of many edits, each a pure function of it: what a training is steered by and `apply` prints.
+//!
+//! The values of a single edit, which a comparison averages, are in [`super::protocol`].
 //!
 //! `mend`: teacher-forced, whole target exact. `counterfact`: whether the new answer is likelier than the old one. `balanced`: claims,
 //! answered True or False. `sentiment`: replies on a topic, in the wanted sentiment or the other.
@@ -8,6 +10,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::probes::{Kind, ProbeRow};
+use super::protocol::balanced::{Labels, accuracy};
+use super::protocol::counterfact::{magnitude, success};
+use super::protocol::{counterfact as likelier, sentiment as replies};
+use super::rows::{Side, mean, share};
 
 /// The figures of a table, shares from 0 to 1. A figure without probes is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -28,16 +34,6 @@ pub struct Summary {
     pub drawdown_by_class: BTreeMap<String, f64>,
     /// Edits in the table.
     pub edits: usize,
-}
-
-/// The mean of values, or nothing where there are none.
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (sum, count) = values.fold((0.0, 0usize), |(sum, count), value| (sum + value, count + 1));
-    (count > 0).then(|| sum / count as f64)
-}
-
-fn share<'a>(rows: impl Iterator<Item = &'a ProbeRow>, holds: impl Fn(&ProbeRow) -> bool) -> Option<f64> {
-    mean(rows.map(|row| f64::from(u8::from(holds(row)))))
 }
 
 /// Whole target exact, on the edit's own prompt.
@@ -68,7 +64,8 @@ fn out_of_scope<'a>(table: &'a [ProbeRow], class: Option<&'a str>) -> impl Itera
     table.iter().filter(fits)
 }
 
-/// All figures of a table.
+/// All figures of a table, over all its probes: an edit with more of them counts more. A comparison averages over edits instead
+/// ([`super::protocol::mend`]).
 pub fn summarize(table: &[ProbeRow]) -> Summary {
     let classes: std::collections::BTreeSet<&str> =
         out_of_scope(table, None).filter_map(|row| row.class.as_deref()).collect();
@@ -106,39 +103,27 @@ pub struct CounterFact {
     pub score: Option<f64>,
 }
 
-/// What stands before an edit, and what after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// The model as it was.
-    Before,
-    /// The edited model.
-    After,
+/// The mean over edits of a value of each edit's rows.
+fn over_edits(table: &[ProbeRow], value: impl Fn(Vec<&ProbeRow>) -> Option<f64>) -> Option<f64> {
+    let mut edits: BTreeMap<usize, Vec<&ProbeRow>> = BTreeMap::new();
+    for row in table {
+        edits.entry(row.record).or_default().push(row);
+    }
+    mean(edits.into_values().filter_map(value))
 }
 
-/// Mean negative log-likelihoods a token of target and rival.
-fn against(row: &ProbeRow, side: Side) -> Option<(f64, f64)> {
-    let rival = row.rival.as_ref()?;
-    Some(match side {
-        Side::Before => (row.before.nll(), rival.before.nll()),
-        Side::After => (row.after.nll(), rival.after.nll()),
-    })
+/// The harmonic mean of three shares; 0 where one of them is.
+pub(super) fn harmonic(values: [f64; 3]) -> f64 {
+    3.0 / values.into_iter().map(|value| 1.0 / value).sum::<f64>()
 }
 
 /// The `counterfact` figures of one side of a table; absent where no row has a rival.
 pub fn counterfact(table: &[ProbeRow], side: Side) -> CounterFact {
-    let figure = |kind: Kind, of: fn(f64, f64) -> f64| -> Option<f64> {
-        let mut edits: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-        for row in table.iter().filter(|row| row.kind == kind) {
-            let Some((right, wrong)) = against(row, side) else { continue };
-            edits.entry(row.record).or_default().push(of(right, wrong));
-        }
-        mean(edits.into_values().filter_map(|values| mean(values.into_iter())))
+    let figure = |kind: Kind, of: fn(f64, f64) -> f64| {
+        over_edits(table, |rows| likelier::over_probes(rows.into_iter(), kind, side, of))
     };
-    let success = |right: f64, wrong: f64| f64::from(u8::from(right < wrong));
-    let magnitude = |right: f64, wrong: f64| (-right).exp() - (-wrong).exp();
     let (efficacy, paraphrase, neighborhood) =
         (figure(Kind::Rewrite, success), figure(Kind::Rephrase, success), figure(Kind::Locality, success));
-    let harmonic = |values: [f64; 3]| 3.0 / values.into_iter().map(|value| 1.0 / value).sum::<f64>();
     CounterFact {
         efficacy,
         efficacy_magnitude: figure(Kind::Rewrite, magnitude),
@@ -166,29 +151,10 @@ pub struct Balanced {
     pub out_of_scope: Option<f64>,
 }
 
-/// The label that is right, where target and rival are the two labels, in any case.
-fn verdict(row: &ProbeRow) -> Option<bool> {
-    let label = |text: &str| match text.trim() {
-        text if text.eq_ignore_ascii_case("true") => Some(true),
-        text if text.eq_ignore_ascii_case("false") => Some(false),
-        _ => None,
-    };
-    let (right, wrong) = (label(&row.target)?, label(&row.rival.as_ref()?.target)?);
-    (right != wrong).then_some(right)
-}
-
 /// The `balanced` figures of one side of a table; absent where no row asks for a label.
 pub fn balanced(table: &[ProbeRow], side: Side) -> Balanced {
-    let accuracy = |in_scope: bool| {
-        let right = |label: bool| {
-            let rows = table.iter().filter(|row| (row.kind != Kind::Locality) == in_scope);
-            let answers = rows.filter(|row| verdict(row) == Some(label)).filter_map(|row| against(row, side));
-            // A tie is no success.
-            mean(answers.map(|(right, wrong)| f64::from(u8::from(right < wrong))))
-        };
-        mean([true, false].into_iter().filter_map(right))
-    };
-    Balanced { in_scope: accuracy(true), out_of_scope: accuracy(false) }
+    let labels = Labels::of(table, side);
+    Balanced { in_scope: accuracy(labels.in_scope), out_of_scope: accuracy(labels.out_of_scope) }
 }
 
 /// The figures of the `sentiment` protocol (Mitchell et al., 2022, SERAC), of one side of an edit. On in-scope probes of
@@ -214,16 +180,7 @@ pub struct Sentiment {
 
 /// The `sentiment` figures of one side of a table; absent where no edit is stated by a descriptor.
 pub fn sentiment(table: &[ProbeRow], side: Side) -> Sentiment {
-    let figure = |of: fn(f64, f64) -> f64| -> Option<f64> {
-        let mut edits: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-        for row in table.iter().filter(|row| row.described && row.kind != Kind::Locality && verdict(row).is_none()) {
-            let (Some(before), Some(now)) = (against(row, Side::Before), against(row, side)) else { continue };
-            let sentiment = 1.0 / (1.0 + (now.0 - now.1).exp());
-            let topic = (0.5 * (before.0 - now.0 + (before.1 - now.1))).exp().min(1.0);
-            edits.entry(row.record).or_default().push(of(sentiment, topic));
-        }
-        mean(edits.into_values().filter_map(|values| mean(values.into_iter())))
-    };
+    let figure = |of: fn(f64, f64) -> f64| over_edits(table, |rows| replies::over_probes(rows.into_iter(), side, of));
     Sentiment {
         sentiment: figure(|sentiment, _| sentiment),
         topic: figure(|_, topic| topic),

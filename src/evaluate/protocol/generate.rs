@@ -1,0 +1,34 @@
+//! The protocol `generate`: what the model says by itself, with nothing of the answer given away.
+
+use super::text::{contained, same_answer};
+use super::{Protocol, Value, Values};
+use crate::evaluate::case::{Case, FreeAnswer};
+use crate::evaluate::probes::{Kind, ProbeRow};
+use crate::evaluate::rows::mean;
+
+/// The values of a case, over its free answers.
+///
+/// ```text
+/// rewrite_exact      share of answers to own prompts that are the target, but for case and final punctuation
+/// rewrite_contained  share in which the target occurs as whole words
+/// rephrase_…         the same on rephrases
+/// portability_…      the same on consequences
+/// locality_same      share of answers to out-of-scope prompts that are, letter for letter, those from before the edit
+/// ```
+pub fn values(case: &Case) -> Vec<Value> {
+    let asked = |kind: Kind| {
+        let rows = case.answers.iter().filter_map(|answer| Some((answer, case.rows.get(answer.row)?)));
+        rows.filter(move |(_, row)| row.kind == kind)
+    };
+    let figure = |kind: Kind, holds: fn(&FreeAnswer, &ProbeRow) -> bool| {
+        mean(asked(kind).map(|(answer, row)| f64::from(u8::from(holds(answer, row)))))
+    };
+    let mut values = Values::new(Protocol::Generate);
+    for (name, kind) in [("rewrite", Kind::Rewrite), ("rephrase", Kind::Rephrase), ("portability", Kind::Portability)] {
+        values.push(format!("{name}_exact"), figure(kind, |answer, row| same_answer(&answer.after, &row.target)));
+        values.push(format!("{name}_contained"), figure(kind, |answer, row| contained(&row.target, &answer.after)));
+    }
+    let same = figure(Kind::Locality, |answer, _| answer.before.trim() == answer.after.trim());
+    values.push("locality_same", same);
+    values.all()
+}

@@ -1,0 +1,32 @@
+//! The protocol `mend` (Mitchell et al., 2022): whole targets, exact under teacher forcing.
+
+use super::{Protocol, Value, Values};
+use crate::evaluate::case::Case;
+use crate::evaluate::metrics::summarize;
+
+/// The values of a case.
+///
+/// ```text
+/// edit_success               share of own prompts on which every token of the target is the likeliest
+/// generalization             the same on rephrases
+/// locality, locality/CLASS   retain rate: share of out-of-scope prompts whose likeliest tokens are all as before
+/// drawdown, drawdown/CLASS   exact answers to out-of-scope prompts with a known answer: share before − share after
+/// ```
+///
+/// Over cases these are averaged, each case alike. [`summarize`], which trainings are steered by, averages over all probes of its
+/// table instead, so that a case with more probes counts more.
+pub fn values(case: &Case) -> Vec<Value> {
+    let summary = summarize(&case.rows);
+    let mut values = Values::new(Protocol::Mend);
+    values.push("edit_success", summary.edit_success);
+    values.push("generalization", summary.generalization);
+    values.push("locality", summary.locality);
+    for (class, value) in summary.locality_by_class {
+        values.push(format!("locality/{class}"), Some(value));
+    }
+    values.push("drawdown", summary.drawdown);
+    for (class, value) in summary.drawdown_by_class {
+        values.push(format!("drawdown/{class}"), Some(value));
+    }
+    values.all()
+}

@@ -1,0 +1,266 @@
+//! The values of one edit under each protocol. Numbers of different protocols are never comparable, so each carries its own.
+//!
+//! Within a case a value is a mean over the case's probes; over cases values are averaged ([`super::aggregate`]), as ROME's and
+//! EasyEdit's scripts do.
+
+pub mod balanced;
+pub mod counterfact;
+pub mod easyedit;
+pub mod efficiency;
+pub mod generate;
+pub mod mend;
+pub mod sentiment;
+pub mod text;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::case::Case;
+use super::rows::Side;
+use super::snippets::{Snippets, reference_score};
+use balanced::Labels;
+
+/// A way to ask and to count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// Which of two answers is likelier by token (Meng et al., 2022).
+    Counterfact,
+    /// Shares of tokens under teacher forcing (Wang et al., 2023).
+    Easyedit,
+    /// Whole targets exact under teacher forcing (Mitchell et al., 2022).
+    Mend,
+    /// Free answers.
+    Generate,
+    /// Claims, answered True or False, both labels counting alike.
+    Balanced,
+    /// Replies on a topic in the wanted sentiment (Mitchell et al., 2022).
+    Sentiment,
+    /// Time, memory and the size of the change.
+    Efficiency,
+}
+
+impl Protocol {
+    /// All of them, in the order of tables.
+    pub const ALL: [Protocol; 7] = [
+        Protocol::Counterfact,
+        Protocol::Easyedit,
+        Protocol::Mend,
+        Protocol::Generate,
+        Protocol::Balanced,
+        Protocol::Sentiment,
+        Protocol::Efficiency,
+    ];
+
+    /// The name, as files have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Counterfact => "counterfact",
+            Protocol::Easyedit => "easyedit",
+            Protocol::Mend => "mend",
+            Protocol::Generate => "generate",
+            Protocol::Balanced => "balanced",
+            Protocol::Sentiment => "sentiment",
+            Protocol::Efficiency => "efficiency",
+        }
+    }
+}
+
+/// One number of one edit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Value {
+    /// Whose number it is.
+    pub protocol: Protocol,
+    /// Its name; behind a slash the class or the phase.
+    pub name: String,
+    /// The number. Shares go from 0 to 1.
+    pub value: f64,
+}
+
+/// Which way is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Better {
+    /// Larger numbers.
+    Higher,
+    /// Smaller numbers.
+    Lower,
+    /// Neither: the number only describes.
+    Neither,
+}
+
+/// What a number counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// A share or a probability, or a difference of two.
+    Share,
+    /// Bits.
+    Bits,
+    /// Seconds.
+    Seconds,
+    /// Bytes.
+    Bytes,
+    /// A number without a unit.
+    Number,
+}
+
+/// What a value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct About {
+    /// Which way is better.
+    pub better: Better,
+    /// What it counts.
+    pub unit: Unit,
+    /// What it is, in a few words.
+    pub what: &'static str,
+}
+
+/// Every name, in the order of tables; of a name with a class what stands before the slash.
+#[rustfmt::skip]
+const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
+    use Better::{Higher, Lower, Neither};
+    use Protocol::{Balanced, Counterfact, Easyedit, Efficiency, Generate, Mend, Sentiment};
+    use Unit::{Bits, Bytes, Number, Seconds, Share};
+    &[
+        (Counterfact, "score", Higher, Share, "harmonic mean of efficacy, paraphrase and neighborhood"),
+        (Counterfact, "efficacy", Higher, Share, "own prompt, new answer likelier than the old"),
+        (Counterfact, "efficacy_magnitude", Higher, Share, "own prompt, by how much it is likelier"),
+        (Counterfact, "efficacy_exact", Higher, Share, "own prompt, whole new answer the likeliest"),
+        (Counterfact, "paraphrase", Higher, Share, "rephrases, new answer likelier than the old"),
+        (Counterfact, "paraphrase_magnitude", Higher, Share, "rephrases, by how much it is likelier"),
+        (Counterfact, "paraphrase_exact", Higher, Share, "rephrases, whole new answer the likeliest"),
+        (Counterfact, "neighborhood", Higher, Share, "other subjects, old answer likelier than the new"),
+        (Counterfact, "neighborhood_magnitude", Higher, Share, "other subjects, by how much it is likelier"),
+        (Counterfact, "neighborhood_exact", Higher, Share, "other subjects, whole old answer the likeliest"),
+        (Counterfact, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes"),
+        (Counterfact, "reference_score", Higher, Share, "likeness of what it writes to texts on the new answer"),
+        (Counterfact, "essence", Lower, Number, "perplexity of what it writes of the subject"),
+        (Counterfact, "essence_rise", Lower, Number, "how far that perplexity rose"),
+        (Easyedit, "rewrite_acc", Higher, Share, "own prompt, tokens of the target"),
+        (Easyedit, "rephrase_acc", Higher, Share, "rephrases, tokens of the target"),
+        (Easyedit, "locality", Higher, Share, "out of scope, likeliest tokens as before"),
+        (Easyedit, "portability", Higher, Share, "consequences, tokens of the target"),
+        (Easyedit, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes"),
+        (Mend, "edit_success", Higher, Share, "own prompt, whole target exact"),
+        (Mend, "generalization", Higher, Share, "rephrases, whole target exact"),
+        (Mend, "locality", Higher, Share, "out of scope, all likeliest tokens as before"),
+        (Mend, "drawdown", Lower, Share, "out-of-scope facts no longer answered exactly"),
+        (Generate, "rewrite_exact", Higher, Share, "own prompt, says the target and nothing else"),
+        (Generate, "rewrite_contained", Higher, Share, "own prompt, says the target"),
+        (Generate, "rephrase_exact", Higher, Share, "rephrases, says the target and nothing else"),
+        (Generate, "rephrase_contained", Higher, Share, "rephrases, says the target"),
+        (Generate, "portability_exact", Higher, Share, "consequences, says the target and nothing else"),
+        (Generate, "portability_contained", Higher, Share, "consequences, says the target"),
+        (Generate, "locality_same", Higher, Share, "out of scope, says what it said before"),
+        (Balanced, "in_scope", Higher, Share, "claims that the edit decides, mean over True and False"),
+        (Balanced, "out_of_scope", Higher, Share, "claims about others, mean over True and False"),
+        (Sentiment, "success", Higher, Share, "product of sentiment and topic"),
+        (Sentiment, "sentiment", Higher, Share, "replies in the wanted sentiment against the other"),
+        (Sentiment, "topic", Higher, Share, "replies on the topic as likely as before"),
+        (Efficiency, "seconds", Lower, Seconds, "seconds an edit"),
+        (Efficiency, "peak_memory", Lower, Bytes, "the most memory the process had held by then"),
+        (Efficiency, "rank", Neither, Number, "ranks of the changed matrices together"),
+        (Efficiency, "norm", Neither, Number, "norm of the change"),
+        (Efficiency, "relative_norm", Neither, Number, "norm of the change against that of the weights"),
+        (Efficiency, "entries", Neither, Number, "edits that a memory holds"),
+    ]
+};
+
+/// Where a name stands in the table; names that are not in it stand last.
+pub(super) fn place(protocol: Protocol, name: &str) -> usize {
+    let stem = name.split_once('/').map_or(name, |(stem, _)| stem);
+    TABLE.iter().position(|row| (row.0, row.1) == (protocol, stem)).unwrap_or(TABLE.len())
+}
+
+/// What a value of a protocol is; of a name that no protocol gives, a number of which nothing is known.
+pub fn about(protocol: Protocol, name: &str) -> About {
+    match TABLE.get(place(protocol, name)) {
+        Some(&(_, _, better, unit, what)) => About { better, unit, what },
+        None => About { better: Better::Neither, unit: Unit::Number, what: "" },
+    }
+}
+
+/// Values of one protocol as they are found.
+struct Values(Protocol, Vec<Value>);
+
+impl Values {
+    fn new(protocol: Protocol) -> Self {
+        Values(protocol, vec![])
+    }
+
+    /// Adds a number where there is one.
+    fn push(&mut self, name: impl Into<String>, value: Option<f64>) {
+        let value = value.filter(|value| !value.is_nan());
+        self.1.extend(value.map(|value| Value { protocol: self.0, name: name.into(), value }));
+    }
+
+    fn all(self) -> Vec<Value> {
+        self.1
+    }
+}
+
+/// All values of a case, of whatever it has the data for; none of a case that failed.
+pub fn values(case: &Case) -> Vec<Value> {
+    if case.error.is_some() {
+        return vec![];
+    }
+    let protocols =
+        [counterfact::values, easyedit::values, mend::values, generate::values, sentiment::values, efficiency::values];
+    protocols.into_iter().flat_map(|values| values(case)).collect()
+}
+
+/// A case as its numbers: all that means, intervals and tests over cases need of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measured {
+    /// The record's id.
+    pub id: String,
+    /// How many edits the model had taken.
+    pub edits: usize,
+    /// Whether the edit failed; then there are no numbers.
+    pub failed: bool,
+    /// Its values.
+    pub values: Vec<Value>,
+    /// Its answers to claims after the edit.
+    pub labels: Labels,
+}
+
+/// The numbers of a case; with snippets also `reference_score` of the protocol `counterfact`.
+pub fn measure(case: &Case, snippets: Option<&Snippets>) -> Measured {
+    let failed = case.error.is_some();
+    let mut values = values(case);
+    if let Some(value) = snippets.filter(|_| !failed).and_then(|snippets| reference_score(case, snippets)) {
+        values.push(Value { protocol: Protocol::Counterfact, name: "reference_score".into(), value });
+    }
+    let labels = if failed { Labels::default() } else { Labels::of(&case.rows, Side::After) };
+    Measured { id: case.id.clone(), edits: case.edits, failed, values, labels }
+}
+
+/// The numbers of many cases, in their order.
+pub fn measure_all(cases: &[Case], snippets: Option<&Snippets>) -> Vec<Measured> {
+    cases.par_iter().map(|case| measure(case, snippets)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_files() {
+        for protocol in Protocol::ALL {
+            assert_eq!(serde_json::to_value(protocol).unwrap(), protocol.name());
+        }
+    }
+
+    #[test]
+    fn a_class_is_described_by_what_stands_before_it() {
+        assert_eq!(about(Protocol::Mend, "drawdown/near").better, Better::Lower);
+        assert_eq!(about(Protocol::Efficiency, "seconds/edit").unit, Unit::Seconds);
+        assert_eq!(about(Protocol::Mend, "nothing"), About { better: Better::Neither, unit: Unit::Number, what: "" });
+        for (index, row) in TABLE.iter().enumerate() {
+            assert_eq!(place(row.0, row.1), index);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Free text, read by words.
+
+use std::collections::HashMap;
+
+use crate::evaluate::case::FreeText;
+use crate::evaluate::rows::mean;
+
+/// Words for n-grams: runs of letters and digits, and every other sign that is no white space by itself. Case is kept.
+pub fn words(text: &str) -> Vec<&str> {
+    let mut words = vec![];
+    let mut start = None;
+    for (at, letter) in text.char_indices() {
+        if letter.is_alphanumeric() {
+            start.get_or_insert(at);
+            continue;
+        }
+        words.extend(start.take().map(|start| &text[start..at]));
+        if !letter.is_whitespace() {
+            words.push(&text[at..at + letter.len_utf8()]);
+        }
+    }
+    words.extend(start.map(|start| &text[start..]));
+    words
+}
+
+/// The entropy in bits of the n-grams of a row of words; 0 where it is shorter than n.
+fn ngram_entropy(words: &[u32], n: usize) -> f64 {
+    let mut grams: Vec<&[u32]> = words.windows(n).collect();
+    grams.sort_unstable();
+    let total = grams.len() as f64;
+    let counts = grams.chunk_by(|a, b| a == b).map(|same| same.len() as f64 / total);
+    counts.fold(0.0, |sum, share| sum + share * (1.0 / share).log2())
+}
+
+/// GE: how rich texts are in words. A model that was damaged repeats itself. With H_n the entropy in bits of a text's n-grams of
+/// words ([`words`]),
+///
+/// ```text
+/// fluency = mean over texts of ½ (⅔ H₂ + 4⁄3 H₃)
+/// ```
+///
+/// A text is the prompt and what stands behind it, as in ROME's script. Where that asks NLTK for its words, we take simpler ones,
+/// so that published figures are near and not equal.
+pub fn fluency(texts: &[FreeText]) -> Option<f64> {
+    let of = |text: &FreeText| {
+        let mut numbers: HashMap<&str, u32> = HashMap::new();
+        let words = words(&text.prompt).into_iter().chain(words(&text.after)).map(|word| {
+            let next = numbers.len() as u32;
+            *numbers.entry(word).or_insert(next)
+        });
+        let words: Vec<u32> = words.collect();
+        0.5 * (2.0 / 3.0 * ngram_entropy(&words, 2) + 4.0 / 3.0 * ngram_entropy(&words, 3))
+    };
+    mean(texts.iter().map(of))
+}
+
+/// Small letters, single spaces.
+fn plain(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
+}
+
+/// [`plain`], and without punctuation at the end where anything else is left.
+fn bare(text: &str) -> String {
+    let text = plain(text);
+    let bare =
+        text.trim_end_matches(|letter: char| !letter.is_alphanumeric() && !matches!(letter, '%' | ')' | '+' | '#'));
+    if bare.is_empty() { text } else { bare.to_owned() }
+}
+
+/// Whether an answer is the target, but for case, white space and final punctuation.
+pub fn same_answer(answer: &str, target: &str) -> bool {
+    bare(answer) == bare(target)
+}
+
+/// Whether a target occurs in an answer as whole words, in any case. An empty one occurs nowhere.
+pub fn contained(target: &str, answer: &str) -> bool {
+    let (target, answer) = (bare(target), plain(answer));
+    let whole = |start: usize| {
+        let before = answer[..start].chars().next_back();
+        let after = answer[start + target.len()..].chars().next();
+        !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
+    };
+    // Every place, also where two overlap.
+    let mut starts = answer.char_indices().map(|(start, _)| start).filter(|&start| answer[start..].starts_with(&target));
+    !target.is_empty() && starts.any(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(prompt: &str, after: &str) -> FreeText {
+        FreeText { prompt: prompt.into(), after: after.into() }
+    }
+
+    #[test]
+    fn words_are_runs_of_letters_and_single_signs() {
+        assert_eq!(words("It's 3.5 km, no?"), ["It", "'", "s", "3", ".", "5", "km", ",", "no", "?"]);
+        assert_eq!(words("Ωμέγα—é"), ["Ωμέγα", "—", "é"]);
+        assert!(words(" \n").is_empty());
+    }
+
+    #[test]
+    fn fluency_is_that_computed_by_hand() {
+        // Bigrams: "a b" twice, "b a" once; trigrams: "a b a", "b a b".
+        let entropy = -(2.0f64 / 3.0 * (2.0f64 / 3.0).log2() + 1.0 / 3.0 * (1.0f64 / 3.0).log2());
+        let wanted = 0.5 * (2.0 / 3.0 * entropy + 4.0 / 3.0 * 1.0);
+        assert!((fluency(&[text("a b", " a b")]).unwrap() - wanted).abs() < 1e-12);
+        // A word over and over, and no text at all.
+        assert_eq!(fluency(&[text("no", "no no no no")]), Some(0.0));
+        assert!((fluency(&[text("a b", "a b"), text("", "")]).unwrap() - wanted / 2.0).abs() < 1e-12);
+        assert_eq!(fluency(&[]), None);
+    }
+
+    #[test]
+    fn answers_are_compared_without_case_and_final_punctuation() {
+        assert!(same_answer(" Rome.\n", "rome"));
+        assert!(same_answer("the  U.S.", "The U.S."));
+        assert!(same_answer("?", "?") && !same_answer("", "?"));
+        assert!(!same_answer("Rome, Italy", "Rome"));
+    }
+
+    #[test]
+    fn a_target_is_contained_as_whole_words() {
+        assert!(contained("Rome", "It is in rome, I think"));
+        assert!(contained("the U.S.", "in the U.S. of A."));
+        assert!(!contained("Rome", "Romeo and Juliet"));
+        assert!(contained("aa", "aaa aa"));
+        assert!(!contained(" ", "anything"));
+        assert!(contained("Île-de-France", "l'île-de-france"));
+    }
+}

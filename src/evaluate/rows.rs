@@ -1,0 +1,43 @@
+//! What all protocols share: means over rows, and what a row says on one side of an edit.
+
+use super::probes::ProbeRow;
+
+/// What stands before an edit, and what after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The model as it was.
+    Before,
+    /// The edited model.
+    After,
+}
+
+/// The mean of values, or nothing where there are none.
+pub(super) fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0usize), |(sum, count), value| (sum + value, count + 1));
+    (count > 0).then(|| sum / count as f64)
+}
+
+/// The share of rows of which something holds, or nothing where there are none.
+pub(super) fn share<'a>(rows: impl Iterator<Item = &'a ProbeRow>, holds: impl Fn(&ProbeRow) -> bool) -> Option<f64> {
+    mean(rows.map(|row| f64::from(u8::from(holds(row)))))
+}
+
+/// Mean negative log-likelihoods a token of target and rival.
+pub(super) fn against(row: &ProbeRow, side: Side) -> Option<(f64, f64)> {
+    let rival = row.rival.as_ref()?;
+    Some(match side {
+        Side::Before => (row.before.nll(), rival.before.nll()),
+        Side::After => (row.after.nll(), rival.after.nll()),
+    })
+}
+
+/// The label that is right, where target and rival are the two labels "True" and "False", in any case.
+pub(super) fn verdict(row: &ProbeRow) -> Option<bool> {
+    let label = |text: &str| match text.trim() {
+        text if text.eq_ignore_ascii_case("true") => Some(true),
+        text if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    };
+    let (right, wrong) = (label(&row.target)?, label(&row.rival.as_ref()?.target)?);
+    (right != wrong).then_some(right)
+}
