@@ -7,6 +7,7 @@ mod golden;
 mod memory;
 mod mend;
 mod metrics;
+mod protocols;
 mod serac;
 mod sets;
 mod taps;

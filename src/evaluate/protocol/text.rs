@@ -81,7 +81,8 @@ pub fn contained(target: &str, answer: &str) -> bool {
         !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
     };
     // Every place, also where two overlap.
-    let mut starts = answer.char_indices().map(|(start, _)| start).filter(|&start| answer[start..].starts_with(&target));
+    let mut starts =
+        answer.char_indices().map(|(start, _)| start).filter(|&start| answer[start..].starts_with(&target));
     !target.is_empty() && starts.any(whole)
 }
 
