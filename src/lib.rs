@@ -17,6 +17,7 @@
 pub mod apply;
 pub mod archive;
 pub mod command;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod edit;

@@ -23,6 +23,7 @@ enum Command {
     Pretrain(command::pretrain::Args),
     Stats(command::stats::Args),
     Forget(command::forget::Args),
+    Compare(command::compare::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => command::pretrain::run(&args),
         Command::Stats(args) => command::stats::run(&args),
         Command::Forget(args) => command::forget::run(&args),
+        Command::Compare(args) => command::compare::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -32,11 +32,17 @@ pub fn bind(edit: Edit, model: &Arc<Model>, elsewhere: Elsewhere<'_>, allow_othe
         Some("serac") => {
             let (Some(named), Some(wanted)) = (needs["archive"].as_str(), needs["fingerprint"].as_str()) else {
                 return Err(Error::Input(
-                    "the memory does not say which archive it wants: it was not saved by `apply`".into(),
+                    "the memory names no archive; make it again with `emend apply --archive DIR --memory FILE`".into(),
                 ));
             };
             let there = |folder: &Path| folder.join("archive.toml").is_file();
             let folder = match elsewhere {
+                Elsewhere::Instead(folder) if !there(folder) => {
+                    return Err(Error::Input(format!(
+                        "--archive {}: not there, or no archive (no archive.toml)",
+                        folder.display()
+                    )));
+                }
                 Elsewhere::Instead(folder) => folder,
                 Elsewhere::IfMissing(folder) if !there(Path::new(named)) => folder,
                 _ if there(Path::new(named)) => Path::new(named),
@@ -69,7 +75,7 @@ pub fn bind(edit: Edit, model: &Arc<Model>, elsewhere: Elsewhere<'_>, allow_othe
         Some(method) => {
             return Err(Error::Input(format!("it is a memory of \"{method}\", which nothing here consults")));
         }
-        None => return Err(Error::Input("the memory does not say what consults it".into())),
+        None => return Err(Error::Input("the memory names no method that consults it".into())),
     };
     Ok(edit.bound(route))
 }

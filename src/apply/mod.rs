@@ -43,7 +43,8 @@ pub trait Editor: Sync {
 }
 
 /// How several requests are edited in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Each on the model as it is.
     Single,

@@ -1,6 +1,7 @@
 //! One file a subcommand.
 
 pub mod apply;
+pub mod compare;
 pub mod fetch;
 pub mod forget;
 pub mod inspect;

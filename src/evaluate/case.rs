@@ -19,6 +19,9 @@ pub struct Case {
     pub edits: usize,
     /// The probes, before and after; empty where the edit failed.
     pub rows: Vec<ProbeRow>,
+    /// The likeliest tokens in the place of each probe's target, as text, before and after.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub said: Vec<[String; 2]>,
     /// What the model says by itself to some of the probes; empty where nobody asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<FreeAnswer>,

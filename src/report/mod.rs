@@ -1,4 +1,6 @@
 //! Tables and plain words for people.
 
 pub mod figures;
+pub mod html;
+pub mod summary;
 pub mod table;

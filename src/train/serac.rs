@@ -283,7 +283,7 @@ impl SeracTrainer {
     fn counterfactual(&self, serac: &Serac, asked: &[Asked], records: usize) -> Result<Loss> {
         let tokenizer = &serac.pretrained.tokenizer;
         let settings = &serac.settings.counterfactual;
-        let end = tokenizer.encode_plain(".")?;
+        let (full_stop, end) = (tokenizer.encode_plain(".")?, serac.pretrained.stop_tokens().first().copied());
         let share = 1.0 / records as f64;
         let mut rows: Vec<Vec<u32>> = vec![];
         let (mut scope, mut near) = (Reads::default(), Reads::default());
@@ -292,10 +292,11 @@ impl SeracTrainer {
         for asked in asked {
             for (question, answer) in &asked.in_scope {
                 let mut text = tokenizer.continuation(&settings.prompt(&asked.statement, question), answer)?;
-                // It learns to stop too.
+                // It learns to stop too: with a full stop, and with the token that ends a text.
                 if !answer.ends_with(['.', '!', '?']) {
-                    text.ids.extend(&end);
+                    text.ids.extend(&full_stop);
                 }
+                text.ids.extend(end);
                 let weight = share / (asked.in_scope.len() * text.target().len()) as f64;
                 scope.cells.extend(text.reads().map(|cell| (rows.len(), cell)));
                 scope.weights.extend(text.target().iter().map(|_| weight));

@@ -309,6 +309,7 @@ fn an_answer_behind_a_text_ends_with_the_context() {
     let saved = place.path("edit.safetensors");
     // One demonstration, with which the edit leaves just ten tokens or a few more.
     let sets = ["--set", "editor.roles.copy=2", "--set", "editor.room=10", "--save", text(&saved)];
+    let sets = [&sets[..], &["--rephrase", "Lyon is in", "--unrelated", "A king is"]].concat();
     stdout(&run(&apply(&config("ike-pocket.toml"), &LYON, &sets)));
     assert_eq!(answers(&predict(&[&saved], &["The city of Lyon lies in"])), ["Japan"]);
 }

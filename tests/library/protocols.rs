@@ -58,6 +58,7 @@ fn case(id: &str, rows: Vec<ProbeRow>) -> Case {
         request: EditRequest::new("The capital is", "Rome"),
         edits: 1,
         rows,
+        said: vec![],
         answers: vec![],
         texts: vec![],
         essence: None,

@@ -1,0 +1,301 @@
+//! `emend compare`: several editors on the same cases, with the same metrics, and a report.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::print;
+use super::train::folder_or_name;
+use crate::apply::Editor;
+use crate::archive::Archive;
+use crate::compare::curves::curves;
+use crate::compare::document::{Entry, document};
+use crate::compare::layout::Run;
+use crate::compare::{Looks, run as run_cases};
+use crate::config::beside;
+use crate::config::compare::{Competitor, Config};
+use crate::data::pocket;
+use crate::data::record::EditRecord;
+use crate::data::source::Source;
+use crate::data::text::Texts;
+use crate::data::world::Split;
+use crate::edit::Edited;
+use crate::error::{Error, Result};
+use crate::evaluate::probes::Limits;
+use crate::evaluate::{Snippets, windows};
+use crate::model::{Model, device};
+use crate::report::{html, summary};
+
+/// Compare editors: the same cases, seeds and protocols for all, with intervals and tests, and a report to look at.
+///
+/// Writes results/NAME/METHOD/run_000/ with params.json and a file for each case, laid out as in the ROME suite. Stopped or
+/// killed and started again, it goes on with the cases that are left.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", required_unless_present = "summarize", conflicts_with = "summarize")]
+    pub config: Option<PathBuf>,
+    /// Make all tables and the report anew, from the case files of these results alone
+    #[arg(long, value_name = "DIR")]
+    pub summarize: Option<PathBuf>,
+    /// The folder of the results; results/NAME, after the configuration's name, unless given
+    #[arg(long, value_name = "DIR", conflicts_with = "summarize")]
+    pub out: Option<PathBuf>,
+    /// At most so many cases
+    #[arg(long, value_name = "N", requires = "config")]
+    pub limit: Option<usize>,
+    /// How the edits are made: each by itself, all at once, or one on the other
+    #[arg(long, value_enum, requires = "config")]
+    pub mode: Option<crate::apply::Mode>,
+    /// Only these editors; may be given several times
+    #[arg(long = "only", value_name = "NAME", requires = "config")]
+    pub only: Vec<String>,
+    /// Use another model than the configuration's
+    #[arg(long, value_name = "MODEL", requires = "config")]
+    pub model: Option<String>,
+    /// Lay a value over the configuration
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    pub sets: Vec<String>,
+    /// cpu, cuda, cuda:N or wgpu
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
+    /// Print one JSON document instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A configuration, model, archive or file that is wrong; cases that failed, once the others are done.
+pub fn run(args: &Args) -> Result<()> {
+    let (folder, failed) = match (&args.config, &args.summarize) {
+        (_, Some(folder)) => (folder.clone(), 0),
+        (Some(path), None) => compare(args, path)?,
+        (None, None) => return Err(Error::Config("give --config FILE or --summarize DIR".into())),
+    };
+    summarize(&folder, args.json)?;
+    if failed > 0 {
+        return Err(Error::Input(format!(
+            "{failed} case(s) failed; the report says why, and a case whose file is removed is tried again"
+        )));
+    }
+    Ok(())
+}
+
+/// Runs all editors over all cases that are left.
+fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
+    let mut config = Config::read(path, &args.sets)?;
+    config.model.path = match &args.model {
+        Some(model) => folder_or_name(Path::new(model), model),
+        None => folder_or_name(&beside(path, &config.model.path), &config.model.path),
+    };
+    config.compare.mode = args.mode.unwrap_or(config.compare.mode);
+    config.data.limit = args.limit.unwrap_or(config.data.limit);
+    if let Some(strange) = args.only.iter().find(|name| config.editors.iter().all(|editor| editor.name != **name)) {
+        let known: Vec<&str> = config.editors.iter().map(|editor| editor.name.as_str()).collect();
+        return Err(Error::Config(format!("--only {strange}: the editors are {}", known.join(", "))));
+    }
+    let place = path.parent().unwrap_or(Path::new(""));
+    let folder = match &args.out {
+        Some(out) => out.clone(),
+        None => Path::new("results").join(path.file_stem().unwrap_or_default()),
+    };
+    let records = records(&config, place)?;
+    let device = device(&args.device)?;
+    let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
+    let base = Edited::new(model.clone());
+    let compare = &config.compare;
+    let looks = Looks {
+        limits: Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: true },
+        generate: compare.generate,
+        texts: compare.texts,
+        seed: compare.seed,
+    };
+    let text = watched_text(&config, place, &model)?;
+    crate::files::check_writable(&folder)?;
+    let mut failed = 0;
+    for editor in config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)) {
+        let clock = Instant::now();
+        let made = self::editor(editor, &config, place, &model)?;
+        let (method, settings) = made.describe();
+        let params = params(&config, editor, &method, &settings, &model, &records);
+        let run = Run::continued(&folder.join(&editor.name), params)?;
+        let points = if editor.curve { compare.curve.len() * 2 } else { 0 };
+        let bar = ProgressBar::new((records.len() + points) as u64);
+        if let Ok(style) = ProgressStyle::with_template("{msg:14} {wide_bar} {pos}/{len} {per_sec} {eta}") {
+            bar.set_style(style);
+        }
+        bar.set_message(editor.name.clone());
+        let watch = || bar.inc(1);
+        let outcome = run_cases(made.as_ref(), &base, &records, compare.mode, looks, &run, &watch)?;
+        if points > 0 {
+            let path = run.folder.join("curves.json");
+            curves(made.as_ref(), &base, &records, &compare.curve, &text, &path, &watch)?;
+        }
+        bar.finish_and_clear();
+        let of_all = run.cases()?.values().filter(|case| case.error.is_some()).count();
+        failed += of_all;
+        let left = records.len() - outcome.known;
+        eprintln!("{:14} {left} cases in {:.0} s, {of_all} failed", editor.name, clock.elapsed().as_secs_f64());
+    }
+    Ok((folder, failed))
+}
+
+/// The cases, each with an id of its own.
+fn records(config: &Config, place: &Path) -> Result<Vec<EditRecord>> {
+    let source = Source::open(&config.data.cases, Split::Test, place)?;
+    let limit = if config.data.limit == 0 { usize::MAX } else { config.data.limit };
+    let records = source.fixed(config.compare.seed, limit, config.data.per_class.min(3));
+    if records.is_empty() {
+        return Err(Error::Input(format!("{}: no case is left to compare on", config.data.cases)));
+    }
+    let mut known: BTreeMap<&str, usize> = BTreeMap::new();
+    for (number, record) in records.iter().enumerate() {
+        if let Some(first) = known.insert(&record.id, number) {
+            return Err(Error::Input(format!(
+                "{}: records {first} and {number} have the same id {}; give each its own",
+                config.data.cases, record.id
+            )));
+        }
+    }
+    Ok(records)
+}
+
+/// The text whose perplexity is watched, as rows of tokens.
+fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<Vec<Vec<u32>>> {
+    let Some(name) = &config.compare.text else { return Ok(vec![]) };
+    // Enough for a perplexity, little enough for every point of a curve.
+    const TEXTS: usize = 200;
+    let length = model.decoder.spec.context.min(256);
+    let mut texts = vec![];
+    if name == pocket::NAME {
+        let world = pocket::world()?;
+        let facts = world.split(Split::Validation);
+        texts.extend(facts.into_iter().take(TEXTS).map(|fact| {
+            let prompt = world.prompts(fact).0.swap_remove(0);
+            format!("{prompt} {}.", world.facts()[fact].object)
+        }));
+    } else {
+        let beside = place.join(name);
+        let file = if beside.is_file() { beside } else { name.into() };
+        let source = Texts { files: vec![file], field: "text".into() };
+        source.shuffled(config.compare.seed, &mut |text| {
+            texts.push(text.trim().to_owned());
+            let enough = texts.len() >= TEXTS;
+            Ok(if enough { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) })
+        })?;
+    }
+    windows(&model.tokenizer, &texts, length)
+}
+
+/// An editor of the configuration.
+fn editor(editor: &Competitor, config: &Config, place: &Path, model: &Arc<Model>) -> Result<Box<dyn Editor>> {
+    let of = |error: Error| match error {
+        Error::Config(message) => Error::Config(format!("editor {}: {message}", editor.name)),
+        Error::Input(message) => Error::Input(format!("editor {}: {message}", editor.name)),
+        other => other,
+    };
+    if let Some(archive) = &editor.archive {
+        let folder = place.join(archive);
+        let trained = Archive::open(&folder)?.editor(model, false, &model.decoder.device()).map_err(of)?;
+        return Ok(Box::new(trained));
+    }
+    let path = place.join(editor.config.as_deref().unwrap_or_default());
+    let own = crate::config::apply::Config::read(&path, &editor.set)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    own.editor.editor(model, &config.model.path, folder, Box::new(|_| {})).map_err(of)
+}
+
+/// params.json: all that decides what a case file holds.
+fn params(
+    config: &Config,
+    editor: &Competitor,
+    method: &str,
+    settings: &Value,
+    model: &Model,
+    records: &[EditRecord],
+) -> Value {
+    let mut hasher = blake3::Hasher::new();
+    for record in records {
+        hasher.update(serde_json::to_string(record).unwrap_or_default().as_bytes());
+    }
+    json!({
+        "method": method,
+        "name": editor.name,
+        "settings": settings,
+        "archive": editor.archive,
+        "model": {"path": config.model.path, "fingerprint": model.fingerprint},
+        "data": {
+            "path": config.data.cases,
+            "records": records.len(),
+            "hash": hasher.finalize().to_hex()[..16].to_owned(),
+            "rephrases": config.data.rephrases,
+            "per_class": config.data.per_class,
+            "note": config.data.note,
+        },
+        "mode": config.compare.mode,
+        "seed": config.compare.seed,
+        "generate": config.compare.generate,
+        "texts": config.compare.texts,
+        "version": env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// Makes the summary and the report from the case files.
+fn summarize(folder: &Path, as_json: bool) -> Result<()> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .map_err(Error::io(folder))?
+        .flatten()
+        .filter(|entry| entry.path().join("run_000").is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        return Err(Error::file(
+            folder,
+            "no results here: no METHOD/run_000; `emend compare --config FILE` makes them",
+        ));
+    }
+    let mut entries = vec![];
+    for name in names {
+        let run = Run::last(&folder.join(&name))?;
+        let cases = run.cases()?;
+        if cases.is_empty() {
+            tracing::warn!("{}: no case yet, left out", run.folder.display());
+            continue;
+        }
+        let path = run.folder.join("curves.json");
+        let points = match path.is_file() {
+            true => serde_json::from_slice(&crate::files::read(&path)?)
+                .map_err(|error| Error::file(&path, format!("no points of a curve ({error})")))?,
+            false => vec![],
+        };
+        entries.push(Entry { name, params: run.params, cases: cases.into_values().collect(), points });
+    }
+    if entries.is_empty() {
+        return Err(Error::file(folder, "no case is left to summarize"));
+    }
+    let snippets: Option<Snippets> = None;
+    let seed = entries[0].params["seed"].as_u64().unwrap_or(0);
+    let title = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let document = document(&title, &entries, snippets.as_ref(), seed);
+    let mut short = document.clone();
+    if let Some(short) = short.as_object_mut() {
+        short.remove("cases");
+    }
+    let write = |name: &str, text: String| crate::files::write(&folder.join(name), text.as_bytes());
+    write("summary.json", format!("{short:#}\n"))?;
+    write("summary.csv", summary::csv(&document))?;
+    write("summary.md", summary::markdown(&document))?;
+    write("report.html", html::page(&document, &title))?;
+    if as_json {
+        return print(&format!("{short:#}\n"));
+    }
+    let report = folder.join("report.html");
+    print(&format!("{}\nthe report: {}\n", summary::terminal(&document), report.display()))
+}

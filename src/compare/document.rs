@@ -1,0 +1,211 @@
+//! A comparison as one JSON document: what the tables, the page and the files of a summary are made of. Case files are all it needs.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::curves::Point;
+use crate::evaluate::case::Case;
+use crate::evaluate::{
+    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate_measured, best, measure_all,
+};
+
+/// One editor's part.
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// params.json of its run.
+    pub params: Value,
+    /// Its cases, in the order of their ids.
+    pub cases: Vec<Case>,
+    /// Its curves.
+    pub points: Vec<Point>,
+}
+
+/// Cases whose probes the page shows; of more only their names and outcomes.
+const SHOWN: usize = 2000;
+
+/// The document of all editors.
+pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, seed: u64) -> Value {
+    let measured: Vec<Vec<Measured>> = entries.iter().map(|entry| measure_all(&entry.cases, snippets)).collect();
+    let figures: Vec<Vec<Figure>> = measured.iter().map(|measured| aggregate_measured(measured, seed)).collect();
+    let methods: Vec<Method<'_>> = entries
+        .iter()
+        .zip(&figures)
+        .zip(&measured)
+        .map(|((entry, figures), cases)| Method { name: &entry.name, figures, cases })
+        .collect();
+    let bests = best(&methods, seed);
+    let mut rows = vec![];
+    for (entry, figures) in entries.iter().zip(&figures) {
+        for figure in figures {
+            let best = bests.iter().find(|best| best.protocol == figure.protocol && best.name == figure.name);
+            let is_best = best.is_some_and(|best| best.method == entry.name);
+            let proven = best.is_some_and(|best| match is_best {
+                true => !best.others.is_empty() && best.others.iter().all(|other| other.proven),
+                false => best.others.iter().any(|other| other.method == entry.name && other.proven),
+            });
+            rows.push(json!({
+                "method": entry.name, "protocol": figure.protocol, "name": figure.name, "mean": figure.mean,
+                "low": figure.low, "high": figure.high, "cases": figure.cases, "best": is_best, "proven": proven,
+            }));
+        }
+    }
+    let first = entries.first().map_or(&Value::Null, |entry| &entry.params);
+    let methods = entries.iter().map(|entry| {
+        json!({
+            "name": entry.name,
+            "label": entry.name,
+            "config": entry.params["settings"],
+            "provenance": entry.params,
+            "failed": entry.cases.iter().filter(|case| case.error.is_some()).count(),
+            "cases": entry.cases.len(),
+        })
+    });
+    json!({
+        "format": "report/1",
+        "title": title,
+        "statistics": "means over cases; 95 % percentile bootstrap intervals over 1,000 draws of cases; best is marked where its \
+                       difference from every other editor is proven: paired tests on shared cases, p < 0.05 after Holm's correction",
+        "model": first["model"],
+        "data": first["data"],
+        "mode": first["mode"],
+        "seed": first["seed"],
+        "version": first["version"],
+        "methods": methods.collect::<Vec<_>>(),
+        "protocols": protocols(&figures.concat()),
+        "figures": rows,
+        "curves": entries.iter().flat_map(curves).collect::<Vec<_>>(),
+        "cases": cases(entries),
+    })
+}
+
+/// The protocols that have figures, and what each figure is.
+fn protocols(figures: &[Figure]) -> Vec<Value> {
+    let said = |protocol: Protocol| match protocol {
+        Protocol::Counterfact => "which of two answers is likelier by token (Meng et al., 2022)",
+        Protocol::Easyedit => "shares of tokens under teacher forcing (Wang et al., 2023)",
+        Protocol::Mend => "whole targets exact under teacher forcing (Mitchell et al., 2022)",
+        Protocol::Generate => "free answers, to their own end: what a user sees",
+        Protocol::Balanced => "claims answered True or False, both labels counting alike",
+        Protocol::Sentiment => "replies on a topic in the wanted sentiment (Mitchell et al., 2022)",
+        Protocol::Efficiency => "seconds, memory and the size of the change",
+    };
+    let of = |protocol: Protocol| {
+        let mut metrics: Vec<(&str, Value)> = vec![];
+        for figure in figures.iter().filter(|figure| figure.protocol == protocol) {
+            if metrics.iter().any(|(known, _)| *known == figure.name) {
+                continue;
+            }
+            let about = about(protocol, &figure.name);
+            let unit = match about.unit {
+                Unit::Share => "share",
+                Unit::Bits => "bits",
+                Unit::Seconds => "seconds",
+                Unit::Bytes => "bytes",
+                Unit::Number => "number",
+            };
+            let better = match about.better {
+                Better::Higher => "higher",
+                Better::Lower => "lower",
+                Better::Neither => "neither",
+            };
+            metrics
+                .push((&figure.name, json!({"name": figure.name, "what": about.what, "better": better, "unit": unit})));
+        }
+        let metrics: Vec<Value> = metrics.into_iter().map(|(_, metric)| metric).collect();
+        (!metrics.is_empty()).then(|| json!({"name": protocol, "about": said(protocol), "metrics": metrics}))
+    };
+    Protocol::ALL.into_iter().filter_map(of).collect()
+}
+
+/// Reads a figure off a point.
+type Read = fn(&Point) -> Option<f64>;
+
+/// The curves of one editor, one a mode and metric.
+fn curves(entry: &Entry) -> Vec<Value> {
+    let figures: [(&str, Read); 6] = [
+        ("edit_success", |point| point.figures.edit_success),
+        ("generalization", |point| point.figures.generalization),
+        ("locality", |point| point.figures.locality),
+        ("last_edit_success", |point| point.last),
+        ("perplexity", |point| point.perplexity),
+        ("relative_norm", |point| Some(point.relative)),
+    ];
+    let mut curves = vec![];
+    for mode in ["batch", "sequential"] {
+        let mine: Vec<&Point> =
+            entry.points.iter().filter(|point| point.mode == mode && point.error.is_none()).collect();
+        let collapsed = mine.iter().find(|point| point.collapsed).map(|point| point.edits);
+        for (metric, of) in figures {
+            let points: Vec<Value> =
+                mine.iter().filter_map(|point| Some(json!({"edits": point.edits, "value": of(point)?}))).collect();
+            if !points.is_empty() {
+                curves.push(json!({
+                    "method": entry.name, "mode": mode, "metric": metric, "points": points, "collapsed_at": collapsed,
+                    "protocol": "mend",
+                }));
+            }
+        }
+    }
+    curves
+}
+
+/// All cases, with what each editor made of them.
+fn cases(entries: &[Entry]) -> Vec<Value> {
+    let mut by_id: BTreeMap<(u64, &str), Vec<(&Entry, &Case)>> = BTreeMap::new();
+    for (entry, case) in entries.iter().flat_map(|entry| entry.cases.iter().map(move |case| (entry, case))) {
+        // Numbers in the order of numbers, names behind them.
+        let place = case.id.parse().unwrap_or(u64::MAX);
+        by_id.entry((place, &case.id)).or_default().push((entry, case));
+    }
+    let whole = by_id.len() <= SHOWN;
+    let of = |((_, id), cases): ((u64, &str), Vec<(&Entry, &Case)>)| {
+        let methods = cases.iter().map(|(entry, case)| {
+            let probes = if whole { probes(case) } else { vec![] };
+            (entry.name.clone(), json!({"outcome": outcome(case), "error": case.error, "probes": probes}))
+        });
+        let request = &cases[0].1.request;
+        json!({
+            "id": id,
+            "prompt": request.prompt,
+            "target_new": request.target_new,
+            "target_true": request.target_true,
+            "subject": request.subject,
+            "methods": methods.collect::<Map<_, _>>(),
+        })
+    };
+    by_id.into_iter().map(of).collect()
+}
+
+/// Success: new answers where they belong, old ones everywhere else. Partial: at least at the edit's own prompt.
+fn outcome(case: &Case) -> &'static str {
+    if case.error.is_some() {
+        return "error";
+    }
+    let exact = |kind: Kind| case.rows.iter().filter(|row| row.kind == kind).all(|row| row.after.exact());
+    let mut kept = case.rows.iter().filter(|row| row.kind == Kind::Locality);
+    match (exact(Kind::Rewrite), exact(Kind::Rephrase)) {
+        (true, true) if kept.all(|row| row.before.argmax == row.after.argmax) => "success",
+        (true, _) => "partial",
+        _ => "failure",
+    }
+}
+
+fn probes(case: &Case) -> Vec<Value> {
+    let rows = case.rows.iter().enumerate().map(|(number, row)| {
+        let free = case.answers.iter().find(|answer| answer.row == number);
+        let said = case.said.get(number);
+        let before = free.map(|free| &free.before).or(said.map(|said| &said[0]));
+        let after = free.map(|free| &free.after).or(said.map(|said| &said[1]));
+        // Four digits are what anyone reads.
+        let rounded = |value: f64| (value * 1e4).round() / 1e4;
+        json!({
+            "kind": row.kind, "class": row.class, "prompt": row.prompt, "target": row.target,
+            "before": before, "after": after,
+            "exact_before": row.before.exact(), "exact_after": row.after.exact(),
+            "p_before": rounded(row.before.probability()), "p_after": rounded(row.after.probability()),
+        })
+    });
+    rows.collect()
+}

@@ -1,0 +1,210 @@
+//! The files of a comparison, laid out as the ROME suite has them: `<method>/run_000/params.json` and `case_<id>.json`, so that
+//! scripts written for it read them. What it has no place for stands under "emend".
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::edit::score::Scored;
+use crate::error::{Error, Result};
+use crate::evaluate::case::Case;
+use crate::evaluate::{Kind, ProbeRow};
+use crate::files;
+
+/// What a run is known by.
+const FORMAT: &str = "case/1";
+
+/// One run of one method.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// `results/NAME/<method>/run_000`
+    pub folder: PathBuf,
+    /// params.json.
+    pub params: Value,
+}
+
+/// A hash of all that decides what a case file holds.
+pub fn digest(params: &Value) -> String {
+    let mut decisive = params.clone();
+    if let Some(decisive) = decisive.as_object_mut() {
+        decisive.remove("created");
+        decisive.remove("cases");
+    }
+    blake3::hash(decisive.to_string().as_bytes()).to_hex()[..16].to_owned()
+}
+
+impl Run {
+    /// The runs in a method's folder, oldest first.
+    fn all(folder: &Path) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_run = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            path.is_dir() && name.strip_prefix("run_").is_some_and(|number| number.parse::<usize>().is_ok())
+        };
+        let mut runs: Vec<PathBuf> = entries.filter(is_run).collect();
+        runs.sort();
+        runs
+    }
+
+    /// The last run of a method.
+    ///
+    /// # Errors
+    /// There is none, or its params.json is broken.
+    pub fn last(folder: &Path) -> Result<Self> {
+        let Some(run) = Run::all(folder).pop() else {
+            return Err(Error::file(folder, "no run here (no run_000); `emend compare --config FILE` makes one"));
+        };
+        let params = read_json(&run.join("params.json"))?;
+        Ok(Run { folder: run, params })
+    }
+
+    /// The run to go on with: the last one where its parameters are these, else a new one.
+    ///
+    /// # Errors
+    /// A folder that cannot be written; a run whose params.json is broken.
+    pub fn continued(folder: &Path, params: Value) -> Result<Self> {
+        let runs = Run::all(folder);
+        if let Some(last) = runs.last() {
+            let path = last.join("params.json");
+            // A run that was killed before its first file has none.
+            if path.is_file() && digest(&read_json(&path)?) == digest(&params) {
+                files::write(&path, format!("{params:#}\n").as_bytes())?;
+                return Ok(Run { folder: last.clone(), params });
+            }
+        }
+        let number = runs.last().and_then(|last| last.to_string_lossy().rsplit_once("run_")?.1.parse::<usize>().ok());
+        let run = folder.join(format!("run_{:03}", number.map_or(0, |number| number + 1)));
+        std::fs::create_dir_all(&run).map_err(Error::io(&run))?;
+        files::write(&run.join("params.json"), format!("{params:#}\n").as_bytes())?;
+        Ok(Run { folder: run, params })
+    }
+
+    /// Where a case of an id lies.
+    pub fn path(&self, id: &str) -> PathBuf {
+        let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
+        let name = match id.chars().all(plain) && !id.is_empty() && id.len() < 100 {
+            true => id.to_owned(),
+            // An id that is no file name is known by its hash.
+            false => blake3::hash(id.as_bytes()).to_hex()[..24].to_owned(),
+        };
+        self.folder.join(format!("case_{name}.json"))
+    }
+
+    /// Writes a case, whole or not at all.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn write(&self, case: &Case) -> Result<()> {
+        let text = case_json(case, &digest(&self.params)).to_string();
+        files::write(&self.path(&case.id), text.as_bytes())
+    }
+
+    /// The cases of this run, by id.
+    ///
+    /// # Errors
+    /// A file that is half-written, was changed by hand, or belongs to another run: it is named.
+    pub fn cases(&self) -> Result<BTreeMap<String, Case>> {
+        let digest = digest(&self.params);
+        let entries = std::fs::read_dir(&self.folder).map_err(Error::io(&self.folder))?.flatten();
+        let is_case = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("case_") && name.ends_with(".json")
+        };
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_case).collect();
+        paths.sort();
+        let device = crate::model::device("cpu")?;
+        let parts = paths.chunks(paths.len().div_ceil(crate::parallel::parts(&device)).max(1)).collect();
+        let read = crate::parallel::run(parts, |paths: &[PathBuf]| {
+            paths.iter().map(|path| Ok((path.clone(), read_case(path, &digest)?))).collect::<Result<Vec<_>>>()
+        })?;
+        let mut cases: BTreeMap<String, Case> = BTreeMap::new();
+        for (path, case) in read.into_iter().flatten() {
+            if let Some(twice) = cases.insert(case.id.clone(), case) {
+                return Err(Error::file(
+                    &path,
+                    format!("case \"{}\" is there twice; remove one of its files", twice.id),
+                ));
+            }
+        }
+        Ok(cases)
+    }
+}
+
+#[derive(Deserialize)]
+struct File {
+    emend: Own,
+}
+
+#[derive(Deserialize)]
+struct Own {
+    format: String,
+    run: String,
+    case: Case,
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let bytes = files::read(path)?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::file(path, format!("not JSON: {error}")))
+}
+
+fn read_case(path: &Path, digest: &str) -> Result<Case> {
+    let bytes = files::read(path)?;
+    let remedy = "remove the file and run the comparison again";
+    let file: File = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::file(path, format!("no case of a comparison ({error}); {remedy}")))?;
+    if file.emend.format != FORMAT {
+        return Err(Error::file(path, format!("format {}; this program reads {FORMAT}; {remedy}", file.emend.format)));
+    }
+    if file.emend.run != digest {
+        return Err(Error::file(
+            path,
+            format!("a case of another run ({}, this is {digest}); {remedy}", file.emend.run),
+        ));
+    }
+    Ok(file.emend.case)
+}
+
+fn case_json(case: &Case, run: &str) -> Value {
+    let request = &case.request;
+    let prompt = request.template.clone().unwrap_or_else(|| match &request.subject {
+        Some(subject) => request.prompt.replacen(subject, "{}", 1),
+        None => request.prompt.clone(),
+    });
+    json!({
+        "case_id": case.id.parse::<u64>().map_or_else(|_| json!(case.id), |id| json!(id)),
+        "num_edits": case.edits,
+        "requested_rewrite": {
+            "prompt": prompt,
+            "subject": request.subject,
+            "target_new": {"str": request.target_new},
+            "target_true": {"str": request.target_true},
+        },
+        "time": case.seconds.get("edit"),
+        "post": side(case, |row| &row.after, |row| row.rival.as_ref().map(|rival| &rival.after)),
+        "pre": side(case, |row| &row.before, |row| row.rival.as_ref().map(|rival| &rival.before)),
+        "emend": {"format": FORMAT, "run": run, "case": case},
+    })
+}
+
+/// The figures that the ROME suite's scripts read: negative log-likelihoods a token of both answers, and whether the right one is the
+/// likeliest at every token.
+fn side<'a>(
+    case: &'a Case,
+    of: impl Fn(&'a ProbeRow) -> &'a Scored,
+    rival: impl Fn(&'a ProbeRow) -> Option<&'a Scored>,
+) -> Value {
+    let mut side = Map::new();
+    for (kind, name) in [(Kind::Rewrite, "rewrite"), (Kind::Rephrase, "paraphrase"), (Kind::Locality, "neighborhood")] {
+        let rows = || case.rows.iter().filter(|row| row.kind == kind);
+        let rivals: Vec<_> = rows().filter_map(|row| Some((of(row).nll(), rival(row)?.nll()))).collect();
+        let probs = rivals.into_iter().map(|(right, wrong)| match kind {
+            Kind::Locality => json!({"target_true": right, "target_new": wrong}),
+            _ => json!({"target_new": right, "target_true": wrong}),
+        });
+        side.insert(format!("{name}_prompts_probs"), probs.collect());
+        side.insert(format!("{name}_prompts_correct"), rows().map(|row| json!(of(row).exact())).collect());
+    }
+    Value::Object(side)
+}

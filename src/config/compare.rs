@@ -1,0 +1,138 @@
+//! `emend compare`: several editors on the same cases.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ModelSection, within};
+use crate::apply::Mode;
+use crate::error::{Error, Result};
+
+/// The whole file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The model that all edit.
+    pub model: ModelSection,
+    /// The cases.
+    pub data: Data,
+    /// What is looked at.
+    #[serde(default)]
+    pub compare: Compare,
+    /// The editors, each with its name.
+    pub editors: Vec<Competitor>,
+}
+
+/// `[data]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// `pocket`, a named set that `fetch` brings, or a path beside the config.
+    pub cases: String,
+    /// At most so many of them; 0 for all.
+    #[serde(default)]
+    pub limit: usize,
+    /// Rephrases a case is asked at most.
+    #[serde(default = "many")]
+    pub rephrases: usize,
+    /// Probes of each class a case is asked at most.
+    #[serde(default = "many")]
+    pub per_class: usize,
+    /// Said beside every figure: where a file differs from the published one, for example.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+}
+
+fn many() -> usize {
+    1000
+}
+
+/// `[compare]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compare {
+    /// How the edits are made.
+    pub mode: Mode,
+    /// The seed of neighbours and of bootstrap intervals.
+    pub seed: u64,
+    /// Cases whose probes are also answered freely (protocol `generate`); 0 for none.
+    pub generate: usize,
+    /// Cases whose generation prompts are continued (fluency, reference score, essence); 0 for none.
+    pub texts: usize,
+    /// Reference texts for the reference score.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snippets: Option<String>,
+    /// A text whose perplexity is watched along the curves; `pocket` for the embedded world.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Numbers of edits at which the curves are read; empty for no curves.
+    pub curve: Vec<usize>,
+}
+
+impl Default for Compare {
+    fn default() -> Self {
+        Compare { mode: Mode::Single, seed: 0, generate: 0, texts: 0, snippets: None, text: None, curve: vec![] }
+    }
+}
+
+/// `[[editors]]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Competitor {
+    /// What it is called: a folder of the results, a row of the tables.
+    pub name: String,
+    /// A trained editor's archive, beside the config.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<String>,
+    /// The configuration of an editor that needs no training, beside the config.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// Values laid over that configuration, as `--set` does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set: Vec<String>,
+    /// Whether it takes part in the curves.
+    #[serde(default = "yes")]
+    pub curve: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// Unknown keys, names that no folder can have, an editor with neither archive nor configuration.
+    pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
+        let config: Config = super::read(path, sets)?;
+        let wrong = |message: String| Err(Error::Config(format!("{}: {message}", path.display())));
+        if config.editors.is_empty() {
+            return wrong("there is no [[editors]] to compare".into());
+        }
+        let mut names = BTreeSet::new();
+        for (number, editor) in config.editors.iter().enumerate() {
+            let key = format!("editors[{number}]");
+            let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
+            if editor.name.is_empty() || editor.name.starts_with('.') || !editor.name.chars().all(plain) {
+                return wrong(format!("{key}.name = \"{}\": a name is made of letters, digits, - and _", editor.name));
+            }
+            if !names.insert(&editor.name) {
+                return wrong(format!("{key}.name = \"{}\" is there twice", editor.name));
+            }
+            if editor.archive.is_some() == editor.config.is_some() {
+                return wrong(format!("{key} ({}) must name either an archive or a config", editor.name));
+            }
+            if editor.archive.is_some() && !editor.set.is_empty() {
+                return wrong(format!("{key} ({}): set lays values over a config, not over an archive", editor.name));
+            }
+        }
+        if config.compare.curve.windows(2).any(|pair| pair[0] >= pair[1]) || config.compare.curve.contains(&0) {
+            return wrong("compare.curve must rise, from 1 on".into());
+        }
+        within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;
+        within("data.per_class", config.data.per_class as f64, 0.0, 1e6)?;
+        Ok(config)
+    }
+}

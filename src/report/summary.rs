@@ -1,0 +1,517 @@
+//! The figures of a comparison in short: for spreadsheets, for texts, for a terminal. All from the document that
+//! [`super::html`] describes.
+
+use serde_json::Value;
+use unicode_width::UnicodeWidthStr;
+
+use super::html::{list, order};
+use super::table::{cut, table};
+
+/// A terminal's line.
+const WIDTH: usize = 110;
+/// The width of a method's name at most.
+const LABEL: usize = 28;
+
+/// One line a figure, with a header: numbers as they are, nothing where there is none.
+pub fn csv(document: &Value) -> String {
+    let mut text = "method,label,protocol,metric,unit,better,mean,low,high,cases,best,proven\n".to_owned();
+    for protocol in protocols(document) {
+        for metric in &protocol.metrics {
+            for (method, figure) in metric.figures.iter().filter_map(|(method, figure)| Some((method, (*figure)?))) {
+                let told = [method.name, method.label, &protocol.name, &metric.name, metric.unit, metric.better];
+                let seen = ["mean", "low", "high", "cases", "best", "proven"].map(|key| plain(&figure[key]));
+                let cells: Vec<String> =
+                    told.into_iter().map(quoted).chain(seen.iter().map(|cell| quoted(cell))).collect();
+                text += &cells.join(",");
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
+/// A table a protocol; means with their intervals, the best in bold only where that is proven.
+pub fn markdown(document: &Value) -> String {
+    let mut text = String::new();
+    let mut marks = Marks::default();
+    for protocol in protocols(document) {
+        let name = marked_down(&protocol.name);
+        text += &format!("### Protocol {name}\n\n");
+        if !protocol.about.is_empty() {
+            text += &format!("{}\n\n", marked_down(&protocol.about));
+        }
+        let heads =
+            protocol.metrics.iter().map(|metric| format!("{} ({name}){}", marked_down(&metric.words()), metric.note()));
+        text += &format!(
+            "| Method | {} |\n|---|{}\n",
+            heads.collect::<Vec<_>>().join(" | "),
+            "---:|".repeat(protocol.metrics.len())
+        );
+        for (row, method) in protocol.methods() {
+            let cell = |metric: &Metric| {
+                let mark = marks.see(metric.mark(row));
+                let mean = match mark {
+                    Some(Mark::Best) => format!("**{}**", metric.mean(row)),
+                    _ => metric.mean(row),
+                };
+                let tie = if mark == Some(Mark::Tie) { " tie" } else { "" };
+                format!(
+                    "{mean}{}{tie}",
+                    metric.interval(row).map(|interval| format!(" ({interval})")).unwrap_or_default()
+                )
+            };
+            let cells: Vec<String> = protocol.metrics.iter().map(cell).collect();
+            text += &format!("| {} | {} |\n", marked_down(method), cells.join(" | "));
+        }
+        text.push('\n');
+    }
+    if marks.best {
+        text += "**Bold**: the difference from every other method is proven.\n\n";
+    }
+    if marks.tie {
+        text += "tie: the best mean, and those not proven to differ from it.\n\n";
+    }
+    text.truncate(text.trim_end().len());
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+/// A block a protocol, no wider than 110 columns: first the metrics of which one way is better, costs behind them, the others
+/// last. A block too wide for that goes on below.
+pub fn terminal(document: &Value) -> String {
+    let mut text = String::new();
+    let mut marks = Marks::default();
+    for mut protocol in protocols(document) {
+        protocol.metrics.sort_by_key(|metric| match (metric.better, metric.unit) {
+            ("higher" | "lower", "seconds" | "bytes") => 1,
+            ("higher" | "lower", _) => 0,
+            _ => 2,
+        });
+        let methods: Vec<(usize, String)> =
+            protocol.methods().into_iter().map(|(row, label)| (row, cut(label, LABEL))).collect();
+        let mut columns: Vec<Vec<String>> = vec![];
+        for metric in &protocol.metrics {
+            let mut column = vec![cut(&format!("{}{}", metric.words(), metric.note()), WIDTH - LABEL - 2)];
+            column.extend(methods.iter().map(|&(row, _)| {
+                let mark = marks.see(metric.mark(row)).map(|mark| format!(" {}", mark.word())).unwrap_or_default();
+                let interval = metric.interval(row).map(|interval| format!(" ({interval})")).unwrap_or_default();
+                format!("{}{interval}{mark}", metric.mean(row))
+            }));
+            columns.push(column);
+        }
+        let head = cut(&format!("protocol {}", protocol.name), LABEL);
+        let names = methods.iter().map(|(_, label)| label.width()).chain([head.width()]).max().unwrap_or(0);
+        let mut rest = columns.as_slice();
+        while !rest.is_empty() {
+            let mut width = names;
+            let fits = rest.iter().take_while(|column| {
+                width += 2 + column.iter().map(|cell| cell.width()).max().unwrap_or(0);
+                width <= WIDTH
+            });
+            let (now, later) = rest.split_at(fits.count().max(1));
+            rest = later;
+            let header: Vec<&str> =
+                std::iter::once(head.as_str()).chain(now.iter().map(|column| column[0].as_str())).collect();
+            let rows: Vec<Vec<String>> = methods
+                .iter()
+                .enumerate()
+                .map(|(row, (_, label))| {
+                    std::iter::once(label.clone()).chain(now.iter().map(|column| column[row + 1].clone())).collect()
+                })
+                .collect();
+            text += &table(&header, &rows);
+            text.push('\n');
+        }
+    }
+    if marks.best {
+        text += "best: the difference from every other method is proven\n";
+    }
+    if marks.tie {
+        text += "tie: the best mean, and those not proven to differ from it\n";
+    }
+    text
+}
+
+/// What stands beside a mean.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// Proven to be better than all others.
+    Best,
+    /// The best mean where that is not proven, and what is not proven to differ from it.
+    Tie,
+}
+
+impl Mark {
+    fn word(self) -> &'static str {
+        match self {
+            Mark::Best => "best",
+            Mark::Tie => "tie",
+        }
+    }
+}
+
+/// Which marks were made, and are to be explained.
+#[derive(Default)]
+struct Marks {
+    best: bool,
+    tie: bool,
+}
+
+impl Marks {
+    fn see(&mut self, mark: Option<Mark>) -> Option<Mark> {
+        self.best |= mark == Some(Mark::Best);
+        self.tie |= mark == Some(Mark::Tie);
+        mark
+    }
+}
+
+struct Method<'a> {
+    name: &'a str,
+    label: &'a str,
+}
+
+struct Protocol<'a> {
+    name: String,
+    about: String,
+    /// Those that have a figure.
+    metrics: Vec<Metric<'a>>,
+}
+
+impl<'a> Protocol<'a> {
+    /// The methods that have a figure, with their number.
+    fn methods(&self) -> Vec<(usize, &'a str)> {
+        let Some(first) = self.metrics.first() else { return vec![] };
+        let seen = |row: &usize| self.metrics.iter().any(|metric| metric.figures[*row].1.is_some());
+        (0..first.figures.len()).filter(seen).map(|row| (row, first.figures[row].0.label)).collect()
+    }
+}
+
+struct Metric<'a> {
+    name: String,
+    unit: &'a str,
+    better: &'a str,
+    /// By method.
+    figures: Vec<(Method<'a>, Option<&'a Value>)>,
+    scale: Scale,
+}
+
+impl Metric<'_> {
+    fn words(&self) -> String {
+        self.name.replace('_', " ")
+    }
+
+    /// Unit and the better way, behind a comma.
+    fn note(&self) -> String {
+        let way = match self.better {
+            "higher" => "↑",
+            "lower" => "↓",
+            _ => "",
+        };
+        let parts: Vec<&str> = [self.scale.name, way].into_iter().filter(|part| !part.is_empty()).collect();
+        if parts.is_empty() { String::new() } else { format!(", {}", parts.join(" ")) }
+    }
+
+    fn figure(&self, row: usize) -> Option<&Value> {
+        self.figures[row].1
+    }
+
+    fn mean(&self, row: usize) -> String {
+        self.figure(row).and_then(|figure| figure["mean"].as_f64()).map_or("–".into(), |mean| self.scale.format(mean))
+    }
+
+    fn interval(&self, row: usize) -> Option<String> {
+        let figure = self.figure(row).filter(|figure| figure["mean"].is_number())?;
+        let (low, high) = (figure["low"].as_f64()?, figure["high"].as_f64()?);
+        let between = if high < 0.0 { " to " } else { "–" };
+        Some(format!("{}{between}{}", self.scale.format(low), self.scale.format(high)))
+    }
+
+    fn mark(&self, row: usize) -> Option<Mark> {
+        let is = |figure: &Value, key: &str| figure[key].as_bool();
+        let all = || self.figures.iter().filter_map(|(_, figure)| figure.filter(|figure| figure["mean"].is_number()));
+        let figure = self.figure(row).filter(|figure| figure["mean"].is_number())?;
+        if !matches!(self.better, "higher" | "lower") || all().count() < 2 {
+            return None;
+        }
+        let first = all().find(|figure| is(figure, "best") == Some(true))?;
+        let best = is(figure, "best") == Some(true);
+        if best && is(figure, "proven") == Some(true) {
+            return Some(Mark::Best);
+        }
+        // Where the best is proven to be so nobody else is marked; elsewhere all that are not proven to be behind it.
+        let open = is(first, "proven") != Some(true);
+        (open && (best || is(figure, "proven") == Some(false))).then_some(Mark::Tie)
+    }
+}
+
+/// One unit and one number of digits for all figures of a metric.
+struct Scale {
+    factor: f64,
+    name: &'static str,
+    /// Digits behind the point; with an exponent where none are enough.
+    places: Option<usize>,
+}
+
+impl Scale {
+    fn of(unit: &str, values: impl Iterator<Item = f64>) -> Scale {
+        let most = values.map(f64::abs).fold(0.0, f64::max);
+        let of = |factor: f64, name| {
+            let top = most * factor;
+            let places = match top {
+                _ if top >= 1000.0 => Some(0),
+                _ if top >= 100.0 => Some(1),
+                _ if top >= 1.0 => Some(2),
+                _ if top >= 0.01 || top == 0.0 => Some(3),
+                _ => None,
+            };
+            Scale { factor, name, places }
+        };
+        match unit {
+            "share" => Scale { factor: 100.0, name: "%", places: Some(1) },
+            "seconds" if most >= 7200.0 => of(1.0 / 3600.0, "h"),
+            "seconds" if most > 0.0 && most < 0.1 => of(1000.0, "ms"),
+            "seconds" => of(1.0, "s"),
+            "bytes" => match [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")]
+                .into_iter()
+                .find(|(bits, _)| most >= f64::from(*bits).exp2())
+            {
+                Some((bits, name)) => of((-f64::from(bits)).exp2(), name),
+                None => Scale { factor: 1.0, name: "B", places: Some(0) },
+            },
+            "nats" => of(1.0, "nats"),
+            _ => of(1.0, ""),
+        }
+    }
+
+    fn format(&self, value: f64) -> String {
+        let value = value * self.factor;
+        let text = match self.places {
+            Some(places) => format!("{value:.places$}"),
+            None => format!("{value:.1e}"),
+        };
+        text.replace('-', "−")
+    }
+}
+
+/// The protocols that have figures: those that are told, then those that only figures speak of.
+fn protocols(document: &Value) -> Vec<Protocol<'_>> {
+    fn place<T>(all: &mut Vec<T>, is: impl Fn(&T) -> bool, make: impl FnOnce() -> T) -> &mut T {
+        let at = all.iter().position(is).unwrap_or_else(|| {
+            all.push(make());
+            all.len() - 1
+        });
+        &mut all[at]
+    }
+    let order = order(document);
+    let named = |value: &Value| value.as_str().filter(|name| !name.is_empty()).unwrap_or("unnamed").to_owned();
+    let methods = || {
+        let label = |name: &str| {
+            let told = list(&document["methods"]).iter().find(|method| method["name"] == *name);
+            told.and_then(|method| method["label"].as_str()).filter(|label| !label.is_empty())
+        };
+        order.iter().map(move |&name| (Method { name, label: label(name).unwrap_or(name) }, None)).collect()
+    };
+    let mut all: Vec<Protocol<'_>> = vec![];
+    let make = |name: &str, about: &Value| Protocol {
+        name: name.to_owned(),
+        about: about.as_str().unwrap_or_default().to_owned(),
+        metrics: vec![],
+    };
+    let empty = |name: &str, unit, better| Metric {
+        name: name.to_owned(),
+        unit,
+        better,
+        figures: methods(),
+        scale: Scale { factor: 1.0, name: "", places: None },
+    };
+    for told in list(&document["protocols"]) {
+        let name = named(&told["name"]);
+        let protocol = place(&mut all, |protocol| protocol.name == name, || make(&name, &told["about"]));
+        for metric in list(&told["metrics"]) {
+            let name = named(&metric["name"]);
+            let (unit, better) =
+                (metric["unit"].as_str().unwrap_or("number"), metric["better"].as_str().unwrap_or("neither"));
+            place(&mut protocol.metrics, |metric| metric.name == name, || empty(&name, unit, better));
+        }
+    }
+    for figure in list(&document["figures"]) {
+        let Some(row) = figure["method"].as_str().and_then(|name| order.iter().position(|method| *method == name))
+        else {
+            continue;
+        };
+        let (name, protocol) = (named(&figure["name"]), named(&figure["protocol"]));
+        let protocol = place(&mut all, |other| other.name == protocol, || make(&protocol, &Value::Null));
+        let metric = place(&mut protocol.metrics, |metric| metric.name == name, || empty(&name, "number", "neither"));
+        metric.figures[row].1 = Some(figure);
+    }
+    for protocol in &mut all {
+        protocol.metrics.retain(|metric| {
+            metric.figures.iter().any(|(_, figure)| figure.is_some_and(|figure| figure["mean"].is_number()))
+        });
+        for metric in &mut protocol.metrics {
+            let figures = metric.figures.iter().filter_map(|(_, figure)| *figure);
+            let values = figures.flat_map(|figure| ["mean", "low", "high"].map(|key| figure[key].as_f64()));
+            metric.scale = Scale::of(metric.unit, values.flatten());
+        }
+    }
+    all.retain(|protocol| !protocol.metrics.is_empty());
+    all
+}
+
+/// A value as it stands, nothing for null.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
+}
+
+/// A cell of a CSV file (RFC 4180).
+fn quoted(cell: &str) -> String {
+    if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
+}
+
+/// A text of which Markdown makes nothing else.
+fn marked_down(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\n' | '\r' | '\t' => safe.push(' '),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '<' | '>' => safe.extend(['\\', letter]),
+            letter => safe.push(letter),
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use unicode_width::UnicodeWidthStr;
+
+    use super::{Scale, csv, markdown, terminal};
+
+    fn figure(method: &str, name: &str, values: [f64; 3], best: bool, proven: Value) -> Value {
+        json!({"method": method, "protocol": "counterfact", "name": name, "mean": values[0], "low": values[1], "high": values[2],
+            "cases": 100, "best": best, "proven": proven})
+    }
+
+    fn document() -> Value {
+        json!({
+            "methods": [{"name": "rome", "label": "ROME"}, {"name": "mend", "label": "MEND|2"}, {"name": "ft"}],
+            "protocols": [{"name": "counterfact", "about": "by probability a token", "metrics": [
+                {"name": "norm", "better": "neither", "unit": "number"},
+                {"name": "edit_seconds", "better": "lower", "unit": "seconds"},
+                {"name": "efficacy", "better": "higher", "unit": "share"},
+                {"name": "neighborhood", "better": "higher", "unit": "share"},
+                {"name": "never_seen", "better": "higher", "unit": "share"}]}],
+            "figures": [
+                figure("rome", "efficacy", [0.99, 0.97, 1.0], true, json!(true)),
+                figure("mend", "efficacy", [0.5, 0.4, 0.6], false, json!(true)),
+                figure("rome", "neighborhood", [0.8, 0.7, 0.9], true, json!(false)),
+                figure("mend", "neighborhood", [0.79, 0.69, 0.89], false, json!(false)),
+                figure("ft", "neighborhood", [0.2, 0.1, 0.3], false, json!(true)),
+                figure("rome", "norm", [-1.5, -2.0, -1.0], false, Value::Null),
+                {"method": "rome", "protocol": "counterfact", "name": "edit_seconds", "mean": 0.0123, "low": null, "high": null},
+                {"method": "ft", "protocol": "other, too", "name": "m", "mean": 3},
+                {"method": "ft", "protocol": "other, too", "name": "n", "mean": null},
+            ],
+        })
+    }
+
+    #[test]
+    fn nothing_gives_nothing() {
+        for document in [json!(null), json!({}), json!({"figures": [null, {}], "protocols": [{}], "methods": 3})] {
+            assert_eq!(csv(&document).lines().count(), 1);
+            assert_eq!(markdown(&document), "");
+            assert_eq!(terminal(&document), "");
+        }
+    }
+
+    #[test]
+    fn a_line_a_figure() {
+        let text = csv(&document());
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 9);
+        assert!(lines.contains(&"rome,ROME,counterfact,efficacy,share,higher,0.99,0.97,1.0,100,true,true"));
+        assert!(lines.contains(&"rome,ROME,counterfact,edit_seconds,seconds,lower,0.0123,,,,,"));
+        assert!(lines.contains(&"ft,ft,\"other, too\",m,number,neither,3,,,,,"));
+    }
+
+    #[test]
+    fn every_heading_names_its_protocol() {
+        let text = markdown(&document());
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "### Protocol counterfact");
+        assert_eq!(lines[2], "by probability a token");
+        assert_eq!(
+            lines[4],
+            "| Method | norm (counterfact) | edit seconds (counterfact), ms ↓ | efficacy (counterfact), % ↑ | neighborhood (counterfact), % ↑ |"
+        );
+        assert_eq!(
+            lines[6],
+            "| ROME | −1.50 (−2.00 to −1.00) | 12.30 | **99.0** (97.0–100.0) | 80.0 (70.0–90.0) tie |"
+        );
+        assert_eq!(lines[7], "| MEND\\|2 | – | – | 50.0 (40.0–60.0) | 79.0 (69.0–89.0) tie |");
+        assert_eq!(lines[8], "| ft | – | – | – | 20.0 (10.0–30.0) |");
+        assert!(text.contains("| Method | m (other, too) |"));
+        assert!(text.ends_with("tie: the best mean, and those not proven to differ from it.\n"));
+    }
+
+    #[test]
+    fn main_metrics_come_first() {
+        let text = terminal(&document());
+        let lines: Vec<&str> = text.lines().collect();
+        let places: Vec<usize> =
+            ["protocol counterfact", "efficacy, % ↑", "neighborhood, % ↑", "edit seconds, ms ↓", "norm"]
+                .map(|name| lines[0].find(name).unwrap())
+                .into();
+        assert!(places.is_sorted());
+        assert!(lines[2].starts_with("ROME ") && lines[2].contains("99.0 (97.0–100.0) best  80.0 (70.0–90.0) tie"));
+        assert!(lines[4].contains(" 20.0 (10.0–30.0)") && !lines[4].contains("tie"));
+        assert!(text.contains("protocol other, too"));
+    }
+
+    #[test]
+    fn no_line_is_too_wide() {
+        let mut figures = vec![];
+        for method in ["a method with a name that is far too long for a table", "b"] {
+            for metric in 0..12 {
+                figures.push(figure(
+                    method,
+                    &format!("a_metric_of_number_{metric}"),
+                    [0.5, 0.25, 0.75],
+                    false,
+                    Value::Null,
+                ));
+            }
+        }
+        figures.push(figure("b", &"endless_".repeat(40), [0.5, 0.25, 0.75], false, Value::Null));
+        let text = terminal(&json!({"figures": figures}));
+        assert!(text.lines().all(|line| line.width() <= 110));
+        for metric in 0..12 {
+            assert!(text.contains(&format!("a metric of number {metric}")));
+        }
+        assert!(text.matches("protocol counterfact").count() > 1);
+    }
+
+    #[test]
+    fn units_fit_the_largest() {
+        let scaled = |unit: &str, value: f64| {
+            let scale = Scale::of(unit, [value].into_iter());
+            format!("{} {}", scale.format(value), scale.name)
+        };
+        assert_eq!(scaled("share", 0.12345), "12.3 %");
+        assert_eq!(scaled("seconds", 0.0123), "12.30 ms");
+        assert_eq!(scaled("seconds", 94.0), "94.00 s");
+        assert_eq!(scaled("seconds", 36000.0), "10.00 h");
+        assert_eq!(scaled("bytes", 512.0), "512 B");
+        assert_eq!(scaled("bytes", 3.0 * 1024.0 * 1024.0), "3.00 MiB");
+        assert_eq!(scaled("nats", -6.131), "−6.13 nats");
+        assert_eq!(scaled("number", 0.00012), "1.2e−4 ");
+        assert_eq!(scaled("number", 0.0), "0.000 ");
+    }
+}
