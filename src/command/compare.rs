@@ -60,6 +60,9 @@ pub struct Args {
     /// Lay a value over the configuration
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
     pub sets: Vec<String>,
+    /// Reference texts, for the reference score of what was written (tf-idf; cases of compare.texts)
+    #[arg(long, value_name = "FILE")]
+    pub snippets: Option<PathBuf>,
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
@@ -78,7 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
         (Some(path), None) => compare(args, path)?,
         (None, None) => return Err(Error::Config("give --config FILE or --summarize DIR".into())),
     };
-    summarize(&folder, args.json)?;
+    summarize(&folder, args.snippets.as_deref(), args.json)?;
     if failed > 0 {
         return Err(Error::Input(format!(
             "{failed} case(s) failed; the report says why, and a case whose file is removed is tried again"
@@ -247,7 +250,7 @@ fn params(
 }
 
 /// Makes the summary and the report from the case files.
-fn summarize(folder: &Path, as_json: bool) -> Result<()> {
+fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .map_err(Error::io(folder))?
         .flatten()
@@ -280,7 +283,7 @@ fn summarize(folder: &Path, as_json: bool) -> Result<()> {
     if entries.is_empty() {
         return Err(Error::file(folder, "no case is left to summarize"));
     }
-    let snippets: Option<Snippets> = None;
+    let snippets = snippets.map(|path| Snippets::open(path, &BTreeMap::new())).transpose()?;
     let seed = entries[0].params["seed"].as_u64().unwrap_or(0);
     let title = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let document = document(&title, &entries, snippets.as_ref(), seed);

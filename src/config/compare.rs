@@ -60,9 +60,6 @@ pub struct Compare {
     pub generate: usize,
     /// Cases whose generation prompts are continued (fluency, reference score, essence); 0 for none.
     pub texts: usize,
-    /// Reference texts for the reference score.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub snippets: Option<String>,
     /// A text whose perplexity is watched along the curves; `pocket` for the embedded world.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
@@ -72,7 +69,7 @@ pub struct Compare {
 
 impl Default for Compare {
     fn default() -> Self {
-        Compare { mode: Mode::Single, seed: 0, generate: 0, texts: 0, snippets: None, text: None, curve: vec![] }
+        Compare { mode: Mode::Single, seed: 0, generate: 0, texts: 0, text: None, curve: vec![] }
     }
 }
 
