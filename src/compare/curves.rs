@@ -10,6 +10,7 @@ use crate::apply::{Editor, Mode};
 use crate::data::record::EditRecord;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
+use crate::evaluate::case::number;
 use crate::evaluate::perplexity::perplexity;
 use crate::evaluate::probes::Limits;
 use crate::evaluate::{ProbeRow, Summary, probe_table, summarize};
@@ -37,6 +38,7 @@ pub struct Point {
     /// Perplexity on the text.
     pub perplexity: Option<f64>,
     /// ‖ΔW‖/‖W‖ over the changed matrices.
+    #[serde(deserialize_with = "number")]
     pub relative: f64,
     /// Whether the model has collapsed.
     pub collapsed: bool,

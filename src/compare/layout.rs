@@ -196,15 +196,25 @@ fn side<'a>(
     rival: impl Fn(&'a ProbeRow) -> Option<&'a Scored>,
 ) -> Value {
     let mut side = Map::new();
+    // A number that is not finite has no form in JSON: a likelihood of nothing stands for it.
+    let plain = |nll: f64| if nll.is_finite() { nll } else { f64::MAX };
     for (kind, name) in [(Kind::Rewrite, "rewrite"), (Kind::Rephrase, "paraphrase"), (Kind::Locality, "neighborhood")] {
         let rows = || case.rows.iter().filter(|row| row.kind == kind);
-        let rivals: Vec<_> = rows().filter_map(|row| Some((of(row).nll(), rival(row)?.nll()))).collect();
-        let probs = rivals.into_iter().map(|(right, wrong)| match kind {
-            Kind::Locality => json!({"target_true": right, "target_new": wrong}),
-            _ => json!({"target_new": right, "target_true": wrong}),
-        });
-        side.insert(format!("{name}_prompts_probs"), probs.collect());
-        side.insert(format!("{name}_prompts_correct"), rows().map(|row| json!(of(row).exact())).collect());
+        let rivals: Vec<_> = rows().filter_map(|row| Some((plain(of(row).nll()), plain(rival(row)?.nll())))).collect();
+        let probs: Vec<Value> = rivals
+            .into_iter()
+            .map(|(right, wrong)| match kind {
+                Kind::Locality => json!({"target_true": right, "target_new": wrong}),
+                _ => json!({"target_new": right, "target_true": wrong}),
+            })
+            .collect();
+        let correct: Vec<Value> = rows().map(|row| json!(of(row).exact())).collect();
+        // The scripts take the mean of a list that is there: an empty one would make all their means NaN.
+        for (name, list) in [(format!("{name}_prompts_probs"), probs), (format!("{name}_prompts_correct"), correct)] {
+            if !list.is_empty() {
+                side.insert(name, list.into());
+            }
+        }
     }
     Value::Object(side)
 }

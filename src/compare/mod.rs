@@ -278,7 +278,8 @@ fn texts(base: &Edited, after: &Edited, record: &EditRecord, seed: u64) -> Resul
                     rows.iter().zip(made).map(|(row, made)| [row.clone(), made].concat()).collect();
                 perplexity(base, &whole)
             };
-            Some([read(base)?, read(after)?])
+            // A number that is not finite has no form in JSON.
+            Some([read(base)?, read(after)?]).filter(|both| both.iter().all(|value| value.is_finite()))
         }
     };
     Ok((texts, essence))

@@ -21,7 +21,8 @@ const CELLS: usize = 2048;
 pub struct Scored {
     /// The target's tokens.
     pub target: Vec<u32>,
-    /// ln p of each, given the prompt and the target's tokens before it.
+    /// ln p of each, given the prompt and the target's tokens before it. NaN, of a model that was ruined, is null in files.
+    #[serde(with = "or_null")]
     pub log_probabilities: Vec<f32>,
     /// The likeliest token in the place of each.
     pub argmax: Vec<u32>,
@@ -41,6 +42,21 @@ impl Scored {
     /// Whether every token of the target is the likeliest.
     pub fn exact(&self) -> bool {
         self.argmax == self.target
+    }
+}
+
+/// Numbers in a form that can be read again: JSON has none for NaN and infinities.
+mod or_null {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(values: &[f32], serializer: S) -> Result<S::Ok, S::Error> {
+        let finite = |value: &f32| Some(value.clamp(f32::MIN, f32::MAX)).filter(|value| !value.is_nan());
+        serializer.collect_seq(values.iter().map(finite))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f32>, D::Error> {
+        let values = Vec::<Option<f32>>::deserialize(deserializer)?;
+        Ok(values.into_iter().map(|value| value.unwrap_or(f32::NAN)).collect())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::probes::ProbeRow;
 use crate::edit::EditRequest;
@@ -64,6 +64,11 @@ pub struct FreeText {
     pub after: String,
 }
 
+/// A number that files have as null where it is not finite.
+pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
 /// How large a change is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,8 +76,10 @@ pub struct Size {
     /// The sum of the ranks of the changed matrices.
     pub rank: usize,
     /// ‖ΔW‖ over all changed matrices together (Frobenius).
+    #[serde(deserialize_with = "number")]
     pub norm: f64,
     /// ‖ΔW‖ / ‖W‖ over these.
+    #[serde(deserialize_with = "number")]
     pub relative: f64,
     /// Edits that a memory holds.
     pub entries: usize,
