@@ -8,11 +8,11 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::print;
 use super::train::folder_or_name;
+use super::{forget_peak_memory, print};
 use crate::apply::Editor;
 use crate::archive::Archive;
-use crate::compare::curves::curves;
+use crate::compare::curves::{Point, curves};
 use crate::compare::document::{Entry, document};
 use crate::compare::layout::Run;
 use crate::compare::{Looks, run as run_cases};
@@ -124,11 +124,16 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let mut failed = 0;
     for editor in config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)) {
         let clock = Instant::now();
+        // Each editor's own, not that of those before it.
+        forget_peak_memory();
         let made = self::editor(editor, &config, place, &model)?;
         let (method, settings) = made.describe();
         let params = params(&config, editor, &method, &settings, &model, &records);
         let run = Run::continued(&folder.join(&editor.name), params)?;
-        let points = if editor.curve { compare.curve.len() * 2 } else { 0 };
+        // A broken file is told before hours of work, not after them.
+        run.cases()?;
+        let reached = compare.curve.iter().filter(|&&edits| edits <= records.len()).count();
+        let points = if editor.curve { reached * 2 } else { 0 };
         let bar = ProgressBar::new((records.len() + points) as u64);
         if let Ok(style) = ProgressStyle::with_template("{msg:14} {wide_bar} {pos}/{len} {per_sec} {eta}") {
             bar.set_style(style);
@@ -273,15 +278,34 @@ fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()
             continue;
         }
         let path = run.folder.join("curves.json");
-        let points = match path.is_file() {
+        let points: Vec<Point> = match path.is_file() {
             true => serde_json::from_slice(&crate::files::read(&path)?)
                 .map_err(|error| Error::file(&path, format!("no points of a curve ({error})")))?,
             false => vec![],
         };
+        for point in &points {
+            let place = format!("{name}, {} edits, {}", point.edits, point.mode);
+            match &point.error {
+                Some(error) => tracing::warn!("{place}: no point of the curve: {error}"),
+                None if point.collapsed => tracing::warn!("{place}: the model has collapsed"),
+                None => {}
+            }
+        }
         entries.push(Entry { name, params: run.params, cases: cases.into_values().collect(), points });
     }
     if entries.is_empty() {
         return Err(Error::file(folder, "no case is left to summarize"));
+    }
+    for entry in &entries[1..] {
+        let first = &entries[0];
+        let differs = |key: &&str| match *key {
+            "model" => entry.params[*key]["fingerprint"] != first.params[*key]["fingerprint"],
+            "data" => entry.params[*key]["hash"] != first.params[*key]["hash"],
+            key => entry.params[key] != first.params[key],
+        };
+        if let Some(key) = ["model", "data", "mode"].iter().find(|key| differs(key)) {
+            tracing::warn!("{} and {} differ in {key}: their figures are not comparable", first.name, entry.name);
+        }
     }
     let snippets = snippets.map(|path| Snippets::open(path, &BTreeMap::new())).transpose()?;
     let seed = entries[0].params["seed"].as_u64().unwrap_or(0);

@@ -81,6 +81,11 @@ pub(crate) fn peak_memory() -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
+/// Begins to measure [`peak_memory`] anew, where the system can.
+pub(crate) fn forget_peak_memory() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// What a model answers to a prompt: its likeliest continuation, and how likely that is.
 pub(crate) struct Answer {
     /// The text, without the space before it.

@@ -1,5 +1,6 @@
 //! What becomes of a model as edits add up: at once, and one on the other.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,6 +34,9 @@ pub struct Point {
     pub asked: usize,
     /// Protocol `mend`, over what was looked at.
     pub figures: Summary,
+    /// Edits of a sequence that could not be made; they are not asked.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub failed: usize,
     /// Edit success of the last edit alone, in a sequence.
     pub last: Option<f64>,
     /// Perplexity on the text.
@@ -44,6 +48,10 @@ pub struct Point {
     pub collapsed: bool,
     /// Why there are no figures.
     pub error: Option<String>,
+}
+
+fn is_none(failed: &usize) -> bool {
+    *failed == 0
 }
 
 /// The curves of an editor, at the numbers of edits in `sizes`. Points that `path` holds are kept; each new one is written there.
@@ -73,7 +81,7 @@ pub fn curves(
         };
         let mut current = base.clone();
         let mut last: Option<Arc<Edit>> = None;
-        let mut made = 0;
+        let (mut made, mut lost) = (0, BTreeSet::new());
         if sizes.iter().all(|&size| known(size, &points)) {
             sizes.iter().for_each(|_| watch());
             continue;
@@ -85,28 +93,38 @@ pub fn curves(
                     continue;
                 }
                 Mode::Batch => attempt(|| one(editor, base, &requests[..edits]))?,
-                // A sequence is taken up from its beginning.
-                _ => attempt(|| {
-                    for request in &requests[made..edits] {
-                        let (edit, after) = one(editor, &current, std::slice::from_ref(request))?;
-                        (current, last) = (after, Some(edit));
+                // A sequence is taken up from its beginning, and goes on without an edit that fails.
+                _ => {
+                    for (number, request) in requests.iter().enumerate().take(edits).skip(made) {
+                        match attempt(|| one(editor, &current, std::slice::from_ref(request)))? {
+                            Ok((edit, after)) => (current, last) = (after, Some(edit)),
+                            Err(message) => {
+                                lost.insert(number);
+                                tracing::warn!("edit {number} of a sequence: {message}");
+                            }
+                        }
                     }
                     made = edits;
-                    let edit = last.clone().ok_or_else(|| Error::Input("a sequence of no edits".into()))?;
-                    Ok((edit, current.clone()))
-                })?,
+                    if known(edits, &points) {
+                        watch();
+                        continue;
+                    }
+                    let reached = last.clone().map(|edit| (edit, current.clone()));
+                    reached.ok_or_else(|| "no edit of the sequence could be made".to_owned())
+                }
             };
             let point = attempt(|| {
                 let (edit, after) = reached.map_err(Error::Input)?;
-                let rows = ask(base, &after, &records[..edits])?;
+                let rows = ask(base, &after, &records[..edits], &lost)?;
                 let perplexity = if text.is_empty() { None } else { Some(perplexity(&after, text)?) };
                 let bad = |now: f64, then: f64| !now.is_finite() || now > COLLAPSE * then;
                 let of_last: Vec<ProbeRow> = rows.iter().filter(|row| row.record + 1 == edits).cloned().collect();
                 Ok(Point {
                     mode: mode.name().into(),
                     edits,
-                    asked: rows.iter().map(|row| row.record).collect::<std::collections::BTreeSet<_>>().len(),
+                    asked: rows.iter().map(|row| row.record).collect::<BTreeSet<_>>().len(),
                     figures: summarize(&rows),
+                    failed: lost.len(),
                     last: summarize(&of_last).edit_success,
                     // A number that is not finite has no form in JSON.
                     perplexity: perplexity.filter(|value| value.is_finite()),
@@ -120,6 +138,7 @@ pub fn curves(
                 edits,
                 asked: 0,
                 figures: Summary::default(),
+                failed: lost.len(),
                 last: None,
                 perplexity: None,
                 relative: 0.0,
@@ -133,13 +152,16 @@ pub fn curves(
     Ok(points)
 }
 
-/// The probe table of the first and the last edits of a list.
-fn ask(base: &Edited, after: &Edited, records: &[EditRecord]) -> Result<Vec<ProbeRow>> {
+/// The probe table of the first and the last edits of a list, but for those that failed.
+fn ask(base: &Edited, after: &Edited, records: &[EditRecord], lost: &BTreeSet<usize>) -> Result<Vec<ProbeRow>> {
+    let count = records.len();
+    let near = |number: usize| count <= ASKED || number < ASKED / 2 || number >= count - ASKED / 2;
     let numbered = records.iter().enumerate();
-    let chosen: Vec<(usize, &EditRecord)> = match records.len() {
-        count if count <= ASKED => numbered.collect(),
-        count => numbered.filter(|(number, _)| *number < ASKED / 2 || *number >= count - ASKED / 2).collect(),
-    };
+    let chosen: Vec<(usize, &EditRecord)> =
+        numbered.filter(|(number, _)| near(*number) && !lost.contains(number)).collect();
+    if chosen.is_empty() {
+        return Ok(vec![]);
+    }
     let limits = Limits { rephrases: 1, per_class: 1, rivals: false };
     let parts = chosen.len().div_ceil(parallel::parts(&base.base().decoder.device()));
     let tables = parallel::run(chosen.chunks(parts).collect(), |part: &[(usize, &EditRecord)]| {

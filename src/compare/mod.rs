@@ -90,9 +90,13 @@ pub fn run(
                 part.iter().try_for_each(|&number| {
                     let request = EditRequest::from(&records[number]);
                     let clock = Instant::now();
-                    let edited = attempt(|| one(editor, base, &[request]));
+                    let edited = attempt(|| one(editor, base, &[request]))?;
                     let seconds = clock.elapsed().as_secs_f64();
-                    write(look(base, edited?, &records[number], number, 1, seconds, looks)?)
+                    let edited = match edited {
+                        Ok((edit, after)) => attempt(|| Ok((size(&after, &edit)?, after)))?,
+                        Err(message) => Err(message),
+                    };
+                    write(look(base, edited, &records[number], number, 1, seconds, looks)?)
                 })
             })?;
         }
@@ -121,6 +125,11 @@ pub fn run(
                 }
             };
             let seconds = clock.elapsed().as_secs_f64() / records.len() as f64;
+            // One change for all.
+            let after = match after {
+                Ok((edit, after)) => attempt(|| Ok((size(&after, &edit)?, after)))?,
+                Err(message) => Err(message),
+            };
             parallel::run(left.chunks(parts).collect(), |part: &[usize]| {
                 part.iter().try_for_each(|&number| {
                     let after = match lost.get(&number) {
@@ -157,7 +166,7 @@ fn attempt<T>(work: impl FnOnce() -> Result<T>) -> Result<std::result::Result<T,
 /// All that is looked at of a case.
 fn look(
     base: &Edited,
-    edited: std::result::Result<(Arc<Edit>, Edited), String>,
+    edited: std::result::Result<(Size, Edited), String>,
     record: &EditRecord,
     number: usize,
     edits: usize,
@@ -179,14 +188,14 @@ fn look(
         size: Size::default(),
         error: None,
     };
-    let seen = edited.map(|(edit, after)| {
+    let seen = edited.map(|(size, after)| {
         attempt(|| {
             case.rows = probe_table(base, &after, &[(0, record)], looks.limits)?;
             let text =
                 |tokens: &[u32]| -> Result<String> { Ok(base.base().tokenizer.decode(tokens)?.trim().to_owned()) };
             let said = case.rows.iter().map(|row| Ok([text(&row.before.argmax)?, text(&row.after.argmax)?]));
             case.said = said.collect::<Result<_>>()?;
-            case.size = size(&after, &edit)?;
+            case.size = size;
             if number < looks.generate {
                 case.answers = answers(base, &after, &case.rows)?;
             }
@@ -203,6 +212,7 @@ fn look(
     if case.error.is_some() {
         case.rows.clear();
         case.said.clear();
+        case.answers.clear();
     }
     case.seconds.insert("evaluation".into(), clock.elapsed().as_secs_f64());
     case.peak_memory_bytes = crate::command::peak_memory();

@@ -33,7 +33,7 @@ pub struct Case {
     pub essence: Option<[f64; 2]>,
     /// Seconds by phase ("edit", "evaluation").
     pub seconds: BTreeMap<String, f64>,
-    /// The most memory the process had held when the case was done, in bytes.
+    /// The most memory the process had held when the case was done, in bytes, since its editor began.
     pub peak_memory_bytes: u64,
     /// How large the change is.
     pub size: Size,

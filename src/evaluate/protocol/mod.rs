@@ -160,7 +160,7 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Sentiment, "sentiment", Higher, Share, "replies in the wanted sentiment against the other"),
         (Sentiment, "topic", Higher, Share, "replies on the topic as likely as before"),
         (Efficiency, "seconds", Lower, Seconds, "seconds an edit"),
-        (Efficiency, "peak_memory", Lower, Bytes, "the most memory the process had held by then"),
+        (Efficiency, "peak_memory", Lower, Bytes, "the most memory the process held since its editor began"),
         (Efficiency, "rank", Neither, Number, "ranks of the changed matrices together"),
         (Efficiency, "norm", Neither, Number, "norm of the change"),
         (Efficiency, "relative_norm", Neither, Number, "norm of the change against that of the weights"),
