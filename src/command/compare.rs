@@ -259,7 +259,7 @@ fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .map_err(Error::io(folder))?
         .flatten()
-        .filter(|entry| entry.path().join("run_000").is_dir())
+        .filter(|entry| Run::any(&entry.path()))
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();

@@ -39,13 +39,18 @@ impl Run {
     /// The runs in a method's folder, oldest first.
     fn all(folder: &Path) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let is_run = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            path.is_dir() && name.strip_prefix("run_").is_some_and(|number| number.parse::<usize>().is_ok())
+        let number = |path: &Path| {
+            let name = path.file_name()?.to_string_lossy().strip_prefix("run_")?.parse::<usize>().ok();
+            name.filter(|_| path.is_dir())
         };
-        let mut runs: Vec<PathBuf> = entries.filter(is_run).collect();
+        let mut runs: Vec<(usize, PathBuf)> = entries.filter_map(|path| Some((number(&path)?, path))).collect();
         runs.sort();
-        runs
+        runs.into_iter().map(|(_, path)| path).collect()
+    }
+
+    /// Whether a folder is a method's: there is a run in it.
+    pub fn any(folder: &Path) -> bool {
+        !Run::all(folder).is_empty()
     }
 
     /// The last run of a method.
@@ -69,7 +74,7 @@ impl Run {
         if let Some(last) = runs.last() {
             let path = last.join("params.json");
             // A run that was killed before its first file has none.
-            if path.is_file() && digest(&read_json(&path)?) == digest(&params) {
+            if !path.is_file() || digest(&read_json(&path)?) == digest(&params) {
                 files::write(&path, format!("{params:#}\n").as_bytes())?;
                 return Ok(Run { folder: last.clone(), params });
             }
@@ -83,7 +88,9 @@ impl Run {
 
     /// Where a case of an id lies.
     pub fn path(&self, id: &str) -> PathBuf {
-        let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
+        // Capitals are none: to some file systems they are small letters.
+        let plain =
+            |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || matches!(letter, '-' | '_' | '.');
         let name = match id.chars().all(plain) && !id.is_empty() && id.len() < 100 {
             true => id.to_owned(),
             // An id that is no file name is known by its hash.
@@ -134,6 +141,8 @@ impl Run {
 
 #[derive(Deserialize)]
 struct File {
+    post: Value,
+    pre: Value,
     emend: Own,
 }
 
@@ -163,7 +172,57 @@ fn read_case(path: &Path, digest: &str) -> Result<Case> {
             format!("a case of another run ({}, this is {digest}); {remedy}", file.emend.run),
         ));
     }
+    check(&file).map_err(|what| Error::file(path, format!("{what}: changed by hand? {remedy}")))?;
     Ok(file.emend.case)
+}
+
+/// What a file says twice it must say alike, and its tables must fit each other.
+fn check(file: &File) -> Result<(), String> {
+    let case = &file.emend.case;
+    let whole = |scored: &Scored| {
+        let tokens = scored.target.len();
+        tokens > 0 && scored.log_probabilities.len() == tokens
+    };
+    for (number, row) in case.rows.iter().enumerate() {
+        let rival = row.rival.iter().flat_map(|rival| [&rival.before, &rival.after]);
+        if ![&row.before, &row.after].into_iter().chain(rival).all(whole) {
+            return Err(format!("probe {number} has not a number for every token"));
+        }
+    }
+    if case.answers.iter().any(|answer| answer.row >= case.rows.len()) {
+        return Err("an answer to a probe that is not there".into());
+    }
+    for (name, told, own) in [("post", &file.post, post(case)), ("pre", &file.pre, pre(case))] {
+        if !alike(told, &own) {
+            return Err(format!("\"{name}\" differs from the probes"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two values are the same but for the last digits of numbers.
+fn alike(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            // A list without an entry may be left out.
+            let told = |map: &Map<String, Value>| map.values().filter(|value| **value != json!([])).count();
+            told(a) == told(b) && b.iter().all(|(key, b)| a.get(key).is_some_and(|a| alike(a, b)))
+        }
+        (Value::Number(a), Value::Number(b)) => match (a.as_f64(), b.as_f64()) {
+            (Some(a), Some(b)) => (a - b).abs() <= 1e-6 * a.abs().max(b.abs()).max(1e-6),
+            _ => false,
+        },
+        (a, b) => a == b,
+    }
+}
+
+fn post(case: &Case) -> Value {
+    side(case, |row| &row.after, |row| row.rival.as_ref().map(|rival| &rival.after))
+}
+
+fn pre(case: &Case) -> Value {
+    side(case, |row| &row.before, |row| row.rival.as_ref().map(|rival| &rival.before))
 }
 
 fn case_json(case: &Case, run: &str) -> Value {
@@ -182,8 +241,8 @@ fn case_json(case: &Case, run: &str) -> Value {
             "target_true": {"str": request.target_true},
         },
         "time": case.seconds.get("edit"),
-        "post": side(case, |row| &row.after, |row| row.rival.as_ref().map(|rival| &rival.after)),
-        "pre": side(case, |row| &row.before, |row| row.rival.as_ref().map(|rival| &rival.before)),
+        "post": post(case),
+        "pre": pre(case),
         "emend": {"format": FORMAT, "run": run, "case": case},
     })
 }
@@ -217,4 +276,89 @@ fn side<'a>(
         }
     }
     Value::Object(side)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edit::EditRequest;
+    use crate::evaluate::case::Size;
+
+    fn scored(log_probabilities: &[f32]) -> Scored {
+        let tokens: Vec<u32> = (0..log_probabilities.len() as u32).collect();
+        Scored { target: tokens.clone(), log_probabilities: log_probabilities.into(), argmax: tokens }
+    }
+
+    fn case(id: &str, after: &[f32]) -> Case {
+        let row = ProbeRow {
+            record: 0,
+            described: false,
+            kind: Kind::Rewrite,
+            class: None,
+            prompt: "A lies in".into(),
+            target: "B".into(),
+            given: true,
+            apart: false,
+            before: scored(&[-0.1, -0.7]),
+            after: scored(after),
+            rival: Some(crate::evaluate::probes::Rival {
+                target: "C".into(),
+                before: scored(&[-0.3]),
+                after: scored(&[-1e-7]),
+            }),
+        };
+        Case {
+            id: id.into(),
+            request: serde_json::from_value::<EditRequest>(json!({"prompt": "A lies in", "target_new": "B"})).unwrap(),
+            edits: 1,
+            rows: vec![row],
+            said: vec![],
+            answers: vec![],
+            texts: vec![],
+            essence: None,
+            seconds: BTreeMap::from([("edit".to_owned(), 0.1)]),
+            peak_memory_bytes: 1,
+            size: Size { norm: f64::INFINITY, relative: f64::NAN, ..Size::default() },
+            error: None,
+        }
+    }
+
+    #[test]
+    fn a_case_of_a_ruined_model_can_be_read_again() {
+        let place = tempfile::tempdir().unwrap();
+        let run = Run::continued(&place.path().join("ft"), json!({"seed": 0})).unwrap();
+        run.write(&case("1", &[f32::NAN, -0.5])).unwrap();
+        run.write(&case("2", &[f32::NEG_INFINITY, -0.5])).unwrap();
+        let cases = run.cases().unwrap();
+        let of = |id: &str| cases[id].rows[0].after.log_probabilities.clone();
+        assert!(of("1")[0].is_nan() && of("1")[1] == -0.5);
+        assert_eq!(of("2"), [f32::MIN, -0.5]);
+        assert!(cases["1"].size.norm.is_nan() && cases["1"].size.relative.is_nan());
+        // What ROME's scripts read are numbers.
+        let file = read_json(&run.path("1")).unwrap();
+        assert_eq!(file["post"]["rewrite_prompts_probs"][0]["target_new"], f64::MAX);
+        assert_eq!(file["post"].as_object().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn ids_have_files_of_their_own() {
+        let run = Run { folder: "run_000".into(), params: Value::Null };
+        let ids = ["a", "A", "a/b", "a b", "", "é", "..", &"x".repeat(300)];
+        let paths: std::collections::BTreeSet<String> =
+            ids.iter().map(|id| run.path(id).to_string_lossy().to_lowercase()).collect();
+        assert_eq!(paths.len(), ids.len());
+        assert_eq!(run.path("12"), Path::new("run_000/case_12.json"));
+        assert!(paths.iter().all(|path| path.starts_with("run_000/case_") && path.len() < 130));
+    }
+
+    #[test]
+    fn the_thousandth_run_is_the_last() {
+        let place = tempfile::tempdir().unwrap();
+        for number in ["run_999", "run_1000", "run_x"] {
+            std::fs::create_dir(place.path().join(number)).unwrap();
+        }
+        std::fs::write(place.path().join("run_1000/params.json"), "{\"seed\": 1}").unwrap();
+        assert!(Run::last(place.path()).unwrap().folder.ends_with("run_1000"));
+        assert!(Run::continued(place.path(), json!({"seed": 2})).unwrap().folder.ends_with("run_1001"));
+    }
 }
