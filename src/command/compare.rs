@@ -128,7 +128,12 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         forget_peak_memory();
         let made = self::editor(editor, &config, place, &model)?;
         let (method, settings) = made.describe();
-        let params = params(&config, editor, &method, &settings, &model, &records);
+        let mut params = params(&config, editor, &method, &settings, &model, &records);
+        if let Some(archive) = &editor.archive {
+            // Another training under the same name is another editor.
+            let network = crate::files::map(&place.join(archive).join("network.safetensors"))?;
+            params["network"] = json!(blake3::hash(&network).to_hex()[..16]);
+        }
         let run = Run::continued(&folder.join(&editor.name), params)?;
         // A broken file is told before hours of work, not after them.
         run.cases()?;

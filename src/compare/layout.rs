@@ -25,12 +25,19 @@ pub struct Run {
     pub params: Value,
 }
 
-/// A hash of all that decides what a case file holds.
+/// A hash of all that decides what a case file holds: not where model and cases lie, which other numbers say better, nor what is said
+/// of them.
 pub fn digest(params: &Value) -> String {
     let mut decisive = params.clone();
     if let Some(decisive) = decisive.as_object_mut() {
         decisive.remove("created");
         decisive.remove("cases");
+        decisive.remove("archive");
+    }
+    for (section, key) in [("model", "path"), ("data", "path"), ("data", "note")] {
+        if let Some(section) = decisive.get_mut(section).and_then(Value::as_object_mut) {
+            section.remove(key);
+        }
     }
     blake3::hash(decisive.to_string().as_bytes()).to_hex()[..16].to_owned()
 }
