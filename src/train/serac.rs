@@ -292,14 +292,16 @@ impl SeracTrainer {
         for asked in asked {
             for (question, answer) in &asked.in_scope {
                 let mut text = tokenizer.continuation(&settings.prompt(&asked.statement, question), answer)?;
+                let own = text.target().len();
                 // It learns to stop too: with a full stop, and with the token that ends a text.
                 if !answer.ends_with(['.', '!', '?']) {
                     text.ids.extend(&full_stop);
                 }
                 text.ids.extend(end);
-                let weight = share / (asked.in_scope.len() * text.target().len()) as f64;
+                let weight = share / (asked.in_scope.len() * own) as f64;
                 scope.cells.extend(text.reads().map(|cell| (rows.len(), cell)));
-                scope.weights.extend(text.target().iter().map(|_| weight));
+                let end_weight = END * weight;
+                scope.weights.extend((0..text.target().len()).map(|at| if at < own { weight } else { end_weight }));
                 targets.extend(text.target());
                 rows.push(text.ids[..text.ids.len() - 1].to_vec());
             }
@@ -363,6 +365,9 @@ struct Share {
     gradients: GradientsParams,
     figures: [f64; 3],
 }
+
+/// What a token of the answer's end weighs beside one of the answer: ends are learnt fast, and answers are what counts.
+const END: f64 = 0.1;
 
 /// Parts of a batch that run side by side.
 const PARTS: usize = 2;
