@@ -46,19 +46,19 @@ pub struct Args {
     #[arg(long, value_name = "DIR", conflicts_with = "summarize")]
     pub out: Option<PathBuf>,
     /// At most so many cases
-    #[arg(long, value_name = "N", requires = "config")]
+    #[arg(long, value_name = "N", conflicts_with = "summarize")]
     pub limit: Option<usize>,
     /// How the edits are made: each by itself, all at once, or one on the other
-    #[arg(long, value_enum, requires = "config")]
+    #[arg(long, value_enum, conflicts_with = "summarize")]
     pub mode: Option<crate::apply::Mode>,
     /// Only these editors; may be given several times
-    #[arg(long = "only", value_name = "NAME", requires = "config")]
+    #[arg(long = "only", value_name = "NAME", conflicts_with = "summarize")]
     pub only: Vec<String>,
     /// Use another model than the configuration's
-    #[arg(long, value_name = "MODEL", requires = "config")]
+    #[arg(long, value_name = "MODEL", conflicts_with = "summarize")]
     pub model: Option<String>,
     /// Lay a value over the configuration
-    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "summarize")]
     pub sets: Vec<String>,
     /// Reference texts, for the reference score of what was written (tf-idf; cases of compare.texts)
     #[arg(long, value_name = "FILE")]
@@ -109,6 +109,11 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         None => Path::new("results").join(path.file_stem().unwrap_or_default()),
     };
     let records = records(&config, place)?;
+    let chosen: Vec<&Competitor> =
+        config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)).collect();
+    for editor in &chosen {
+        check(editor, place)?;
+    }
     let device = device(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
     let base = Edited::new(model.clone());
@@ -122,7 +127,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let text = watched_text(&config, place, &model)?;
     crate::files::check_writable(&folder)?;
     let mut failed = 0;
-    for editor in config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)) {
+    for editor in chosen {
         let clock = Instant::now();
         // Each editor's own, not that of those before it.
         forget_peak_memory();
@@ -204,6 +209,17 @@ fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<Vec<Vec<
         })?;
     }
     windows(&model.tokenizer, &texts, length)
+}
+
+/// Reads what an editor is made of, so that a wrong name is told before the others have worked for hours.
+fn check(editor: &Competitor, place: &Path) -> Result<()> {
+    match &editor.archive {
+        Some(archive) => Archive::open(&place.join(archive)).map(drop),
+        None => {
+            let path = place.join(editor.config.as_deref().unwrap_or_default());
+            crate::config::apply::Config::read(&path, &editor.set).map(drop)
+        }
+    }
 }
 
 /// An editor of the configuration.

@@ -3,6 +3,7 @@
 mod attribution;
 mod bad_input;
 mod common;
+mod compare;
 mod edits;
 mod hostile_files;
 mod in_context;

@@ -1,0 +1,567 @@
+//! Editors side by side, through the program: files as ROME's suite has them, runs that were killed, figures from case files alone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::common::{Place, fixture, json, one_line_error, process, refused, replace, run, stdout, text, wrong_usage};
+
+const FT: &str = r#"
+    [model]
+    path = "pocket"
+
+    [editor]
+    method = "fine_tuning"
+    layers = [1]
+    steps = 3
+    learning_rate = 1e-3
+"#;
+
+const LOOKUP: &str = r#"
+    [model]
+    path = "pocket"
+
+    [editor]
+    method = "lookup"
+    layer = 2
+    radius = 0.5
+"#;
+
+const ROME: &str = r#"
+    [model]
+    path = "pocket"
+
+    [editor]
+    method = "rome"
+    layers = [0]
+    steps = 2
+    learning_rate = 0.5
+    statistics = "none"
+    context_templates = ["{}"]
+"#;
+
+fn facts() -> Value {
+    let fact = |id: &str, city: &str, old: &str, new: &str, other: &str| {
+        json!({
+            "id": id, "prompt": format!("The city of {city} lies in"), "subject": city, "target_true": old, "target_new": new,
+            "rephrases": [format!("{city} is in")],
+            "locality": {"near": [{"prompt": format!("The city of {other} lies in"), "target": old}], "far": ["A king is"]},
+        })
+    };
+    json!([
+        fact("11", "Lyon", "France", "Japan", "Marseille"),
+        fact("7", "Osaka", "Japan", "France", "Tokyo"),
+        fact("a b", "Marseille", "France", "Italy", "Lyon"),
+    ])
+}
+
+/// A place with editors, facts, and a comparison of fine-tuning and a lookup cache.
+fn place() -> Place {
+    let place = Place::new();
+    place.write("ft.toml", FT);
+    place.write("lookup.toml", LOOKUP);
+    place.write("rome.toml", ROME);
+    place.write("facts.json", facts().to_string());
+    place.write("compare.toml", config("cases = \"facts.json\"", "", &["ft", "lookup"]));
+    place
+}
+
+fn config(data: &str, compare: &str, editors: &[&str]) -> String {
+    let editors: String =
+        editors.iter().map(|name| format!("[[editors]]\nname = \"{name}\"\nconfig = \"{name}.toml\"\n")).collect();
+    format!("[model]\npath = \"pocket\"\n[data]\n{data}\n[compare]\n{compare}\n{editors}")
+}
+
+fn compare<'a>(config: &'a Path, out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    [&["compare", "--config", text(config), "--out", text(out)], more].concat()
+}
+
+fn read(path: &Path) -> Value {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The case files of a run, by name.
+fn case_files(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(run).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let cases = entries.filter(|path| name(path).starts_with("case_") && name(path).ends_with(".json"));
+    cases.map(|path| (name(&path), std::fs::read(&path).unwrap())).collect()
+}
+
+fn summaries(out: &Path) -> Vec<Vec<u8>> {
+    ["summary.json", "summary.csv", "summary.md", "report.html"]
+        .map(|name| std::fs::read(out.join(name)).unwrap())
+        .into()
+}
+
+/// All that a summary says but for times and memory, which no two runs share.
+fn without_times(summary: &Path) -> Value {
+    let mut summary = read(summary);
+    let stays = |figure: &Value| {
+        let name = figure["name"].as_str().unwrap();
+        !name.starts_with("seconds/") && name != "peak_memory"
+    };
+    summary["figures"].as_array_mut().unwrap().retain(stays);
+    summary.as_object_mut().unwrap().remove("title");
+    summary
+}
+
+fn figure(summary: &Value, method: &str, protocol: &str, name: &str) -> Value {
+    let wanted =
+        |figure: &&Value| figure["method"] == method && figure["protocol"] == protocol && figure["name"] == name;
+    summary["figures"].as_array().unwrap().iter().find(wanted).cloned().unwrap_or(Value::Null)
+}
+
+/// Mean negative log-likelihood a token of an answer as a table has it.
+fn nll(scored: &Value) -> f64 {
+    let values: Vec<f64> =
+        scored["log_probabilities"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+    -values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[test]
+fn case_files_are_those_of_romes_suite() {
+    let place = place();
+    let (config, out) = (place.path("compare.toml"), place.path("out"));
+    let told = stdout(&run(&compare(&config, &out, &[])));
+    for words in ["protocol counterfact", "protocol mend", "seconds/edit", "lookup", "report.html"] {
+        assert!(told.contains(words), "no {words}: {told}");
+    }
+    assert!(!told.contains("protocol generate"), "nobody asked for free answers: {told}");
+    for method in ["ft", "lookup"] {
+        let folder = out.join(method).join("run_000");
+        let params = read(&folder.join("params.json"));
+        assert_eq!(params["name"], method);
+        assert_eq!(params["mode"], "single");
+        assert_eq!(params["data"]["records"], 3);
+        let files = case_files(&folder);
+        assert_eq!(files.len(), 3);
+        assert!(files.contains_key("case_7.json") && files.contains_key("case_11.json"));
+        for bytes in files.values() {
+            let file: Value = serde_json::from_slice(bytes).unwrap();
+            let case = &file["emend"]["case"];
+            let rewrite = &file["requested_rewrite"];
+            match case["id"].as_str().unwrap() {
+                // ROME's ids are numbers.
+                "a b" => assert_eq!(file["case_id"], "a b"),
+                id => assert_eq!(file["case_id"].as_u64().unwrap().to_string(), id),
+            }
+            assert_eq!(file["num_edits"], 1);
+            let prompt = rewrite["prompt"].as_str().unwrap();
+            assert_eq!(prompt, "The city of {} lies in");
+            assert_eq!(prompt.replace("{}", rewrite["subject"].as_str().unwrap()), case["request"]["prompt"]);
+            for target in ["target_new", "target_true"] {
+                assert_eq!(rewrite[target]["str"], case["request"][target]);
+            }
+            assert_eq!(file["time"], case["seconds"]["edit"]);
+            assert!(file["time"].as_f64().unwrap() > 0.0);
+            for (side, when) in [("post", "after"), ("pre", "before")] {
+                for (kind, name, right, wrong) in [
+                    ("rewrite", "rewrite", "target_new", "target_true"),
+                    ("rephrase", "paraphrase", "target_new", "target_true"),
+                    ("locality", "neighborhood", "target_true", "target_new"),
+                ] {
+                    let rows: Vec<&Value> =
+                        case["rows"].as_array().unwrap().iter().filter(|row| row["kind"] == kind).collect();
+                    assert_eq!(rows.len(), if kind == "locality" { 2 } else { 1 });
+                    let exact: Vec<bool> = rows.iter().map(|row| row[when]["argmax"] == row[when]["target"]).collect();
+                    assert_eq!(file[side][format!("{name}_prompts_correct")], json!(exact));
+                    let probs = file[side][format!("{name}_prompts_probs")].as_array().unwrap();
+                    let rivals: Vec<&&Value> = rows.iter().filter(|row| !row["rival"].is_null()).collect();
+                    assert_eq!((probs.len(), rivals.len()), (1, 1));
+                    for (told, row) in probs.iter().zip(rivals) {
+                        assert!((told[right].as_f64().unwrap() - nll(&row[when])).abs() < 1e-12);
+                        assert!((told[wrong].as_f64().unwrap() - nll(&row["rival"][when])).abs() < 1e-12);
+                    }
+                }
+            }
+        }
+    }
+    // A cache answers its own prompt.
+    let summary = read(&out.join("summary.json"));
+    assert_eq!(figure(&summary, "lookup", "counterfact", "efficacy")["mean"], 1.0);
+    assert_eq!(figure(&summary, "lookup", "counterfact", "efficacy")["cases"], 3);
+    assert_eq!(figure(&summary, "lookup", "efficiency", "entries")["mean"], 1.0);
+
+    // All of it comes from the case files alone, to the byte.
+    let made = summaries(&out);
+    for name in ["summary.json", "summary.csv", "summary.md", "report.html"] {
+        std::fs::remove_file(out.join(name)).unwrap();
+    }
+    assert_eq!(stdout(&run(&["compare", "--summarize", text(&out)])), told);
+    assert!(summaries(&out) == made);
+    // And in one document.
+    let document = json(&["compare", "--summarize", text(&out)]);
+    assert_eq!(document, summary);
+    assert_eq!(document["format"], "report/1");
+
+    // The page asks for nothing.
+    let page = String::from_utf8(made[3].clone()).unwrap();
+    assert!(page.contains("<title>out"));
+    // The name of a language is no address that anybody asks.
+    let page = page.replace("http://www.w3.org/2000/svg", "");
+    for words in ["http://", "https://", "src=\"//", "@import", "XMLHttpRequest", "fetch("] {
+        assert!(!page.contains(words), "{words} in the page");
+    }
+    // A line a figure, under one head.
+    let csv = String::from_utf8(made[1].clone()).unwrap();
+    assert_eq!(csv.lines().count(), 1 + document["figures"].as_array().unwrap().len());
+}
+
+#[test]
+fn a_killed_run_goes_on_with_what_is_left() {
+    let place = place();
+    place.write("slow.toml", FT.replace("steps = 3", "steps = 60\n    early_stop = 0.0"));
+    let data = "cases = \"pocket/test\"\nlimit = 10\nrephrases = 1\nper_class = 1";
+    let config = place.write("slow-compare.toml", config(data, "", &["slow"]));
+    let (out, whole) = (place.path("out"), place.path("whole"));
+    let folder = out.join("slow/run_000");
+    let mut child =
+        process().args(compare(&config, &out, &[])).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    while case_files(&folder).is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no case");
+        assert!(child.try_wait().unwrap().is_none(), "ended before its first case");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let kept = case_files(&folder);
+    assert!(!kept.is_empty() && kept.len() < 10, "{} cases were made before the kill", kept.len());
+
+    let output = run(&compare(&config, &out, &[]));
+    stdout(&output);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains(&format!("{} cases in", 10 - kept.len())), "{told}");
+    let all = case_files(&folder);
+    assert_eq!(all.len(), 10);
+    assert!(kept.iter().all(|(name, bytes)| all[name] == *bytes));
+    assert!(!out.join("slow/run_001").exists());
+    // Nothing is left: nothing is made.
+    let again = run(&compare(&config, &out, &[]));
+    stdout(&again);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("0 cases in"));
+    assert!(case_files(&folder) == all);
+
+    stdout(&run(&compare(&config, &whole, &[])));
+    assert_eq!(without_times(&out.join("summary.json")), without_times(&whole.join("summary.json")));
+}
+
+#[test]
+fn other_settings_are_another_run() {
+    let place = place();
+    let (config, out) = (place.path("compare.toml"), place.path("out"));
+    stdout(&run(&compare(&config, &out, &["--limit", "2"])));
+    let first = case_files(&out.join("ft/run_000"));
+    assert_eq!(first.len(), 2);
+    // One editor alone, on one case more.
+    stdout(&run(&compare(&config, &out, &["--only", "ft"])));
+    assert_eq!(case_files(&out.join("ft/run_001")).len(), 3);
+    assert!(case_files(&out.join("ft/run_000")) == first);
+    assert!(!out.join("lookup/run_001").exists());
+    // The last run of each counts, and that they do not fit each other is said.
+    let output = run(&["compare", "--summarize", text(&out), "--json"]);
+    let summary: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("ft and lookup differ in data"));
+    let counts: Vec<&Value> = summary["methods"].as_array().unwrap().iter().map(|method| &method["cases"]).collect();
+    assert_eq!(counts, [3, 2]);
+    // Other steps of the editor.
+    replace(&place.path("ft.toml"), "steps = 3", "steps = 4");
+    stdout(&run(&compare(&config, &out, &["--only", "ft"])));
+    assert_eq!(case_files(&out.join("ft/run_002")).len(), 3);
+    // Where the files lie decides nothing.
+    let elsewhere = self::place();
+    replace(&elsewhere.path("ft.toml"), "steps = 3", "steps = 4");
+    elsewhere.write("other.json", facts().to_string());
+    replace(&elsewhere.path("compare.toml"), "facts.json\"", "other.json\"\nnote = \"the same facts\"");
+    stdout(&run(&compare(&elsewhere.path("compare.toml"), &out, &["--only", "ft"])));
+    assert!(!out.join("ft/run_003").exists());
+    assert_eq!(read(&out.join("ft/run_002/params.json"))["data"]["note"], "the same facts");
+}
+
+#[test]
+fn all_at_once_and_one_on_the_other() {
+    let place = place();
+    let config = place.path("compare.toml");
+    for mode in ["batch", "sequential"] {
+        let out = place.path(mode);
+        stdout(&run(&compare(&config, &out, &["--mode", mode])));
+        let folder = out.join("lookup/run_000");
+        assert_eq!(read(&folder.join("params.json"))["mode"], mode);
+        for name in ["ft", "lookup"] {
+            for bytes in case_files(&out.join(name).join("run_000")).values() {
+                assert_eq!(serde_json::from_slice::<Value>(bytes).unwrap()["num_edits"], 3);
+            }
+        }
+        let summary = read(&out.join("summary.json"));
+        assert_eq!(figure(&summary, "lookup", "efficiency", "entries")["mean"], 3.0);
+        assert_eq!(figure(&summary, "lookup", "mend", "edit_success")["mean"], 1.0);
+        assert_eq!(summary["mode"], mode);
+        // A case that is missing is looked at on the model of all edits.
+        let folder = out.join("ft/run_000");
+        let (before, lost) = (case_files(&folder), folder.join("case_7.json"));
+        let known = read(&lost);
+        std::fs::remove_file(&lost).unwrap();
+        stdout(&run(&compare(&config, &out, &["--mode", mode])));
+        let after = case_files(&folder);
+        assert!(before.iter().all(|(name, bytes)| name == "case_7.json" || after[name] == *bytes));
+        let again = read(&lost);
+        assert_eq!((&again["post"], &again["pre"]), (&known["post"], &known["pre"]));
+        assert_eq!(again["emend"]["case"]["size"], known["emend"]["case"]["size"]);
+    }
+}
+
+#[test]
+fn curves_keep_their_points() {
+    let place = place();
+    let compare_section = "text = \"pocket\"\ncurve = [1, 2, 50]";
+    let config = place.write("curves.toml", config("cases = \"facts.json\"", compare_section, &["ft"]));
+    let out = place.path("out");
+    stdout(&run(&compare(&config, &out, &[])));
+    let path = out.join("ft/run_000/curves.json");
+    let points = read(&path);
+    let places: Vec<(&str, u64)> = points
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|point| (point["mode"].as_str().unwrap(), point["edits"].as_u64().unwrap()))
+        .collect();
+    // There are no fifty facts.
+    let wanted = [("batch", 1), ("batch", 2), ("sequential", 1), ("sequential", 2)];
+    assert_eq!(places, wanted);
+    for point in points.as_array().unwrap() {
+        assert!(point["perplexity"].as_f64().unwrap() > 1.0 && point["relative"].as_f64().unwrap() > 0.0, "{point}");
+        assert!(point["error"].is_null() && point["collapsed"] == false);
+    }
+    // One edit at once is one edit in a row.
+    assert_eq!(points[0]["figures"], points[2]["figures"]);
+    let summary = read(&out.join("summary.json"));
+    let curve = |metric: &str, mode: &str| {
+        let wanted = |curve: &&Value| curve["metric"] == metric && curve["mode"] == mode;
+        summary["curves"].as_array().unwrap().iter().find(wanted).unwrap()["points"].clone()
+    };
+    assert_eq!(curve("perplexity", "sequential")[1], json!({"edits": 2, "value": points[3]["perplexity"]}));
+    assert_eq!(curve("edit_success", "batch").as_array().unwrap().len(), 2);
+    // A rerun makes nothing anew.
+    let bytes = std::fs::read(&path).unwrap();
+    stdout(&run(&compare(&config, &out, &[])));
+    assert!(std::fs::read(&path).unwrap() == bytes);
+    // Points that are missing are made, the others kept as they are, and none is there twice.
+    let mut some = points.clone();
+    some.as_array_mut().unwrap().retain(|point| point["edits"] == 1);
+    some[0]["perplexity"] = json!(1000.5);
+    some[0]["collapsed"] = json!(true);
+    std::fs::write(&path, some.to_string()).unwrap();
+    let output = run(&compare(&config, &out, &[]));
+    stdout(&output);
+    let again = read(&path);
+    assert_eq!(again.as_array().unwrap().len(), 4, "{again:#}");
+    assert!(again.as_array().unwrap().contains(&some[0]));
+    let made = |point: &&Value| **point == points[3];
+    assert_eq!(again.as_array().unwrap().iter().filter(made).count(), 1);
+    // A model that has collapsed is told.
+    assert!(String::from_utf8_lossy(&output.stderr).contains("ft, 1 edits, batch: the model has collapsed"));
+    std::fs::write(&path, "[{\"mode\": \"batch\"").unwrap();
+    one_line_error(&run(&compare(&config, &out, &[])), 1, &["curves.json", "no points of a curve"]);
+}
+
+#[test]
+fn an_editor_that_fails_on_a_case_goes_on() {
+    let place = place();
+    let mut facts = facts();
+    // ROME edits subjects; the context of the pocket model is 64 tokens.
+    facts[1].as_object_mut().unwrap().remove("subject");
+    facts[2]["rephrases"] = json!([format!("{} Lyon is in", "The king of France is old.".repeat(20))]);
+    place.write("facts.json", facts.to_string());
+    let config = place.write("compare.toml", config("cases = \"facts.json\"", "curve = [1, 3]", &["ft", "rome"]));
+    let out = place.path("out");
+    let output = run(&compare(&config, &out, &["--json"]));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.lines().last().unwrap().starts_with("error: 3 case(s) failed"), "{errors}");
+    assert!(!errors.contains("panicked"), "{errors}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let counts = summary["methods"].as_array().unwrap().iter();
+    let counts: Vec<(u64, u64)> =
+        counts.map(|method| (method["failed"].as_u64().unwrap(), method["cases"].as_u64().unwrap())).collect();
+    assert_eq!(counts, [(1, 3), (2, 3)]);
+    assert_eq!(figure(&summary, "ft", "mend", "edit_success")["cases"], 2);
+    assert_eq!(figure(&summary, "rome", "mend", "edit_success")["cases"], 1);
+    let case = read(&out.join("rome/run_000/case_7.json"));
+    assert!(case["emend"]["case"]["error"].as_str().unwrap().contains("names no subject"));
+    // ROME's scripts take means of the lists that are there.
+    assert_eq!((&case["post"], &case["pre"]), (&json!({}), &json!({})));
+    assert!(case["time"].is_number());
+    // It is known, not tried again; and it still counts.
+    let files = case_files(&out.join("rome/run_000"));
+    assert_eq!(run(&compare(&config, &out, &[])).status.code(), Some(1));
+    assert!(case_files(&out.join("rome/run_000")) == files);
+    // The tables alone are no failure.
+    stdout(&run(&["compare", "--summarize", text(&out)]));
+}
+
+#[test]
+fn case_files_that_are_wrong() {
+    let place = place();
+    let (config, out) = (place.path("compare.toml"), place.path("out"));
+    stdout(&run(&compare(&config, &out, &[])));
+    let ft = out.join("ft/run_000");
+    let case = ft.join("case_7.json");
+    let good = std::fs::read(&case).unwrap();
+    let bad = |contents: &[u8], words: &[&str]| {
+        std::fs::write(&case, contents).unwrap();
+        let words = [&["case_7.json"], words].concat();
+        refused(&["compare", "--summarize", text(&out)], 1, &words);
+        // Whoever would go on is told before anything is made.
+        one_line_error(&run(&compare(&config, &out, &[])), 1, &words);
+        std::fs::write(&case, &good).unwrap();
+    };
+    bad(&good[..good.len() / 2], &["no case of a comparison", "remove the file"]);
+    bad(b"", &["no case of a comparison"]);
+    bad(b"[1, 2]", &["no case of a comparison"]);
+    bad(&std::fs::read(out.join("lookup/run_000/case_7.json")).unwrap(), &["another run", "remove the file"]);
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut file: Value = serde_json::from_slice(&good).unwrap();
+        change(&mut file);
+        file.to_string().into_bytes()
+    };
+    bad(&changed(&|file| file["emend"]["case"]["colour"] = json!("red")), &["colour"]);
+    bad(&changed(&|file| file["emend"]["format"] = json!("case/2")), &["case/2", "this program reads case/1"]);
+    bad(&changed(&|file| file["emend"]["case"]["edits"] = json!(-1)), &["no case of a comparison"]);
+    bad(
+        &changed(&|file| file["post"]["rewrite_prompts_probs"][0]["target_new"] = json!(0.001)),
+        &["\"post\" differs from the probes", "changed by hand"],
+    );
+    bad(
+        &changed(&|file| file["emend"]["case"]["rows"][0]["before"]["log_probabilities"][0] = json!(-0.001)),
+        &["\"pre\" differs from the probes"],
+    );
+    bad(
+        &changed(&|file| file["emend"]["case"]["rows"][0]["after"]["log_probabilities"] = json!([])),
+        &["probe 0 has not a number for every token"],
+    );
+    bad(&changed(&|file| file["emend"]["case"]["id"] = json!("11")), &["case \"11\" is there twice"]);
+    // What is only written in another way is the same.
+    std::fs::write(&case, format!("{:#}", serde_json::from_slice::<Value>(&good).unwrap())).unwrap();
+    stdout(&run(&["compare", "--summarize", text(&out)]));
+    std::fs::write(&case, &good).unwrap();
+
+    std::fs::copy(&case, ft.join("case_8.json")).unwrap();
+    refused(&["compare", "--summarize", text(&out)], 1, &["case_8.json", "case \"7\" is there twice"]);
+    std::fs::remove_file(ft.join("case_8.json")).unwrap();
+
+    let params = std::fs::read(ft.join("params.json")).unwrap();
+    for wrong in ["{", "", "[1]", "{\"model\": 3}"] {
+        std::fs::write(ft.join("params.json"), wrong).unwrap();
+        let words = if wrong.len() < 2 { "params.json: not JSON" } else { "another run" };
+        refused(&["compare", "--summarize", text(&out)], 1, &[words]);
+    }
+    std::fs::write(ft.join("params.json"), params).unwrap();
+    stdout(&run(&["compare", "--summarize", text(&out)]));
+}
+
+#[test]
+fn a_run_without_a_case_is_left_out() {
+    let place = place();
+    let (config, out) = (place.path("compare.toml"), place.path("out"));
+    refused(&["compare", "--summarize", text(&place.path("nowhere"))], 1, &["nowhere"]);
+    std::fs::create_dir(&out).unwrap();
+    refused(&["compare", "--summarize", text(&out)], 1, &["no results here", "emend compare --config"]);
+    stdout(&run(&compare(&config, &out, &[])));
+    case_files(&out.join("ft/run_000")).keys().for_each(|name| {
+        std::fs::remove_file(out.join("ft/run_000").join(name)).unwrap();
+    });
+    let output = run(&["compare", "--summarize", text(&out), "--json"]);
+    let summary: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(summary["methods"].as_array().unwrap().len(), 1);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no case yet"));
+    std::fs::remove_dir_all(out.join("lookup")).unwrap();
+    one_line_error(&run(&["compare", "--summarize", text(&out)]), 1, &["no case is left"]);
+}
+
+#[test]
+fn cases_that_are_none() {
+    let place = place();
+    let out = place.path("out");
+    let refuse = |data: &str, code: i32, words: &[&str]| {
+        let config = place.write("wrong.toml", config(data, "", &["ft"]));
+        refused(&compare(&config, &out, &[]), code, words);
+    };
+    refuse("cases = \"facts.json[3..]\"", 1, &["facts.json[3..]", "no case is left"]);
+    refuse("cases = \"missing.json\"", 1, &["missing.json"]);
+    refuse("cases = \"facts.json[x]\"", 2, &["NAME[from..to]"]);
+    let mut twice = facts();
+    twice[2]["id"] = json!("11");
+    place.write("twice.json", twice.to_string());
+    refuse("cases = \"twice.json\"", 1, &["records 0 and 2 have the same id 11"]);
+    assert!(!out.join("ft").exists());
+}
+
+#[test]
+fn configs_that_are_wrong() {
+    let place = place();
+    let out = place.path("out");
+    let good = std::fs::read_to_string(place.path("compare.toml")).unwrap();
+    let refuse = |contents: &str, words: &[&str]| {
+        let config = place.write("wrong.toml", contents);
+        refused(&compare(&config, &out, &[]), 2, words);
+    };
+    let changed = |from: &str, to: &str| {
+        assert!(good.contains(from));
+        good.replace(from, to)
+    };
+    let head = good.split("[[editors]]").next().unwrap();
+    refuse(head, &["wrong.toml", "editors"]);
+    refuse(&format!("editors = []\n{head}"), &["no [[editors]] to compare"]);
+    refuse(&changed("name = \"lookup\"", "name = \"ft\""), &["editors[1].name = \"ft\" is there twice"]);
+    refuse(&changed("name = \"lookup\"", "name = \"a/b\""), &["a/b", "letters, digits, - and _"]);
+    refuse(&changed("name = \"lookup\"", "name = \"..\""), &["editors[1].name"]);
+    refuse(&changed("name = \"lookup\"", "name = \"\""), &["editors[1].name"]);
+    refuse(&changed("config = \"lookup.toml\"", ""), &["editors[1] (lookup)", "either an archive or a config"]);
+    refuse(
+        &changed("config = \"lookup.toml\"", "config = \"lookup.toml\"\narchive = \"a\""),
+        &["editors[1] (lookup)", "either an archive or a config"],
+    );
+    refuse(
+        &changed("config = \"lookup.toml\"", "archive = \"a\"\nset = [\"editor.layer=1\"]"),
+        &["editors[1] (lookup)", "not over an archive"],
+    );
+    refuse(&changed("[compare]", "[compare]\nmod = \"batch\""), &["unknown key `mod`", "did you mean `mode`?"]);
+    refuse(&changed("[compare]", "[compare]\nmode = \"all\""), &["compare.mode", "all"]);
+    for curve in ["[10, 1]", "[1, 1]", "[0, 1]"] {
+        refuse(&changed("[compare]", &format!("[compare]\ncurve = {curve}")), &["compare.curve must rise"]);
+    }
+    refuse(&changed("config = \"lookup.toml\"", "config = \"missing.toml\""), &["missing.toml"]);
+    let config = place.path("compare.toml");
+    refused(&compare(&config, &out, &["--only", "rome"]), 2, &["--only rome", "ft, lookup"]);
+    refused(&compare(&config, &out, &["--set", "editors.0.name=a"]), 2, &["--set"]);
+    wrong_usage(&["compare"], &["--config"]);
+    wrong_usage(&["compare", "--config", text(&config), "--summarize", text(&out)], &["cannot be used with"]);
+    wrong_usage(&["compare", "--summarize", text(&out), "--limit", "3"], &["cannot be used with"]);
+}
+
+/// The numbers of `tests/fixtures/compare`, which were computed in Python from the same case files.
+#[test]
+fn figures_are_those_computed_in_python() {
+    let place = Place::new();
+    let folder = place.copy(&fixture("compare"), "golden");
+    let summary = json(&["compare", "--summarize", text(&folder)]);
+    let expected = read(&folder.join("expected.json"));
+    let expected = expected["figures"].as_array().unwrap();
+    assert_eq!(summary["figures"].as_array().unwrap().len(), expected.len());
+    for wanted in expected {
+        let [method, protocol, name] = ["method", "protocol", "name"].map(|key| wanted[key].as_str().unwrap());
+        let found = figure(&summary, method, protocol, name);
+        let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{wanted}: {found}"));
+        let (mean, right) = (number(&found["mean"]), number(&wanted["mean"]));
+        assert!((mean - right).abs() <= 1e-9 * right.abs().max(1.0), "{wanted}: {found}");
+        assert_eq!(found["cases"], wanted["cases"], "{wanted}");
+        assert!(number(&found["low"]) <= mean && mean <= number(&found["high"]), "{found}");
+    }
+    let failed: Vec<&Value> = summary["methods"].as_array().unwrap().iter().map(|method| &method["failed"]).collect();
+    assert_eq!(failed, [0, 0, 1]);
+}
