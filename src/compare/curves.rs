@@ -41,6 +41,9 @@ pub struct Point {
     pub last: Option<f64>,
     /// Perplexity on the text.
     pub perplexity: Option<f64>,
+    /// A hash of that text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// ‖ΔW‖/‖W‖ over the changed matrices.
     #[serde(deserialize_with = "number")]
     pub relative: f64,
@@ -72,6 +75,17 @@ pub fn curves(
             .map_err(|error| Error::file(path, format!("no points of a curve ({error}); remove the file")))?,
         false => vec![],
     };
+    let mut hasher = blake3::Hasher::new();
+    text.iter().flatten().for_each(|token| {
+        hasher.update(&token.to_le_bytes());
+    });
+    let text_hash = (!text.is_empty()).then(|| hasher.finalize().to_hex()[..16].to_owned());
+    // Points on another text are no part of these curves.
+    points.retain(|point| match (&point.text, &text_hash) {
+        (Some(known), Some(own)) => known == own,
+        (None, Some(_)) => point.perplexity.is_some(),
+        _ => true,
+    });
     let sizes: Vec<usize> = sizes.iter().copied().filter(|&size| size <= records.len()).collect();
     let unedited = if text.is_empty() { None } else { Some(perplexity(base, text)?) };
     let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
@@ -128,6 +142,7 @@ pub fn curves(
                     last: summarize(&of_last).edit_success,
                     // A number that is not finite has no form in JSON.
                     perplexity: perplexity.filter(|value| value.is_finite()),
+                    text: text_hash.clone(),
                     relative: size(&after, &edit)?.relative,
                     collapsed: perplexity.zip(unedited).is_some_and(|(now, then)| bad(now, then)),
                     error: None,
@@ -141,6 +156,7 @@ pub fn curves(
                 failed: lost.len(),
                 last: None,
                 perplexity: None,
+                text: text_hash.clone(),
                 relative: 0.0,
                 collapsed: false,
                 error: Some(message),

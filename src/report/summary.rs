@@ -206,6 +206,8 @@ struct Metric<'a> {
     better: &'a str,
     /// By method.
     figures: Vec<(Method<'a>, Option<&'a Value>)>,
+    /// How many cases it was taken on, where that was not all of them.
+    cases: Option<u64>,
     scale: Scale,
 }
 
@@ -222,7 +224,8 @@ impl Metric<'_> {
             _ => "",
         };
         let parts: Vec<&str> = [self.scale.name, way].into_iter().filter(|part| !part.is_empty()).collect();
-        if parts.is_empty() { String::new() } else { format!(", {}", parts.join(" ")) }
+        let parts = if parts.is_empty() { String::new() } else { format!(", {}", parts.join(" ")) };
+        self.cases.map_or(parts.clone(), |cases| format!("{parts}, n={cases}"))
     }
 
     fn figure(&self, row: usize) -> Option<&Value> {
@@ -336,6 +339,7 @@ fn protocols(document: &Value) -> Vec<Protocol<'_>> {
         unit,
         better,
         figures: methods(),
+        cases: None,
         scale: Scale { factor: 1.0, name: "", places: None },
     };
     for told in list(&document["protocols"]) {
@@ -358,11 +362,15 @@ fn protocols(document: &Value) -> Vec<Protocol<'_>> {
         let metric = place(&mut protocol.metrics, |metric| metric.name == name, || empty(&name, "number", "neither"));
         metric.figures[row].1 = Some(figure);
     }
+    let taken = |figure: &Value| figure["cases"].as_u64();
+    let most = list(&document["figures"]).iter().filter_map(taken).max();
     for protocol in &mut all {
         protocol.metrics.retain(|metric| {
             metric.figures.iter().any(|(_, figure)| figure.is_some_and(|figure| figure["mean"].is_number()))
         });
         for metric in &mut protocol.metrics {
+            let cases = metric.figures.iter().filter_map(|(_, figure)| taken((*figure)?)).max();
+            metric.cases = cases.filter(|_| cases < most);
             let figures = metric.figures.iter().filter_map(|(_, figure)| *figure);
             let values = figures.flat_map(|figure| ["mean", "low", "high"].map(|key| figure[key].as_f64()));
             metric.scale = Scale::of(metric.unit, values.flatten());

@@ -252,6 +252,21 @@ fn a_killed_run_goes_on_with_what_is_left() {
 }
 
 #[test]
+fn free_answers_say_on_how_many_cases_they_were_taken() {
+    let place = place();
+    let (config, out) = (place.path("compare.toml"), place.path("out"));
+    let told = stdout(&run(&compare(&config, &out, &["--set", "compare.generate=2"])));
+    assert!(told.contains("rewrite exact, % ↑, n=2") && told.contains("edit success, % ↑ "), "{told}");
+    let summary = read(&out.join("summary.json"));
+    assert_eq!(figure(&summary, "lookup", "generate", "rewrite_exact")["cases"], 2);
+    assert_eq!(figure(&summary, "lookup", "generate", "rewrite_exact")["mean"], 1.0);
+    assert_eq!(figure(&summary, "lookup", "mend", "edit_success")["cases"], 3);
+    let answers =
+        |id: &str| read(&out.join("ft/run_000").join(format!("case_{id}.json")))["emend"]["case"]["answers"].clone();
+    assert_eq!(answers("11").as_array().unwrap().len(), 4);
+}
+
+#[test]
 fn other_settings_are_another_run() {
     let place = place();
     let (config, out) = (place.path("compare.toml"), place.path("out"));
@@ -321,6 +336,7 @@ fn curves_keep_their_points() {
     let compare_section = "text = \"pocket\"\ncurve = [1, 2, 50]";
     let config = place.write("curves.toml", config("cases = \"facts.json\"", compare_section, &["ft"]));
     let out = place.path("out");
+    place.write("facts.txt", "The city of Lyon lies in France. The city of Osaka lies in Japan.\n");
     stdout(&run(&compare(&config, &out, &[])));
     let path = out.join("ft/run_000/curves.json");
     let points = read(&path);
@@ -365,6 +381,11 @@ fn curves_keep_their_points() {
     assert_eq!(again.as_array().unwrap().iter().filter(made).count(), 1);
     // A model that has collapsed is told.
     assert!(String::from_utf8_lossy(&output.stderr).contains("ft, 1 edits, batch: the model has collapsed"));
+    // Another text is another curve.
+    stdout(&run(&compare(&config, &out, &["--set", "compare.text=facts.txt"])));
+    let other = read(&path);
+    assert_eq!(other.as_array().unwrap().len(), 4);
+    assert!(other[0]["perplexity"] != points[0]["perplexity"] && other[0]["figures"] == points[0]["figures"]);
     std::fs::write(&path, "[{\"mode\": \"batch\"").unwrap();
     one_line_error(&run(&compare(&config, &out, &[])), 1, &["curves.json", "no points of a curve"]);
 }
