@@ -345,5 +345,5 @@ fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()
         return print(&format!("{short:#}\n"));
     }
     let report = folder.join("report.html");
-    print(&format!("{}\nthe report: {}\n", summary::terminal(&document), report.display()))
+    print(&format!("{}\nthe report: {}\n", summary::terminal(&summary::headlines(&short)), report.display()))
 }

@@ -87,6 +87,19 @@ const HEADLINES: [(&str, &[&str]); 5] = [
     ("efficiency", &["seconds/edit", "relative_norm"]),
 ];
 
+/// The document with the figures that a terminal shows.
+pub fn headlines(document: &Value) -> Value {
+    let mut short = document.clone();
+    let shown = |figure: &Value| {
+        let of = HEADLINES.iter().find(|(name, _)| figure["protocol"] == *name);
+        of.is_none_or(|(_, shown)| shown.iter().any(|name| figure["name"] == *name))
+    };
+    if let Some(figures) = short["figures"].as_array_mut() {
+        figures.retain(shown);
+    }
+    short
+}
+
 /// A block a protocol, no wider than 110 columns: first the metrics of which one way is better, costs behind them, the others
 /// last. A block too wide for that goes on below.
 pub fn terminal(document: &Value) -> String {
@@ -98,9 +111,6 @@ pub fn terminal(document: &Value) -> String {
             ("higher" | "lower", _) => 0,
             _ => 2,
         });
-        if let Some((_, shown)) = HEADLINES.iter().find(|(name, _)| *name == protocol.name) {
-            protocol.metrics.retain(|metric| shown.contains(&metric.name.as_str()));
-        }
         let methods: Vec<(usize, String)> =
             protocol.methods().into_iter().map(|(row, label)| (row, cut(label, LABEL))).collect();
         let mut columns: Vec<Vec<String>> = vec![];
