@@ -224,8 +224,8 @@ fn look(
 /// # Errors
 /// A weight that the model does not have.
 pub fn size(after: &Edited, edit: &Edit) -> Result<Size> {
-    if let Some(memory) = edit.memory() {
-        return Ok(Size { entries: memory.keys.dims()[0], ..Size::default() });
+    if edit.memory().is_some() {
+        return Ok(Size { entries: after.memories().iter().map(|list| list.requests.len()).sum(), ..Size::default() });
     }
     let sum = crate::edit::WeightChange::sum(after.edits().iter().filter_map(|edit| edit.weights()));
     let (mut size, mut change, mut weight) = (Size::default(), 0.0, 0.0);

@@ -38,8 +38,13 @@ pub(super) fn score_consulted(model: &Edited, texts: &[&Continuation], said: &[&
     for (index, (text, said)) in texts.iter().zip(said).enumerate() {
         match &said.answer {
             Answer::Model { model: other, prompt, share } if *share >= 1.0 => {
-                let target = tokenizer.decode(text.target())?;
-                alone.push((index, other, other.base().tokenizer.continuation(prompt, target.trim())?));
+                let theirs = &other.base().tokenizer;
+                let row = match theirs.fingerprint()? == tokenizer.fingerprint()? {
+                    // The very tokens that were asked for.
+                    true => behind_prompt(theirs, prompt, text)?,
+                    false => theirs.continuation(prompt, tokenizer.decode(text.target())?.trim())?,
+                };
+                alone.push((index, other, row));
             }
             Answer::Model { model: other, prompt, share } => {
                 scored[index] = Some(mixed(model, other, text, prompt, *share)?);
@@ -79,6 +84,14 @@ pub(super) fn texts_of(tokenizer: &Tokenizer, text: &Continuation) -> Result<(St
     Ok((prompt.trim().to_owned(), tokenizer.decode(text.target())?.trim().to_owned()))
 }
 
+/// The target of a continuation behind another prompt.
+fn behind_prompt(tokenizer: &Tokenizer, prompt: &str, text: &Continuation) -> Result<Continuation> {
+    let mut ids = tokenizer.encode_prompt(prompt)?;
+    let prompt = ids.len();
+    ids.extend(text.target());
+    Ok(Continuation { ids, prompt, apart: text.apart })
+}
+
 /// Continuations that begin with the tokens of a past of one row, as far as they agree with them.
 fn score_behind(model: &Edited, ids: &[u32], past: &Past, rows: &[Continuation]) -> Result<Vec<Scored>> {
     let mut scored = vec![];
@@ -115,10 +128,7 @@ fn read_scored(log: Tensor<2>, target: &[u32]) -> Scored {
 /// `ln((1 − s) p_base + s p_other)` at each token of the target.
 fn mixed(model: &Edited, other: &Edited, text: &Continuation, prompt: &str, share: f64) -> Result<Scored> {
     check_mixture(model, other)?;
-    let mut ids = other.base().tokenizer.encode_prompt(prompt)?;
-    let start = ids.len();
-    ids.extend(text.target());
-    let theirs = Continuation { ids, prompt: start, apart: false };
+    let theirs = behind_prompt(&other.base().tokenizer, prompt, text)?;
     let own = target_logs(model, text)?;
     let theirs = target_logs(other, &theirs)?;
     Ok(read_scored(mix(own, theirs, share), text.target()))

@@ -83,7 +83,7 @@ const HEADLINES: [(&str, &[&str]); 5] = [
     ("easyedit", &["rewrite_acc", "rephrase_acc", "portability"]),
     ("counterfact", &["score", "efficacy", "paraphrase", "neighborhood"]),
     ("mend", &["edit_success", "generalization", "locality"]),
-    ("generate", &["rewrite_contained", "rephrase_contained", "locality_same"]),
+    ("generate", &["rewrite_exact", "rewrite_contained", "locality_same"]),
     ("efficiency", &["seconds/edit", "relative_norm"]),
 ];
 

@@ -372,6 +372,9 @@ const END: f64 = 0.1;
 /// Parts of a batch that run side by side.
 const PARTS: usize = 2;
 
+/// Records of a part at least: fewer have too few negatives.
+const LEAST: usize = 4;
+
 /// Least distance of a negative: what lies nearer counts as this near, so that its loss is finite.
 const NEAREST: f64 = 1e-4;
 
@@ -536,7 +539,7 @@ impl LearnedEditor for SeracTrainer {
     fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<learned::Loss> {
         let asked = self.ask(records, rng)?;
         // The questions of a part are each other's negatives: how many parts there are must not hang on the machine.
-        let parts: Vec<&[Asked]> = asked.chunks(asked.len().div_ceil(PARTS)).collect();
+        let parts: Vec<&[Asked]> = asked.chunks(asked.len().div_ceil(PARTS).max(LEAST)).collect();
         // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
         let device = self.serac.network.classifier.head.weight.val().device();
         let own = || Serac { network: self.serac.network.clone().fork(&device), ..self.serac.clone() };

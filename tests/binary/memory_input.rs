@@ -113,8 +113,8 @@ fn memories_that_nothing_consults() {
         (needs(json!({"method": "serac"})), &["archive", "--archive"]),
         (needs(json!({"method": "lookup", "layer": 1})), &["radius"]),
         (needs(json!({"method": "lookup", "layer": 9, "radius": 0.5})), &["layer 9", "0 to 2"]),
-        (needs(json!({"method": "ike", "encoder": "model", "fingerprint": "0"})), &["another encoder"]),
-        (needs(json!({"method": "ike", "encoder": "no/such/folder", "fingerprint": "0"})), &["no/such/folder"]),
+        (needs(json!({"method": "ike", "encoder": "model", "fingerprint": "0"})), &["2 edits, 0 texts"]),
+        (needs(json!({"method": "ike", "encoder": "no/such/folder", "fingerprint": "0"})), &["2 edits, 0 texts"]),
     ] {
         let bad = place.write("bad.safetensors", file.bytes());
         let words = [words, &["bad.safetensors"]].concat();
