@@ -50,6 +50,8 @@ pub struct Base {
 }
 
 /// `[editor]`, by its method.
+// There is one of them at a time: a box would save nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "lowercase")]
 pub enum EditorSettings {

@@ -8,6 +8,8 @@ use super::memory::Memory;
 use crate::model::tap::{Span, Tap, Weight};
 
 /// What an edit changes.
+// Tensors are handles: one in place costs less than a box.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Change {

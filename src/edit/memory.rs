@@ -76,6 +76,8 @@ pub struct Consulted {
 }
 
 /// Who answers a prompt that is in scope.
+// A model is a handle: one in place costs less than a box.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone)]
 pub enum Answer {
     /// Another model, asked `prompt`. Its share of the mixture `(1 − s) p_base + s p` is `share`; alone where that is 1.

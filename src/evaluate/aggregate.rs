@@ -124,7 +124,8 @@ fn statistics(sheet: &mut Sheet, cases: &[&Measured]) -> Vec<Named> {
 /// What no single case has: score and balanced accuracy.
 pub(super) fn made_of_parts(sheet: &mut Sheet, cases: &[&Measured], columns: &[Column]) -> Vec<Named> {
     let score = score(sheet, columns);
-    let scopes: [(&str, fn(&Labels) -> [Tally; 2]); 2] =
+    type Scope = fn(&Labels) -> [Tally; 2];
+    let scopes: [(&str, Scope); 2] =
         [("in_scope", |labels| labels.in_scope), ("out_of_scope", |labels| labels.out_of_scope)];
     let balanced = scopes.into_iter().filter_map(|(name, scope)| {
         let tallies = || cases.iter().map(|case| scope(&case.labels));

@@ -124,7 +124,7 @@ impl Folder {
     /// A model that is part of the program.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`].
+    /// As [`Folder::open`].
     pub fn embedded(
         name: &str,
         side: &'static [(&'static str, &'static [u8])],

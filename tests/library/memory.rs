@@ -571,7 +571,9 @@ fn files_that_are_no_whole_memory_are_refused() {
     assert_eq!(load(&texts(&["a", "b"]), &[keys]).unwrap().memory().unwrap().texts, ["a", "b"]);
     let factors: [(&str, &[usize]); 2] =
         [("change.decoder.1.mlp.down.a", &[896, 1]), ("change.decoder.1.mlp.down.b", &[1, 224])];
-    let cases: Vec<(Value, Vec<(&str, &[usize])>, &str)> = vec![
+    /// A header, the tensors by name and shape, and what is said.
+    type Broken<'a> = (Value, Vec<(&'a str, &'a [usize])>, &'a str);
+    let cases: Vec<Broken<'_>> = vec![
         (header.clone(), vec![("memory.keys", &[1, 16])], "the memory is not whole: 2 edits, 1 keys"),
         (header.clone(), vec![("memory.keys", &[3, 16])], "the memory is not whole: 2 edits, 3 keys"),
         (header.clone(), vec![("memory.keys", &[0, 16])], "the memory is empty"),

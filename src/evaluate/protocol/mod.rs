@@ -1,6 +1,6 @@
 //! The values of one edit under each protocol. Numbers of different protocols are never comparable, so each carries its own.
 //!
-//! Within a case a value is a mean over the case's probes; over cases values are averaged ([`super::aggregate`]), as ROME's and
+//! Within a case a value is a mean over the case's probes; over cases values are averaged ([`mod@super::aggregate`]), as ROME's and
 //! EasyEdit's scripts do.
 
 pub mod balanced;
