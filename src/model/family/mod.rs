@@ -89,11 +89,6 @@ pub fn encoder_of(config: &Value) -> Result<&'static dyn EncoderFamily, String> 
     Ok(ENCODERS[index_of(config, &known, "known encoders")?])
 }
 
-/// Whether a config's `model_type` is a decoder's.
-pub fn is_decoder(config: &Value) -> bool {
-    of(config).is_ok()
-}
-
 fn index_of(config: &Value, known: &[&str], what: &str) -> Result<usize, String> {
     let names = known.join(", ");
     let Some(name) = config.get("model_type").and_then(Value::as_str) else {
