@@ -39,7 +39,7 @@ fn run(name: &str, encoder: &str, sentences: Option<&str>) -> emend::Result<()> 
         None => (0..world.facts().len()).flat_map(|fact| world.prompts(fact).0).collect::<Vec<_>>().join("\n"),
     };
     let lines: Vec<&str> = text.lines().take(10_000).collect();
-    let reader = SentenceEncoder::open(&hub::resolve(encoder)?, &Device::flex())?;
+    let reader = SentenceEncoder::open(&hub::resolve(encoder)?, &Device::flex(), DType::F32)?;
     let (cpu, wall) = median(5, || drop(reader.embed(&lines).expect("sentences that can be tokenised")));
     println!("{} sentences to vectors: {cpu:.2} CPU-seconds   {wall:.2} s", lines.len());
 

@@ -25,8 +25,7 @@ use crate::data::world::Split;
 use crate::edit::memory::{Answer, Consulted, Prefix, Recall, settled};
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
 use crate::error::{Error, Result};
-use crate::model::encoder::EncoderModel;
-use crate::model::sentences::nearest;
+use crate::model::sentences::{SentenceEncoder, nearest};
 use crate::model::{Model, hub};
 use crate::network::reader::{Pretrained, Reader};
 use crate::network::serac::{ITSELF, located};
@@ -242,7 +241,7 @@ fn reader(encoder: &str, model: &Arc<Model>) -> Result<Reader> {
         ITSELF => Pretrained::Decoder(model.clone()),
         name => {
             let folder = hub::resolve(name)?;
-            Pretrained::Encoder(Arc::new(EncoderModel::open(&folder, &model.decoder.device(), DType::F32)?))
+            Pretrained::Encoder(Arc::new(SentenceEncoder::open(&folder, &model.decoder.device(), DType::F32)?))
         }
     };
     Reader::new(stack, 0)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::encoder::EncoderModel;
 use super::tap::NoTap;
@@ -34,8 +34,8 @@ impl SentenceEncoder {
     ///
     /// # Errors
     /// What of the files is wrong.
-    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
-        let model = EncoderModel::open(folder, device, DType::F32)?;
+    pub fn open(folder: &Path, device: &Device, dtype: DType) -> Result<Self> {
+        let model = EncoderModel::open(folder, device, dtype)?;
         let setting = |file: &str, key: &str| -> Result<Option<serde_json::Value>> {
             let path = folder.join(file);
             if !path.is_file() {
@@ -67,6 +67,11 @@ impl SentenceEncoder {
         self.model.encoder.spec.width
     }
 
+    /// Tokens of a sentence at most.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
     /// The encoder.
     pub fn model(&self) -> &EncoderModel {
         &self.model
@@ -79,33 +84,11 @@ impl SentenceEncoder {
     /// A text that cannot be tokenised.
     pub fn embed(&self, sentences: &[&str]) -> Result<Tensor<2>> {
         let device = self.model.encoder.embedding.val().device();
-        let width = self.width();
         let rows = sentences.iter().map(|text| self.model.tokenizer.encode_whole(text, self.longest));
         let rows = rows.collect::<Result<Vec<_>>>()?;
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_key(|&row| rows[row].len());
-        let mut batches: Vec<&[usize]> = vec![];
-        for alike in order.chunk_by(|&a, &b| rows[a].len() == rows[b].len()) {
-            batches.extend(alike.chunks((CELLS / rows[alike[0]].len()).max(1)));
-        }
-        // Dealt out like cards: every part gets short and long ones.
-        let parts = parallel::parts(&device);
-        let parts: Vec<Vec<&[usize]>> =
-            (0..parts).map(|part| batches.iter().copied().skip(part).step_by(parts).collect()).collect();
-        let done = parallel::run(parts, |batches| {
-            let embedded = batches.into_iter().map(|batch| {
-                let tokens = Tokens::new(batch.iter().map(|&row| rows[row].clone()).collect());
-                Ok((batch, self.pass(&tokens)?.into_data().iter::<f32>().collect::<Vec<f32>>()))
-            });
-            embedded.collect::<Result<Vec<_>>>()
-        })?;
-        let mut values = vec![0.0; rows.len() * width];
-        for (batch, embedded) in done.into_iter().flatten() {
-            for (&row, vector) in batch.iter().zip(embedded.chunks(width)) {
-                values[row * width..][..width].copy_from_slice(vector);
-            }
-        }
-        Ok(Tensor::from_data(TensorData::new(values, [rows.len(), width]), &device))
+        alike_together(&rows.iter().map(Vec::len).collect::<Vec<_>>(), CELLS, &device, |batch| {
+            self.pass(&Tokens::new(batch.iter().map(|&row| rows[row].clone()).collect()))
+        })
     }
 
     fn pass(&self, tokens: &Tokens) -> Result<Tensor<2>> {
@@ -118,6 +101,36 @@ impl SentenceEncoder {
         };
         Ok(normalized(pooled))
     }
+}
+
+/// `of` on rows of these lengths, in batches of at most `cells` cells side by side; gives its rows `[rows, width]` in their order. Only
+/// rows of one length share a batch: none is padded, and what stands beside a text changes nothing.
+///
+/// # Errors
+/// What `of` says.
+pub fn alike_together(
+    lengths: &[usize],
+    cells: usize,
+    device: &Device,
+    of: impl Fn(&[usize]) -> Result<Tensor<2>> + Sync,
+) -> Result<Tensor<2>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&row| lengths[row]);
+    let alike = order.chunk_by(|&a, &b| lengths[a] == lengths[b]);
+    let batches: Vec<&[usize]> =
+        alike.flat_map(|alike| alike.chunks((cells / lengths[alike[0]].max(1)).max(1))).collect();
+    // Dealt out like cards: every part gets short and long ones.
+    let parts = parallel::parts(device);
+    let parts: Vec<Vec<&[usize]>> =
+        (0..parts).map(|part| batches.iter().copied().skip(part).step_by(parts).collect()).collect();
+    let done = parallel::run(parts, |batches: Vec<&[usize]>| {
+        batches.into_iter().map(|batch| Ok((batch, of(batch)?.inner()))).collect::<Result<Vec<_>>>()
+    })?;
+    let (order, parts): (Vec<&[usize]>, Vec<Tensor<2>>) = done.into_iter().flatten().unzip();
+    let mut place = vec![0i64; lengths.len()];
+    order.concat().into_iter().enumerate().for_each(|(from, row)| place[row] = from as i64);
+    let place = Tensor::<1, Int>::from_data(place.as_slice(), &device.clone().inner());
+    Ok(Tensor::cat(parts, 0).select(0, place))
 }
 
 /// Rows `[rows, width]` scaled to length one.

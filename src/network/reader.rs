@@ -9,10 +9,9 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::decoder::Decoder;
 use crate::model::encoder::{Encoder, EncoderModel};
-use crate::model::sentences::normalized;
+use crate::model::sentences::{SentenceEncoder, alike_together, normalized};
 use crate::model::tap::Span;
 use crate::model::tokens::Tokens;
-use crate::parallel;
 
 /// Cells of one forward pass, padding included.
 const CELLS: usize = 1024;
@@ -21,7 +20,7 @@ const CELLS: usize = 1024;
 #[derive(Clone)]
 pub enum Pretrained {
     /// An encoder.
-    Encoder(Arc<EncoderModel>),
+    Encoder(Arc<SentenceEncoder>),
     /// A language model.
     Decoder(Arc<Model>),
 }
@@ -43,7 +42,7 @@ impl Reader {
     /// More layers than there are.
     pub fn new(stack: Pretrained, layers: usize) -> Result<Self> {
         let all = match &stack {
-            Pretrained::Encoder(model) => model.encoder.spec.layers,
+            Pretrained::Encoder(model) => model.model().encoder.spec.layers,
             Pretrained::Decoder(model) => model.decoder.spec.layers,
         };
         if layers > all {
@@ -55,7 +54,7 @@ impl Reader {
     /// BLAKE3 of its config and weights, in hexadecimal.
     pub fn fingerprint(&self) -> &str {
         match &self.stack {
-            Pretrained::Encoder(model) => &model.fingerprint,
+            Pretrained::Encoder(model) => &model.model().fingerprint,
             Pretrained::Decoder(model) => &model.fingerprint,
         }
     }
@@ -63,7 +62,7 @@ impl Reader {
     /// Width of its hidden states.
     pub fn width(&self) -> usize {
         match &self.stack {
-            Pretrained::Encoder(model) => model.encoder.spec.width,
+            Pretrained::Encoder(model) => model.model().encoder.spec.width,
             Pretrained::Decoder(model) => model.decoder.spec.width,
         }
     }
@@ -74,7 +73,7 @@ impl Reader {
     /// More blocks than there are.
     pub fn tuned(&self, tune: &Tune, place: (&Device, DType)) -> Result<Tuned> {
         match &self.stack {
-            Pretrained::Encoder(model) => Tuned::of_encoder(tune, &self.encoder(model), place),
+            Pretrained::Encoder(model) => Tuned::of_encoder(tune, &self.encoder(model.model()), place),
             Pretrained::Decoder(model) => Tuned::of_decoder(tune, &self.decoder(model), place),
         }
     }
@@ -85,7 +84,7 @@ impl Reader {
     /// A text that cannot be tokenised.
     pub fn row(&self, text: &str, second: Option<&str>) -> Result<Row> {
         match &self.stack {
-            Pretrained::Encoder(model) => model.tokenizer.encode_pair(text, second, model.encoder.spec.context),
+            Pretrained::Encoder(model) => model.model().tokenizer.encode_pair(text, second, model.longest()),
             Pretrained::Decoder(model) => {
                 let first = model.tokenizer.encode_prompt(text)?.len();
                 let whole = match second {
@@ -117,7 +116,7 @@ impl Reader {
         let span = tokens.span().clone();
         let hidden = match &self.stack {
             Pretrained::Encoder(model) => {
-                let encoder = tuned.encoder(&self.encoder(model));
+                let encoder = tuned.encoder(&self.encoder(model.model()));
                 let pairs = rows.iter().any(|(ids, second)| *second < ids.len());
                 let second: Vec<usize> = rows.iter().filter(|_| pairs).map(|(_, second)| *second).collect();
                 let hidden = encoder.embed(&tokens, &second, &mut tuned.tap())?;
@@ -171,26 +170,9 @@ impl Reader {
         device: &Device,
         of: impl Fn(&[Row]) -> Result<Tensor<2>> + Sync,
     ) -> Result<Tensor<2>> {
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_key(|&row| rows[row].0.len());
-        // Only rows of one length share a pass: what stands beside a text then changes nothing, and none is padded.
-        let alike = order.chunk_by(|&a, &b| rows[a].0.len() == rows[b].0.len());
-        let batches: Vec<&[usize]> =
-            alike.flat_map(|alike| alike.chunks((CELLS / rows[alike[0]].0.len().max(1)).max(1))).collect();
-        let parts = parallel::parts(device);
-        let parts: Vec<Vec<&[usize]>> =
-            (0..parts).map(|part| batches.iter().copied().skip(part).step_by(parts).collect()).collect();
-        let done = parallel::run(parts, |batches: Vec<&[usize]>| {
-            let done = batches.into_iter().map(|batch| {
-                let batch_rows: Vec<Row> = batch.iter().map(|&row| rows[row].clone()).collect();
-                Ok((batch, of(&batch_rows)?.inner()))
-            });
-            done.collect::<Result<Vec<_>>>()
-        })?;
-        let (order, parts): (Vec<&[usize]>, Vec<Tensor<2>>) = done.into_iter().flatten().unzip();
-        let mut place = vec![0; rows.len()];
-        order.concat().into_iter().enumerate().for_each(|(from, row)| place[row] = from);
-        Ok(crate::edit::memory::select(Tensor::cat(parts, 0), &place))
+        alike_together(&rows.iter().map(|(ids, _)| ids.len()).collect::<Vec<_>>(), CELLS, device, |batch| {
+            of(&batch.iter().map(|&row| rows[row].clone()).collect::<Vec<_>>())
+        })
     }
 
     /// The embeddings of texts by the pretrained reader alone, `[texts, width]`, each of length one.
@@ -198,10 +180,15 @@ impl Reader {
     /// # Errors
     /// A text that it cannot take.
     pub fn embed(&self, texts: &[&str]) -> Result<Tensor<2>> {
+        if let Pretrained::Encoder(sentences) = &self.stack
+            && self.layers == sentences.model().encoder.spec.layers
+        {
+            return sentences.embed(texts);
+        }
         let rows = texts.iter().map(|text| self.row(text, None)).collect::<Result<Vec<_>>>()?;
         let untouched = Tuned { blocks: vec![], ends: None, factors: vec![] };
         let device = match &self.stack {
-            Pretrained::Encoder(model) => model.encoder.embedding.val().device(),
+            Pretrained::Encoder(model) => model.model().encoder.embedding.val().device(),
             Pretrained::Decoder(model) => model.decoder.device(),
         };
         self.batched(&rows, &device, |rows| Ok(normalized(self.means(&untouched, rows)?)))

@@ -23,8 +23,7 @@ use super::tuned::{Tune, Tuned};
 use crate::edit::memory::{Answer, Consulted, Recall, settled};
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Provenance, Route};
 use crate::error::{Error, Result};
-use crate::model::encoder::EncoderModel;
-use crate::model::sentences::{nearest, normalized};
+use crate::model::sentences::{SentenceEncoder, nearest, normalized};
 use crate::model::{Model, hub};
 
 /// What stands in a config for the edited model itself.
@@ -240,7 +239,7 @@ impl Serac {
         let plain = place.0.clone().inner();
         let stack = match settings.classifier.encoder.as_str() {
             ITSELF => Pretrained::Decoder(base.clone()),
-            name => Pretrained::Encoder(Arc::new(EncoderModel::open(&hub::resolve(name)?, &plain, place.1)?)),
+            name => Pretrained::Encoder(Arc::new(SentenceEncoder::open(&hub::resolve(name)?, &plain, place.1)?)),
         };
         let reader = Reader::new(stack, settings.classifier.layers)
             .map_err(|error| Error::Config(format!("editor.classifier.layers: {error}")))?;

@@ -189,7 +189,7 @@ fn alone_and_together(encoder: &SentenceEncoder, sentences: &[&str]) -> (Vec<Vec
 #[test]
 fn an_embedding_does_not_hang_on_what_stands_beside_it() {
     for name in MODELS {
-        let encoder = SentenceEncoder::open(&fixture(name), &Device::flex()).unwrap();
+        let encoder = SentenceEncoder::open(&fixture(name), &Device::flex(), DType::F32).unwrap();
         // Several of one length, so that they share a pass.
         let sentences = [
             "The river runs past the old mill.",
@@ -218,7 +218,7 @@ fn an_embedding_does_not_hang_on_what_stands_beside_it() {
 #[test]
 fn minilm_is_that_of_pytorch() {
     let Some(folder) = downloaded("all-minilm-l6-v2") else { return };
-    let encoder = SentenceEncoder::open(&folder, &Device::flex()).unwrap();
+    let encoder = SentenceEncoder::open(&folder, &Device::flex(), DType::F32).unwrap();
     let text = std::fs::read_to_string(fixture("minilm.json")).unwrap();
     let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
     let golden = golden["sentences"].as_array().unwrap();
