@@ -14,6 +14,14 @@ pub enum Error {
     /// A request, a record or a prompt that the model cannot take.
     #[error("{0}")]
     Input(String),
+    /// One of several requests or records, of which the others may be right.
+    #[error("record {number}: {message}")]
+    Record {
+        /// Its place in the list.
+        number: usize,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A file that is not what it should be.
     #[error("{}: {message}", path.display())]
     File {
@@ -68,7 +76,8 @@ impl Error {
     /// The same error with the number of the record it is about.
     pub fn of_record(self, number: usize) -> Self {
         match self {
-            Error::Input(message) => Error::Input(format!("record {number}: {message}")),
+            Error::Input(message) => Error::Record { number, message },
+            Error::Record { .. } => Error::Record { number, message: self.to_string() },
             other => other,
         }
     }

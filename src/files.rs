@@ -86,6 +86,22 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Keeps other processes out of a folder as long as the file lives; `busy` is said to them.
+///
+/// # Errors
+/// Another process holds the folder; a folder that cannot be made or written.
+pub fn lock(folder: &Path, busy: &str) -> Result<fs::File> {
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let path = folder.join("lock");
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::file(&path, busy)),
+        Err(fs::TryLockError::Error(error)) => Err(Error::io(&path)(error)),
+    }
+}
+
 /// How the temporary files of a target begin.
 fn prefix(path: &Path) -> String {
     format!(".emend-{}-", path.file_name().unwrap_or_default().to_string_lossy())

@@ -101,7 +101,7 @@ impl Editor for AlphaEdit {
     }
 
     fn describe(&self) -> (String, serde_json::Value) {
-        ("alphaedit".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+        self.prepared.describe("alphaedit", &self.settings)
     }
 }
 

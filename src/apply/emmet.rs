@@ -65,7 +65,7 @@ impl Editor for Emmet {
     }
 
     fn describe(&self) -> (String, serde_json::Value) {
-        ("emmet".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+        self.prepared.describe("emmet", &self.settings)
     }
 }
 

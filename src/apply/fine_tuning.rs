@@ -365,6 +365,6 @@ impl Editor for FineTuning {
     }
 
     fn describe(&self) -> (String, serde_json::Value) {
-        ("fine_tuning".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+        self.prepared.describe("fine_tuning", &self.settings)
     }
 }

@@ -224,7 +224,7 @@ impl Editor for Ike {
     }
 
     fn describe(&self) -> (String, Value) {
-        ("ike".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+        self.prepared.describe("ike", &self.settings)
     }
 
     fn remembers(&self) -> bool {

@@ -270,7 +270,7 @@ impl Editor for KnowledgeNeurons {
     }
 
     fn describe(&self) -> (String, serde_json::Value) {
-        ("knowledge_neurons".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+        self.prepared.describe("knowledge_neurons", &self.settings)
     }
 }
 

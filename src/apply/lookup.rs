@@ -74,7 +74,7 @@ impl Editor for Lookup {
     }
 
     fn describe(&self) -> (String, Value) {
-        ("lookup".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+        self.prepared.describe("lookup", &self.settings)
     }
 
     fn remembers(&self) -> bool {

@@ -142,7 +142,7 @@ impl Editor for Memit {
     }
 
     fn describe(&self) -> (String, serde_json::Value) {
-        ("memit".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+        self.prepared.describe("memit", &self.settings)
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use faer::Mat;
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::edit::{EditRequest, Edited, Provenance};
 use crate::error::{Error, Result};
@@ -34,14 +36,17 @@ impl Prepared {
         }
     }
 
+    /// An editor's name and settings, and what the statistics that it uses are known by.
+    pub fn describe(&self, method: &str, settings: &impl Serialize) -> (String, Value) {
+        let mut settings = serde_json::to_value(settings).unwrap_or_default();
+        if let (Some(statistics), Some(settings)) = (&self.statistics, settings.as_object_mut()) {
+            settings.insert("statistics_id".into(), statistics.id().into());
+        }
+        (method.into(), settings)
+    }
+
     /// Where an edit comes from.
-    pub fn provenance(
-        &self,
-        method: &str,
-        settings: serde_json::Value,
-        model: &Edited,
-        requests: &[EditRequest],
-    ) -> Provenance {
+    pub fn provenance(&self, method: &str, settings: Value, model: &Edited, requests: &[EditRequest]) -> Provenance {
         Provenance {
             method: method.into(),
             settings,
@@ -50,7 +55,7 @@ impl Prepared {
             version: env!("CARGO_PKG_VERSION").into(),
             base: model.base().fingerprint.clone(),
             computed_on: model.edit_ids(),
-            findings: serde_json::Value::Null,
+            findings: Value::Null,
         }
     }
 }

@@ -179,6 +179,6 @@ impl Editor for Rome {
     }
 
     fn describe(&self) -> (String, serde_json::Value) {
-        ("rome".into(), serde_json::to_value(&self.settings).unwrap_or_default())
+        self.prepared.describe("rome", &self.settings)
     }
 }

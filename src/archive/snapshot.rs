@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Best;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Where a training stands. It holds no times: a resumed run and one left alone write the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,17 +65,7 @@ impl Store {
     /// # Errors
     /// Another process trains here; a folder that cannot be written.
     pub fn lock(&self) -> Result<fs::File> {
-        fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
-        let path = self.folder.join("lock");
-        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(Error::io(&path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(fs::TryLockError::WouldBlock) => {
-                Err(Error::file(&path, "another process trains in this folder; wait for it, or use another --out"))
-            }
-            Err(fs::TryLockError::Error(error)) => Err(Error::io(&path)(error)),
-        }
+        files::lock(&self.folder, "another process trains in this folder; wait for it, or use another --out")
     }
 
     fn pointer(&self) -> PathBuf {

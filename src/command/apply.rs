@@ -384,7 +384,7 @@ fn remember(path: &Path, applied: &Applied) -> Result<Vec<PathBuf>> {
     };
     let edits: Vec<Arc<Edit>> = known.into_iter().chain(applied.edits.iter().cloned()).collect();
     let wrong = |error| match error {
-        Error::Input(message) => Error::file(path, message),
+        input @ (Error::Input(_) | Error::Record { .. }) => Error::file(path, input),
         other => other,
     };
     Edit::join_memories(&edits).map_err(wrong)?.save(path)?;

@@ -12,7 +12,7 @@ use super::train::folder_or_name;
 use super::{forget_peak_memory, print};
 use crate::apply::Editor;
 use crate::archive::Archive;
-use crate::compare::curves::{Point, curves};
+use crate::compare::curves::{self, curves};
 use crate::compare::document::{Entry, document};
 use crate::compare::layout::Run;
 use crate::compare::{Looks, run as run_cases};
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
     summarize(&folder, args.snippets.as_deref(), args.json)?;
     if failed > 0 {
         return Err(Error::Input(format!(
-            "{failed} case(s) failed; the report says why, and a case whose file is removed is tried again"
+            "{failed} case(s) failed, points of curves included; the report says why, and a case whose file is removed is tried again"
         )));
     }
     Ok(())
@@ -108,7 +108,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         Some(out) => out.clone(),
         None => Path::new("results").join(path.file_stem().unwrap_or_default()),
     };
-    let records = records(&config, place)?;
+    let (records, more) = records(&config, place)?;
     let chosen: Vec<&Competitor> =
         config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)).collect();
     for editor in &chosen {
@@ -118,14 +118,21 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
     let base = Edited::new(model.clone());
     let compare = &config.compare;
+    let text = watched_text(&config, place, &model)?;
     let looks = Looks {
         limits: Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: true },
         generate: compare.generate,
         texts: compare.texts,
+        perplexity: compare.perplexity,
+        text: &text,
         seed: compare.seed,
     };
-    let text = watched_text(&config, place, &model)?;
+    let sizes: Vec<usize> = compare.curve.iter().copied().filter(|&edits| edits <= more.len()).collect();
+    if let Some(edits) = compare.curve.iter().find(|edits| !sizes.contains(edits)) {
+        tracing::warn!("there are {} cases: no curve reaches {edits} edits", more.len());
+    }
     crate::files::check_writable(&folder)?;
+    let _lock = crate::files::lock(&folder, "another comparison writes here; wait for it, or use another --out")?;
     let mut failed = 0;
     for editor in chosen {
         let clock = Instant::now();
@@ -133,7 +140,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         forget_peak_memory();
         let made = self::editor(editor, &config, place, &model)?;
         let (method, settings) = made.describe();
-        let mut params = params(&config, editor, &method, &settings, &model, &records);
+        let mut params = params(&config, editor, &method, &settings, &model, &records, &text);
         if let Some(archive) = &editor.archive {
             // Another training under the same name is another editor.
             let network = crate::files::map(&place.join(archive).join("network.safetensors"))?;
@@ -141,34 +148,35 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         }
         let run = Run::continued(&folder.join(&editor.name), params)?;
         // A broken file is told before hours of work, not after them.
-        run.cases()?;
-        let reached = compare.curve.iter().filter(|&&edits| edits <= records.len()).count();
-        let points = if editor.curve { reached * 2 } else { 0 };
+        let known = run.cases()?.len();
+        let points = if editor.curve { sizes.len() * 2 } else { 0 };
         let bar = ProgressBar::new((records.len() + points) as u64);
         if let Ok(style) = ProgressStyle::with_template("{msg:14} {wide_bar} {pos}/{len} {per_sec} {eta}") {
             bar.set_style(style);
         }
         bar.set_message(editor.name.clone());
         let watch = || bar.inc(1);
-        let outcome = run_cases(made.as_ref(), &base, &records, compare.mode, looks, &run, &watch)?;
+        run_cases(made.as_ref(), &base, &records, compare.mode, looks, &run, &watch)?;
+        let mut curve = vec![];
         if points > 0 {
-            let path = run.folder.join("curves.json");
-            curves(made.as_ref(), &base, &records, &compare.curve, &text, &path, &watch)?;
+            curve = curves(made.as_ref(), &base, &more, &sizes, &text, &run.points(), &watch)?;
         }
         bar.finish_and_clear();
-        let of_all = run.cases()?.values().filter(|case| case.error.is_some()).count();
-        failed += of_all;
-        let left = records.len() - outcome.known;
-        eprintln!("{:14} {left} cases in {:.0} s, {of_all} failed", editor.name, clock.elapsed().as_secs_f64());
+        let mut lost = run.cases()?.values().filter(|case| case.error.is_some()).count();
+        lost += curve.iter().filter(|point| point.error.is_some()).count();
+        failed += lost;
+        let left = records.len() - known;
+        eprintln!("{:14} {left} cases in {:.0} s, {lost} failed", editor.name, clock.elapsed().as_secs_f64());
     }
     Ok((folder, failed))
 }
 
-/// The cases, each with an id of its own.
-fn records(config: &Config, place: &Path) -> Result<Vec<EditRecord>> {
+/// The cases, each with an id of its own; and those of the curves, which may go on further.
+fn records(config: &Config, place: &Path) -> Result<(Vec<EditRecord>, Vec<EditRecord>)> {
     let source = Source::open(&config.data.cases, Split::Test, place)?;
     let limit = if config.data.limit == 0 { usize::MAX } else { config.data.limit };
-    let records = source.fixed(config.compare.seed, limit, config.data.per_class.min(3));
+    let most = limit.max(config.compare.curve.last().copied().unwrap_or(0));
+    let records = source.fixed(config.compare.seed, most, config.data.per_class.min(3));
     if records.is_empty() {
         return Err(Error::Input(format!("{}: no case is left to compare on", config.data.cases)));
     }
@@ -181,7 +189,8 @@ fn records(config: &Config, place: &Path) -> Result<Vec<EditRecord>> {
             )));
         }
     }
-    Ok(records)
+    let cases = records[..limit.min(records.len())].to_vec();
+    Ok((cases, records))
 }
 
 /// The text whose perplexity is watched, as rows of tokens.
@@ -189,6 +198,7 @@ fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<Vec<Vec<
     let Some(name) = &config.compare.text else { return Ok(vec![]) };
     // Enough for a perplexity, little enough for every point of a curve.
     const TEXTS: usize = 200;
+    const TOKENS: usize = 16_384;
     let length = model.decoder.spec.context.min(256);
     let mut texts = vec![];
     if name == pocket::NAME {
@@ -208,7 +218,14 @@ fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<Vec<Vec<
             Ok(if enough { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) })
         })?;
     }
-    windows(&model.tokenizer, &texts, length)
+    let mut rows = windows(&model.tokenizer, &texts, length)?;
+    let mut tokens = 0;
+    rows.retain(|row| {
+        let fits = tokens < TOKENS;
+        tokens += row.len();
+        fits
+    });
+    Ok(rows)
 }
 
 /// Reads what an editor is made of, so that a wrong name is told before the others have worked for hours.
@@ -248,11 +265,10 @@ fn params(
     settings: &Value,
     model: &Model,
     records: &[EditRecord],
+    text: &[Vec<u32>],
 ) -> Value {
-    let mut hasher = blake3::Hasher::new();
-    for record in records {
-        hasher.update(serde_json::to_string(record).unwrap_or_default().as_bytes());
-    }
+    let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex()[..16].to_owned();
+    let text = (config.compare.perplexity > 0).then(|| hash(&serde_json::to_vec(text).unwrap_or_default()));
     json!({
         "method": method,
         "name": editor.name,
@@ -262,7 +278,7 @@ fn params(
         "data": {
             "path": config.data.cases,
             "records": records.len(),
-            "hash": hasher.finalize().to_hex()[..16].to_owned(),
+            "hash": hash(&serde_json::to_vec(records).unwrap_or_default()),
             "rephrases": config.data.rephrases,
             "per_class": config.data.per_class,
             "note": config.data.note,
@@ -271,6 +287,8 @@ fn params(
         "seed": config.compare.seed,
         "generate": config.compare.generate,
         "texts": config.compare.texts,
+        "perplexity": config.compare.perplexity,
+        "text": text,
         "version": env!("CARGO_PKG_VERSION"),
     })
 }
@@ -298,12 +316,7 @@ fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()
             tracing::warn!("{}: no case yet, left out", run.folder.display());
             continue;
         }
-        let path = run.folder.join("curves.json");
-        let points: Vec<Point> = match path.is_file() {
-            true => serde_json::from_slice(&crate::files::read(&path)?)
-                .map_err(|error| Error::file(&path, format!("no points of a curve ({error})")))?,
-            false => vec![],
-        };
+        let points = curves::read(&run.points())?;
         for point in &points {
             let place = format!("{name}, {} edits, {}", point.edits, point.mode);
             match &point.error {

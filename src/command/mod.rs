@@ -158,7 +158,7 @@ pub(crate) fn load_edits(
     for file in files {
         let edit = Edit::load(file, &device)?;
         let edit = bind(edit, edited.base(), elsewhere, allow_other_base).map_err(|error| match error {
-            Error::Input(message) => Error::file(file, message),
+            input @ (Error::Input(_) | Error::Record { .. }) => Error::file(file, input),
             other => other,
         })?;
         if edit.provenance.computed_on.iter().any(|id| !edited.edit_ids().contains(id)) {
@@ -172,7 +172,7 @@ pub(crate) fn load_edits(
             Error::OtherBase { made_on, model, .. } => {
                 Error::OtherBase { what: file.display().to_string(), made_on, model }
             }
-            Error::Input(message) => Error::file(file, message),
+            input @ (Error::Input(_) | Error::Record { .. }) => Error::file(file, input),
             other => other,
         })?;
     }

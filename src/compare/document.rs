@@ -124,10 +124,11 @@ type Read = fn(&Point) -> Option<f64>;
 
 /// The curves of one editor, one a mode and metric.
 fn curves(entry: &Entry) -> Vec<Value> {
-    let figures: [(&str, Read); 6] = [
+    let figures: [(&str, Read); 7] = [
         ("edit_success", |point| point.figures.edit_success),
         ("generalization", |point| point.figures.generalization),
         ("locality", |point| point.figures.locality),
+        ("retained", |point| point.retained),
         ("last_edit_success", |point| point.last),
         ("perplexity", |point| point.perplexity),
         ("relative_norm", |point| Some(point.relative)),

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::edit::score::Scored;
 use crate::error::{Error, Result};
 use crate::evaluate::case::Case;
+use crate::evaluate::protocol::text::fluency;
 use crate::evaluate::{Kind, ProbeRow};
 use crate::files;
 
@@ -104,6 +105,11 @@ impl Run {
             false => blake3::hash(id.as_bytes()).to_hex()[..24].to_owned(),
         };
         self.folder.join(format!("case_{name}.json"))
+    }
+
+    /// Where the points of its curves lie.
+    pub fn points(&self) -> PathBuf {
+        self.folder.join("curves.json")
     }
 
     /// Writes a case, whole or not at all.
@@ -227,11 +233,24 @@ fn alike(a: &Value, b: &Value) -> bool {
 }
 
 fn post(case: &Case) -> Value {
-    side(case, |row| &row.after, |row| row.rival.as_ref().map(|rival| &rival.after))
+    let mut side = side(case, |row| &row.after, |row| row.rival.as_ref().map(|rival| &rival.after));
+    if let Some(entropy) = fluency(&case.texts) {
+        side.insert("ngram_entropy".into(), entropy.into());
+        let texts: Vec<String> = case.texts.iter().map(|text| format!("{}{}", text.prompt, text.after)).collect();
+        side.insert("text".into(), texts.into());
+    }
+    if let Some([_, essence]) = case.essence {
+        side.insert("essence_score".into(), essence.into());
+    }
+    Value::Object(side)
 }
 
 fn pre(case: &Case) -> Value {
-    side(case, |row| &row.before, |row| row.rival.as_ref().map(|rival| &rival.before))
+    let mut side = side(case, |row| &row.before, |row| row.rival.as_ref().map(|rival| &rival.before));
+    if let Some([essence, _]) = case.essence {
+        side.insert("essence_score".into(), essence.into());
+    }
+    Value::Object(side)
 }
 
 fn case_json(case: &Case, run: &str) -> Value {
@@ -262,7 +281,7 @@ fn side<'a>(
     case: &'a Case,
     of: impl Fn(&'a ProbeRow) -> &'a Scored,
     rival: impl Fn(&'a ProbeRow) -> Option<&'a Scored>,
-) -> Value {
+) -> Map<String, Value> {
     let mut side = Map::new();
     // A number that is not finite has no form in JSON: a likelihood of nothing stands for it.
     let plain = |nll: f64| if nll.is_finite() { nll } else { f64::MAX };
@@ -284,12 +303,13 @@ fn side<'a>(
             }
         }
     }
-    Value::Object(side)
+    side
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::record::EditRecord;
     use crate::edit::EditRequest;
     use crate::evaluate::case::Size;
 
@@ -316,19 +336,14 @@ mod tests {
                 after: scored(&[-1e-7]),
             }),
         };
+        let record = EditRecord { id: id.into(), ..EditRecord::default() };
         Case {
-            id: id.into(),
-            request: serde_json::from_value::<EditRequest>(json!({"prompt": "A lies in", "target_new": "B"})).unwrap(),
-            edits: 1,
+            request: EditRequest::new("A lies in", "B"),
             rows: vec![row],
-            said: vec![],
-            answers: vec![],
-            texts: vec![],
-            essence: None,
             seconds: BTreeMap::from([("edit".to_owned(), 0.1)]),
             peak_memory_bytes: 1,
             size: Size { norm: f64::INFINITY, relative: f64::NAN, ..Size::default() },
-            error: None,
+            ..Case::new(&record, 1)
         }
     }
 

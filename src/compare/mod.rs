@@ -3,16 +3,14 @@
 pub mod curves;
 pub mod document;
 pub mod layout;
+mod reached;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::apply::{Editor, Mode};
 use crate::data::record::EditRecord;
 use crate::edit::generate::Sampling;
-use crate::edit::{Edit, EditRequest, Edited};
+use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::case::{Case, FreeAnswer, FreeText, Size};
 use crate::evaluate::perplexity::perplexity;
@@ -20,6 +18,7 @@ use crate::evaluate::probes::Limits;
 use crate::evaluate::{ProbeRow, probe_table};
 use crate::parallel;
 use layout::Run;
+use reached::{Reached, fault, one, size};
 
 /// Tokens of a free answer at most.
 const ANSWER: usize = 24;
@@ -32,24 +31,19 @@ const ESSENCES: usize = 5;
 
 /// What is looked at in each case.
 #[derive(Debug, Clone, Copy)]
-pub struct Looks {
+pub struct Looks<'a> {
     /// Probes of each kind.
     pub limits: Limits,
     /// Cases whose probes are answered freely.
     pub generate: usize,
     /// Cases whose generation prompts are continued.
     pub texts: usize,
+    /// Cases after whose edit the text is read.
+    pub perplexity: usize,
+    /// That text, as rows of tokens.
+    pub text: &'a [Vec<u32>],
     /// The seed of the draws.
     pub seed: u64,
-}
-
-/// What came of a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// Cases that were there already.
-    pub known: usize,
-    /// Cases that failed, those known ones included that had.
-    pub failed: usize,
 }
 
 /// Is told that a case is done.
@@ -64,180 +58,105 @@ pub fn run(
     base: &Edited,
     records: &[EditRecord],
     mode: Mode,
-    looks: Looks,
+    looks: Looks<'_>,
     run: &Run,
     watch: Watch<'_>,
-) -> Result<Outcome> {
+) -> Result<()> {
     let left: Vec<usize> = (0..records.len()).filter(|&number| !run.path(&records[number].id).is_file()).collect();
-    let known = records.len() - left.len();
-    (0..known).for_each(|_| watch());
+    (left.len()..records.len()).for_each(|_| watch());
     if left.is_empty() {
-        return Ok(Outcome { known, failed: 0 });
+        return Ok(());
     }
-    let failed = AtomicUsize::new(0);
-    let write = |case: Case| -> Result<()> {
-        if case.error.is_some() {
-            failed.fetch_add(1, Ordering::Relaxed);
-        }
-        run.write(&case)?;
-        watch();
-        Ok(())
+    let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
+    let unedited = if looks.perplexity > 0 { Some(perplexity(base, looks.text)?) } else { None };
+    let changed = |after: Edited, reads: bool| -> Result<Changed> {
+        let perplexity = match unedited.filter(|_| reads) {
+            Some(before) => finite([before, perplexity(&after, looks.text)?]),
+            None => None,
+        };
+        Ok(Changed { size: size(&after)?, perplexity, after })
     };
-    let parts = left.len().div_ceil(parallel::parts(&base.base().decoder.device()));
-    match mode {
-        Mode::Single => {
-            parallel::run(left.chunks(parts).collect(), |part: &[usize]| {
-                part.iter().try_for_each(|&number| {
-                    let request = EditRequest::from(&records[number]);
-                    let clock = Instant::now();
-                    let edited = attempt(|| one(editor, base, &[request]))?;
-                    let seconds = clock.elapsed().as_secs_f64();
-                    let edited = match edited {
-                        Ok((edit, after)) => attempt(|| Ok((size(&after, &edit)?, after)))?,
-                        Err(message) => Err(message),
-                    };
-                    write(look(base, edited, &records[number], number, 1, seconds, looks)?)
-                })
-            })?;
+    let clock = Instant::now();
+    // What is left is looked at on the model that all edits give: these are made anew.
+    let reached = match mode {
+        Mode::Single => None,
+        Mode::Batch => Some(Reached::at_once(editor, base, &requests)?),
+        Mode::Sequential => {
+            let mut reached = Reached::new(base);
+            reached.go_on(editor, &requests)?;
+            Some(reached)
         }
-        Mode::Batch | Mode::Sequential => {
-            // What is left is looked at on the model that all edits give: these are made anew.
+    };
+    let each = clock.elapsed().as_secs_f64() / records.len() as f64;
+    // One change for all.
+    let shared = reached.as_ref().map(|reached| changed(reached.after.clone(), true)).transpose()?;
+    let parts = left.len().div_ceil(parallel::parts(&base.base().decoder.device()));
+    parallel::run(left.chunks(parts).collect(), |part: &[usize]| {
+        part.iter().try_for_each(|&number| {
             let clock = Instant::now();
-            let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
-            let mut lost: BTreeMap<usize, String> = BTreeMap::new();
-            let after = match mode {
-                Mode::Batch => attempt(|| one(editor, base, &requests))?,
+            let (edits, seconds, changed) = match (&reached, &shared) {
+                (Some(reached), Some(shared)) => {
+                    let lost = reached.lost.get(&number).map(|message| Error::Input(message.clone()));
+                    (records.len(), each, lost.map_or_else(|| Ok(shared.clone()), Err))
+                }
                 _ => {
-                    let mut current = base.clone();
-                    let mut last = None;
-                    for (number, request) in requests.iter().enumerate() {
-                        match attempt(|| one(editor, &current, std::slice::from_ref(request)))? {
-                            Ok((edit, after)) => {
-                                current = after;
-                                last = Some(edit);
-                            }
-                            Err(message) => {
-                                lost.insert(number, message);
-                            }
-                        }
-                    }
-                    last.map(|edit| (edit, current)).ok_or_else(|| "no edit of the sequence could be made".to_owned())
+                    let after = one(editor, base, &requests[number..=number]);
+                    let seconds = clock.elapsed().as_secs_f64();
+                    (1, seconds, after.and_then(|after| changed(after, number < looks.perplexity)))
                 }
             };
-            let seconds = clock.elapsed().as_secs_f64() / records.len() as f64;
-            // One change for all.
-            let after = match after {
-                Ok((edit, after)) => attempt(|| Ok((size(&after, &edit)?, after)))?,
-                Err(message) => Err(message),
-            };
-            parallel::run(left.chunks(parts).collect(), |part: &[usize]| {
-                part.iter().try_for_each(|&number| {
-                    let after = match lost.get(&number) {
-                        Some(message) => Err(message.clone()),
-                        None => after.clone(),
-                    };
-                    write(look(base, after, &records[number], number, records.len(), seconds, looks)?)
-                })
-            })?;
-        }
-    }
-    Ok(Outcome { known, failed: failed.into_inner() })
+            let mut case = Case::new(&records[number], edits);
+            let seen = changed.and_then(|changed| look(&mut case, base, changed, &records[number], number, looks));
+            if let Err(error) = seen {
+                case = Case { error: Some(fault(error)?), ..Case::new(&records[number], edits) };
+            }
+            case.seconds.insert("edit".into(), seconds);
+            case.seconds
+                .insert("evaluation".into(), clock.elapsed().as_secs_f64() - if edits == 1 { seconds } else { 0.0 });
+            case.peak_memory_bytes = crate::command::peak_memory();
+            run.write(&case)?;
+            watch();
+            Ok(())
+        })
+    })?;
+    Ok(())
 }
 
-/// One edit, and the model with it.
-fn one(editor: &dyn Editor, on: &Edited, requests: &[EditRequest]) -> Result<(Arc<Edit>, Edited)> {
-    let edit = Arc::new(editor.edit(on, requests)?);
-    if !edit.is_finite() {
-        return Err(Error::Input("the edit holds values that are not finite".into()));
-    }
-    let after = on.with(edit.clone())?;
-    Ok((edit, after))
+/// A model and how far it is from the unedited one.
+#[derive(Clone)]
+struct Changed {
+    after: Edited,
+    size: Size,
+    perplexity: Option<[f64; 2]>,
 }
 
-/// What fails for the sake of a case is the case's own; what fails for the sake of the machine ends the run.
-fn attempt<T>(work: impl FnOnce() -> Result<T>) -> Result<std::result::Result<T, String>> {
-    match work() {
-        Ok(done) => Ok(Ok(done)),
-        Err(Error::Input(message) | Error::Training(message)) => Ok(Err(message)),
-        Err(other) => Err(other),
-    }
+/// Both numbers where both have a form in JSON.
+fn finite(both: [f64; 2]) -> Option<[f64; 2]> {
+    both.iter().all(|value| value.is_finite()).then_some(both)
 }
 
 /// All that is looked at of a case.
 fn look(
+    case: &mut Case,
     base: &Edited,
-    edited: std::result::Result<(Size, Edited), String>,
+    changed: Changed,
     record: &EditRecord,
     number: usize,
-    edits: usize,
-    seconds: f64,
-    looks: Looks,
-) -> Result<Case> {
-    let clock = Instant::now();
-    let mut case = Case {
-        id: record.id.clone(),
-        request: EditRequest::from(record),
-        edits,
-        rows: vec![],
-        said: vec![],
-        answers: vec![],
-        texts: vec![],
-        essence: None,
-        seconds: BTreeMap::from([("edit".to_owned(), seconds)]),
-        peak_memory_bytes: 0,
-        size: Size::default(),
-        error: None,
-    };
-    let seen = edited.map(|(size, after)| {
-        attempt(|| {
-            case.rows = probe_table(base, &after, &[(0, record)], looks.limits)?;
-            let text =
-                |tokens: &[u32]| -> Result<String> { Ok(base.base().tokenizer.decode(tokens)?.trim().to_owned()) };
-            let said = case.rows.iter().map(|row| Ok([text(&row.before.argmax)?, text(&row.after.argmax)?]));
-            case.said = said.collect::<Result<_>>()?;
-            case.size = size;
-            if number < looks.generate {
-                case.answers = answers(base, &after, &case.rows)?;
-            }
-            if number < looks.texts {
-                (case.texts, case.essence) = texts(base, &after, record, looks.seed)?;
-            }
-            Ok(())
-        })
-    });
-    match seen {
-        Ok(seen) => case.error = seen?.err(),
-        Err(message) => case.error = Some(message),
+    looks: Looks<'_>,
+) -> Result<()> {
+    let after = changed.after;
+    case.rows = probe_table(base, &after, &[(0, record)], looks.limits)?;
+    let text = |tokens: &[u32]| -> Result<String> { Ok(base.base().tokenizer.decode(tokens)?.trim().to_owned()) };
+    let said = case.rows.iter().map(|row| Ok([text(&row.before.argmax)?, text(&row.after.argmax)?]));
+    case.said = said.collect::<Result<_>>()?;
+    (case.size, case.perplexity) = (changed.size, changed.perplexity);
+    if number < looks.generate {
+        case.answers = answers(base, &after, &case.rows)?;
     }
-    if case.error.is_some() {
-        case.rows.clear();
-        case.said.clear();
-        case.answers.clear();
+    if number < looks.texts {
+        (case.texts, case.essence) = texts(base, &after, record, looks.seed)?;
     }
-    case.seconds.insert("evaluation".into(), clock.elapsed().as_secs_f64());
-    case.peak_memory_bytes = crate::command::peak_memory();
-    Ok(case)
-}
-
-/// How large the change of a stack is, by its last edit's kind.
-///
-/// # Errors
-/// A weight that the model does not have.
-pub fn size(after: &Edited, edit: &Edit) -> Result<Size> {
-    if edit.memory().is_some() {
-        return Ok(Size { entries: after.memories().iter().map(|list| list.requests.len()).sum(), ..Size::default() });
-    }
-    let sum = crate::edit::WeightChange::sum(after.edits().iter().filter_map(|edit| edit.weights()));
-    let (mut size, mut change, mut weight) = (Size::default(), 0.0, 0.0);
-    for (at, delta) in &sum.matrices {
-        size.rank += delta.rank();
-        change += delta.norm().powi(2);
-        let base = after.base().decoder.linear(*at)?.weight.val();
-        weight += base.square().sum().into_data().iter::<f64>().sum::<f64>();
-    }
-    size.norm = change.sqrt();
-    size.relative = if weight > 0.0 { (change / weight).sqrt() } else { 0.0 };
-    Ok(size)
+    Ok(())
 }
 
 /// What both models say to the probes, by themselves, up to the end of the line.
@@ -288,8 +207,7 @@ fn texts(base: &Edited, after: &Edited, record: &EditRecord, seed: u64) -> Resul
                     rows.iter().zip(made).map(|(row, made)| [row.clone(), made].concat()).collect();
                 perplexity(base, &whole)
             };
-            // A number that is not finite has no form in JSON.
-            Some([read(base)?, read(after)?]).filter(|both| both.iter().all(|value| value.is_finite()))
+            finite([read(base)?, read(after)?])
         }
     };
     Ok((texts, essence))

@@ -60,16 +60,18 @@ pub struct Compare {
     pub generate: usize,
     /// Cases whose generation prompts are continued (fluency, reference score, essence); 0 for none.
     pub texts: usize,
-    /// A text whose perplexity is watched along the curves; `pocket` for the embedded world.
+    /// Cases after whose edit `text` is read (perplexity drawdown); 0 for none.
+    pub perplexity: usize,
+    /// A text whose perplexity is watched along the curves, and after the edits of `perplexity` cases; `pocket` for the embedded world.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Numbers of edits at which the curves are read; empty for no curves.
+    /// Numbers of edits at which the curves are read, whatever `data.limit` is; empty for no curves.
     pub curve: Vec<usize>,
 }
 
 impl Default for Compare {
     fn default() -> Self {
-        Compare { mode: Mode::Single, seed: 0, generate: 0, texts: 0, text: None, curve: vec![] }
+        Compare { mode: Mode::Single, seed: 0, generate: 0, texts: 0, perplexity: 0, text: None, curve: vec![] }
     }
 }
 
@@ -127,6 +129,9 @@ impl Config {
         }
         if config.compare.curve.windows(2).any(|pair| pair[0] >= pair[1]) || config.compare.curve.contains(&0) {
             return wrong("compare.curve must rise, from 1 on".into());
+        }
+        if config.compare.perplexity > 0 && config.compare.text.is_none() {
+            return wrong("compare.perplexity = N wants compare.text, a file whose perplexity is taken".into());
         }
         within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;
         within("data.per_class", config.data.per_class as f64, 0.0, 1e6)?;

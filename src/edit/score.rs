@@ -118,19 +118,18 @@ pub(super) fn score_weights(models: &[&Edited], continuations: &[Continuation]) 
     let mut results = vec![vec![None; continuations.len()]; models.len()];
     let Some(first) = models.first() else { return Ok(vec![]) };
     let shared = models.iter().map(|model| first.first_difference(model)).min().unwrap_or(0);
-    for batch in buckets(continuations.iter().map(|continuation| continuation.ids.len())) {
-        // The last token of a target is predicted, never read.
-        let rows = batch.iter().map(|&index| {
-            let ids = &continuations[index].ids;
-            ids[..ids.len() - 1].to_vec()
-        });
-        let tokens = Tokens::new(rows.collect());
-        let reads = batch
-            .iter()
-            .enumerate()
-            .flat_map(|(row, &index)| continuations[index].reads().map(move |cell| (row, cell)));
+    // The last token of a target is predicted, never read.
+    let read = |index: usize| &continuations[index].ids[..continuations[index].ids.len() - 1];
+    let rows = rows(continuations.len(), read);
+    for batch in buckets(rows.iter().map(|row| read(row[0]).len() + 1)) {
+        let tokens = Tokens::new(batch.iter().map(|&row| read(rows[row][0]).to_vec()).collect());
+        // What stands in the rows of this batch, and where.
+        let batch: Vec<(usize, usize)> =
+            batch.iter().enumerate().flat_map(|(row, &at)| rows[at].iter().map(move |&index| (row, index))).collect();
+        let reads = batch.iter().flat_map(|&(row, index)| continuations[index].reads().map(move |cell| (row, cell)));
         let reads: Vec<_> = reads.collect();
-        let targets: Vec<u32> = batch.iter().flat_map(|&index| continuations[index].target().iter().copied()).collect();
+        let targets = batch.iter().flat_map(|&(_, index)| continuations[index].target().iter().copied());
+        let targets: Vec<u32> = targets.collect();
         check_targets(first, &targets)?;
         let hidden = first.embed(&tokens, &mut NoTap)?;
         let hidden = first.blocks(hidden, 0..shared, tokens.span(), None, &mut NoTap)?;
@@ -139,7 +138,7 @@ pub(super) fn score_weights(models: &[&Edited], continuations: &[Continuation]) 
             let log = activation::log_softmax(model.head(hidden, &reads), 1);
             let (log_probabilities, argmax) = read_log(log, &targets);
             let mut from = 0;
-            for &index in &batch {
+            for &(_, index) in &batch {
                 let target = continuations[index].target().to_vec();
                 let here = from..from + target.len();
                 from = here.end;
@@ -152,6 +151,23 @@ pub(super) fn score_weights(models: &[&Edited], continuations: &[Continuation]) 
         }
     }
     Ok(results.into_iter().map(|list| list.into_iter().flatten().collect()).collect())
+}
+
+/// The rows of tokens that must be read, each with all continuations that are found in it: a causal stack reads the beginning of
+/// a row as if nothing stood behind it, so that one row serves two targets of one prompt, and every text that goes on from
+/// another. The longest comes first.
+fn rows<'a>(count: usize, read: impl Fn(usize) -> &'a [u32]) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..count).collect();
+    // In this order what goes on from a text stands right behind it.
+    order.sort_by_key(|&index| read(index));
+    let mut rows: Vec<Vec<usize>> = vec![];
+    for index in order.into_iter().rev() {
+        match rows.last_mut() {
+            Some(row) if read(row[0]).starts_with(read(index)) => row.push(index),
+            _ => rows.push(vec![index]),
+        }
+    }
+    rows
 }
 
 /// Refuses targets that the model has no logit for.
@@ -193,4 +209,26 @@ pub fn buckets(lengths: impl Iterator<Item = usize>) -> Vec<Vec<usize>> {
         }
     }
     batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_read_in_the_longest_that_goes_on_from_it() {
+        let texts: [&[u32]; 7] = [&[1, 2], &[1, 2, 3], &[1, 2], &[1, 2, 4, 5], &[2], &[1, 2, 4], &[]];
+        let mut rows = rows(texts.len(), |index| texts[index]);
+        for row in &mut rows {
+            let longest = texts[row[0]];
+            assert!(row.iter().all(|&index| longest.starts_with(texts[index])));
+            row.sort();
+        }
+        // Each once, and no more rows than have to be.
+        assert_eq!(rows.len(), 3);
+        let mut all = rows.concat();
+        all.sort();
+        assert_eq!(all, (0..texts.len()).collect::<Vec<_>>());
+        assert!(super::rows(0, |_| &[]).is_empty());
+    }
 }

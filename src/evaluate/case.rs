@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::probes::ProbeRow;
+use crate::data::record::EditRecord;
 use crate::edit::EditRequest;
 
 /// One edit, looked at.
@@ -13,6 +14,9 @@ use crate::edit::EditRequest;
 pub struct Case {
     /// The record's id.
     pub id: String,
+    /// The relation of its fact, where the record has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relation: Option<String>,
     /// What was asked for.
     pub request: EditRequest,
     /// How many edits the model had taken when it was looked at, this one included.
@@ -31,6 +35,9 @@ pub struct Case {
     /// The perplexity, under the unedited model, of what it makes of "SUBJECT is a"; before and after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub essence: Option<[f64; 2]>,
+    /// The perplexity of a text, before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<[f64; 2]>,
     /// Seconds by phase ("edit", "evaluation").
     pub seconds: BTreeMap<String, f64>,
     /// The most memory the process had held when the case was done, in bytes, since its editor began.
@@ -40,6 +47,28 @@ pub struct Case {
     /// Why there are no probes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+impl Case {
+    /// A case of which nothing was seen yet, on a model with so many edits.
+    pub fn new(record: &EditRecord, edits: usize) -> Self {
+        Case {
+            id: record.id.clone(),
+            relation: record.relation.clone(),
+            request: EditRequest::from(record),
+            edits,
+            rows: vec![],
+            said: vec![],
+            answers: vec![],
+            texts: vec![],
+            essence: None,
+            perplexity: None,
+            seconds: BTreeMap::new(),
+            peak_memory_bytes: 0,
+            size: Size::default(),
+            error: None,
+        }
+    }
 }
 
 /// What a model says to a probe, by itself and to its own end.

@@ -138,13 +138,13 @@ fn idf<'a>(texts: impl Iterator<Item = &'a String>) -> HashMap<String, f64> {
 /// RS: how like the reference texts of the new answer a case's texts are ([`Snippets::likeness`]), prompts included, as in ROME's
 /// script. Nothing without texts on either side; 0 where they share no word.
 ///
-/// ROME's idf comes from Wikipedia, ours from the snippets themselves; and a case knows no relation, so that the texts of all relations
-/// to the answer count.
+/// Texts of the case's relation count, or those of all relations to the answer where it has none. ROME's idf comes from Wikipedia,
+/// ours from the snippets themselves.
 pub fn reference_score(case: &Case, snippets: &Snippets) -> Option<f64> {
-    let target = case.request.target_new.as_str();
-    if case.texts.is_empty() || snippets.texts(None, target).next().is_none() {
+    let texts = || snippets.texts(case.relation.as_deref(), &case.request.target_new);
+    if case.texts.is_empty() || texts().next().is_none() {
         return None;
     }
     let written = case.texts.iter().flat_map(|text| [text.prompt.as_str(), text.after.as_str()]);
-    Some(snippets.likeness(written, snippets.texts(None, target)).unwrap_or(0.0))
+    Some(snippets.likeness(written, texts()).unwrap_or(0.0))
 }

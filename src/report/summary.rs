@@ -71,6 +71,9 @@ pub fn markdown(document: &Value) -> String {
     if marks.tie {
         text += "tie: the best mean, and those not proven to differ from it.\n\n";
     }
+    for failed in failures(document) {
+        text += &format!("{}.\n\n", marked_down(&failed));
+    }
     text.truncate(text.trim_end().len());
     if !text.is_empty() {
         text.push('\n');
@@ -153,7 +156,19 @@ pub fn terminal(document: &Value) -> String {
     if marks.tie {
         text += "tie: the best mean, and those not proven to differ from it\n";
     }
+    for failed in failures(document) {
+        text += &format!("{failed}\n");
+    }
     text
+}
+
+/// Whose cases failed: no mean knows of them.
+fn failures(document: &Value) -> Vec<String> {
+    let failed = list(&document["methods"]).iter().filter_map(|method| {
+        let (failed, all) = (method["failed"].as_u64().filter(|failed| *failed > 0)?, method["cases"].as_u64()?);
+        Some(format!("{}: {failed} of {all} cases failed and are in no mean", method["name"].as_str()?))
+    });
+    failed.collect()
 }
 
 /// What stands beside a mean.
@@ -489,6 +504,16 @@ mod tests {
         assert_eq!(lines[8], "| ft | – | – | – | 20.0 (10.0–30.0) |");
         assert!(text.contains("| Method | m (other, too) |"));
         assert!(text.ends_with("tie: the best mean, and those not proven to differ from it.\n"));
+    }
+
+    #[test]
+    fn failed_cases_are_told() {
+        let mut document = document();
+        document["methods"][0]["failed"] = json!(2);
+        document["methods"][0]["cases"] = json!(10);
+        let told = "rome: 2 of 10 cases failed and are in no mean";
+        assert!(terminal(&document).ends_with(&format!("{told}\n")));
+        assert!(markdown(&document).ends_with(&format!("{told}.\n")));
     }
 
     #[test]

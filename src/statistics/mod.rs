@@ -87,6 +87,12 @@ impl Statistics {
         Statistics { moments, factors, origin }
     }
 
+    /// What these are known by: a hash of the model, the texts, and how they were read, in hexadecimal.
+    pub fn id(&self) -> String {
+        let header = serde_json::to_vec(&self.moments.header).unwrap_or_default();
+        blake3::hash(&header).to_hex()[..16].to_owned()
+    }
+
     /// `C [width, width]` of a layer.
     ///
     /// # Errors

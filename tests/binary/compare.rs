@@ -331,6 +331,115 @@ fn all_at_once_and_one_on_the_other() {
 }
 
 #[test]
+fn in_a_batch_only_what_is_wrong_fails() {
+    let place = place();
+    let mut facts = facts();
+    // ROME edits subjects; of two answers to one question the later one stays, as in a sequence.
+    facts[1].as_object_mut().unwrap().remove("subject");
+    let mut again = facts[0].clone();
+    (again["id"], again["target_new"]) = (json!("again"), json!("Italy"));
+    facts.as_array_mut().unwrap().push(again);
+    place.write("facts.json", facts.to_string());
+    let compare_section = "mode = \"batch\"\ncurve = [4]\ntext = \"pocket\"";
+    let config = place.write("batch.toml", config("cases = \"facts.json\"", compare_section, &["rome", "ft"]));
+    let out = place.path("out");
+    let output = run(&compare(&config, &out, &[]));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.lines().last().unwrap().starts_with("error: 3 case(s) failed"), "{errors}");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("rome: 2 of 4 cases failed and are in no mean"), "{told}");
+    let error = |method: &str, id: &str| {
+        read(&out.join(format!("{method}/run_000/case_{id}.json")))["emend"]["case"]["error"].clone()
+    };
+    assert!(error("rome", "7").as_str().unwrap().contains("names no subject"));
+    for method in ["rome", "ft"] {
+        let contradicted = error(method, "11");
+        assert!(contradicted.as_str().unwrap().contains("contradicted by a later request"), "{contradicted}");
+        assert!(error(method, "again").is_null());
+        // A curve counts what was left out, at once and in a row.
+        let points = read(&out.join(method).join("run_000/curves.json"));
+        assert_eq!(points[0]["failed"], if method == "rome" { 2 } else { 1 });
+        assert_eq!(points[1]["failed"], if method == "rome" { 1 } else { 0 });
+        assert!(points[0]["error"].is_null() && points[1]["error"].is_null());
+    }
+    assert!(error("ft", "7").is_null());
+}
+
+#[test]
+fn a_text_is_read_after_edits() {
+    let place = place();
+    let with = |more: &str| config("cases = \"facts.json\"", more, &["ft", "lookup"]);
+    let config = place.write("text.toml", with("perplexity = 2\ntext = \"pocket\""));
+    let out = place.path("out");
+    let summary = json(&compare(&config, &out, &[]));
+    let rose = figure(&summary, "ft", "mend", "perplexity_drawdown");
+    assert_eq!(rose["cases"], 2);
+    // No weight changes for a memory's sake.
+    assert_eq!(figure(&summary, "lookup", "mend", "perplexity_drawdown")["mean"], 0.0);
+    let perplexities = |method: &str, id: &str| {
+        read(&out.join(format!("{method}/run_000/case_{id}.json")))["emend"]["case"]["perplexity"].clone()
+    };
+    let (one, other) = (perplexities("ft", "11"), perplexities("ft", "7"));
+    let rises: Vec<f64> =
+        [&one, &other].map(|both| both[1].as_f64().unwrap() - both[0].as_f64().unwrap()).into_iter().collect();
+    assert!((rises.iter().sum::<f64>() / 2.0 - rose["mean"].as_f64().unwrap()).abs() < 1e-9);
+    assert!(rises.iter().all(|rise| *rise != 0.0) && one[0] == other[0]);
+    // The third case is not among them.
+    let files = case_files(&out.join("ft/run_000"));
+    let read = |bytes: &&Vec<u8>| String::from_utf8_lossy(bytes).contains("\"perplexity\"");
+    assert_eq!(files.values().filter(read).count(), 2);
+    let wrong = place.write("wrong.toml", with("perplexity = 2"));
+    wrong_usage(&compare(&wrong, &out, &[]), &["compare.perplexity", "compare.text"]);
+}
+
+#[test]
+fn two_comparisons_do_not_write_into_one_folder() {
+    let place = place();
+    let out = place.path("out");
+    std::fs::create_dir(&out).unwrap();
+    let lock = std::fs::File::create(out.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let config = place.path("compare.toml");
+    one_line_error(&run(&compare(&config, &out, &[])), 1, &["another comparison writes here", "--out"]);
+    drop(lock);
+    stdout(&run(&compare(&config, &out, &[])));
+}
+
+#[test]
+fn other_statistics_are_another_run() {
+    let place = place();
+    let rome = ROME.replace("\"none\"", "\"moments\"");
+    place.write("rome.toml", rome);
+    let config = place.write("compare.toml", config("cases = \"facts.json\"", "", &["rome"]));
+    let out = place.path("out");
+    let id =
+        |number: &str| read(&out.join("rome").join(number).join("params.json"))["settings"]["statistics_id"].clone();
+    for seed in ["0", "1"] {
+        let file = place.path("moments");
+        let made = ["stats", "--model", "pocket", "--text", "pocket", "--layers", "0", "--tokens", "3000", "--again"];
+        stdout(&run(&[&made[..], &["--seed", seed, "--out", text(&file)]].concat()));
+        stdout(&run(&compare(&config, &out, &[])));
+    }
+    assert!(id("run_000").is_string() && id("run_000") != id("run_001"));
+}
+
+#[test]
+fn curves_go_on_behind_the_cases() {
+    let place = place();
+    let config = place.write("curves.toml", config("cases = \"facts.json\"\nlimit = 1", "curve = [1, 3]", &["lookup"]));
+    let out = place.path("out");
+    stdout(&run(&compare(&config, &out, &[])));
+    assert_eq!(case_files(&out.join("lookup/run_000")).len(), 1);
+    let points = read(&out.join("lookup/run_000/curves.json"));
+    let point = &points[3];
+    assert_eq!((&point["mode"], &point["edits"], &point["asked"]), (&json!("sequential"), &json!(3), &json!(3)));
+    // A list forgets nothing.
+    assert_eq!((&point["retained"], &point["last"]), (&json!(1.0), &json!(1.0)));
+    assert!(points[2]["retained"].is_null() && points[1]["retained"].is_null());
+}
+
+#[test]
 fn curves_keep_their_points() {
     let place = place();
     let compare_section = "text = \"pocket\"\ncurve = [1, 2, 50]";
@@ -420,6 +529,11 @@ fn an_editor_that_fails_on_a_case_goes_on() {
     // It is known, not tried again; and it still counts.
     let files = case_files(&out.join("rome/run_000"));
     assert_eq!(run(&compare(&config, &out, &[])).status.code(), Some(1));
+    // On a curve what cannot be edited or asked for is counted, the others are asked.
+    let points = read(&out.join("rome/run_000/curves.json"));
+    for point in points.as_array().unwrap().iter().filter(|point| point["edits"] == 3) {
+        assert_eq!((&point["failed"], &point["asked"], &point["error"]), (&json!(2), &json!(1), &Value::Null));
+    }
     assert!(case_files(&out.join("rome/run_000")) == files);
     // The tables alone are no failure.
     stdout(&run(&["compare", "--summarize", text(&out)]));

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use burn::tensor::DType;
 use emend::EditRequest;
+use emend::data::record::EditRecord;
 use emend::edit::score::{Scored, score};
-use emend::evaluate::case::{Case, FreeAnswer, FreeText, Size};
+use emend::evaluate::case::{Case, FreeAnswer, FreeText};
 use emend::evaluate::significance::{sign_test, t_test, test};
 use emend::evaluate::{
     Better, Kind, Measured, Method, ProbeRow, Protocol, Rival, Snippets, Test, Value, about, aggregate,
@@ -53,20 +54,8 @@ fn against(row: ProbeRow, own: &[f32], rival: &[f32]) -> ProbeRow {
 }
 
 fn case(id: &str, rows: Vec<ProbeRow>) -> Case {
-    Case {
-        id: id.into(),
-        request: EditRequest::new("The capital is", "Rome"),
-        edits: 1,
-        rows,
-        said: vec![],
-        answers: vec![],
-        texts: vec![],
-        essence: None,
-        seconds: BTreeMap::new(),
-        peak_memory_bytes: 0,
-        size: Size::default(),
-        error: None,
-    }
+    let record = EditRecord { id: id.into(), ..EditRecord::default() };
+    Case { request: EditRequest::new("The capital is", "Rome"), rows, ..Case::new(&record, 1) }
 }
 
 /// The values of a case but for those of `efficiency`, which it always has.
@@ -398,6 +387,38 @@ fn perplexity_is_that_of_scoring() {
         assert_eq!(predicted, whole[1..]);
     }
     assert!(windows(tokenizer, &[text], 1).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// Texts that share a prompt, or go on from each other, or are there twice.
+    #[test]
+    fn a_score_depends_on_neither_company_nor_order(
+        prompts in vec(vec(1u32..4, 1..4), 1..4),
+        texts in vec((0usize..4, vec(1u32..4, 1..4)), 1..12),
+    ) {
+        let model = emend::Edited::new(std::sync::Arc::new(model("gpt2-tiny", DType::F32)));
+        let text = |(prompt, target): &(usize, Vec<u32>)| {
+            let prompt = &prompts[prompt % prompts.len()];
+            Continuation { ids: [prompt.clone(), target.clone()].concat(), prompt: prompt.len(), apart: false }
+        };
+        let texts: Vec<Continuation> = texts.iter().map(text).collect();
+        let together = score(&[&model], &texts).unwrap().remove(0);
+        let reversed: Vec<Continuation> = texts.iter().rev().cloned().collect();
+        let reversed = score(&[&model], &reversed).unwrap().remove(0);
+        prop_assert_eq!(together.len(), texts.len());
+        for ((text, found), other) in texts.iter().zip(&together).zip(reversed.iter().rev()) {
+            let alone = score(&[&model], std::slice::from_ref(text)).unwrap().remove(0).remove(0);
+            for found in [found, other] {
+                prop_assert_eq!(&found.target, &text.target());
+                prop_assert_eq!(&found.argmax, &alone.argmax);
+                for (a, b) in found.log_probabilities.iter().zip(&alone.log_probabilities) {
+                    prop_assert!((a - b).abs() < 1e-4, "{} {}", a, b);
+                }
+            }
+        }
+    }
 }
 
 /// Any row, of targets of one to three tokens.

@@ -11,6 +11,8 @@ use crate::evaluate::metrics::summarize;
 /// generalization             the same on rephrases
 /// locality, locality/CLASS   retain rate: share of out-of-scope prompts whose likeliest tokens are all as before
 /// drawdown, drawdown/CLASS   exact answers to out-of-scope prompts with a known answer: share before − share after
+/// perplexity                 of a text after the edit
+/// perplexity_drawdown        that perplexity − the unedited model's
 /// ```
 ///
 /// Over cases these are averaged, each case alike. [`summarize`], which trainings are steered by, averages over all probes of its
@@ -28,5 +30,7 @@ pub fn values(case: &Case) -> Vec<Value> {
     for (class, value) in summary.drawdown_by_class {
         values.push(format!("drawdown/{class}"), Some(value));
     }
+    values.push("perplexity", case.perplexity.map(|[_, after]| after));
+    values.push("perplexity_drawdown", case.perplexity.map(|[before, after]| after - before));
     values.all()
 }

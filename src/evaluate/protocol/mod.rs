@@ -147,6 +147,8 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Mend, "generalization", Higher, Share, "rephrases, whole target exact"),
         (Mend, "locality", Higher, Share, "out of scope, all likeliest tokens as before"),
         (Mend, "drawdown", Lower, Share, "out-of-scope facts no longer answered exactly"),
+        (Mend, "perplexity", Lower, Number, "perplexity of a text"),
+        (Mend, "perplexity_drawdown", Lower, Number, "how far the perplexity of a text rose"),
         (Generate, "rewrite_exact", Higher, Share, "own prompt, says the target and nothing else"),
         (Generate, "rewrite_contained", Higher, Share, "own prompt, says the target"),
         (Generate, "rephrase_exact", Higher, Share, "rephrases, says the target and nothing else"),
