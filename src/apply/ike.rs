@@ -104,6 +104,8 @@ pub struct Ike {
     settings: Settings,
     prepared: Prepared,
     records: Vec<EditRecord>,
+    /// A hash of these, in hexadecimal.
+    records_id: String,
     /// `[records, width]`: what each record's fact is found by.
     embeddings: Option<Tensor<2>>,
     route: Arc<IkeRoute>,
@@ -126,6 +128,7 @@ impl Ike {
             Source::Records(records) => records.all().to_vec(),
             world => world.fixed(settings.seed, usize::MAX, 1),
         };
+        let records_id = blake3::hash(&serde_json::to_vec(&records).unwrap_or_default()).to_hex()[..16].to_owned();
         let facts: Vec<String> = records.iter().map(|record| EditRequest::from(record).statement()).collect();
         let embeddings = match facts.is_empty() {
             true => None,
@@ -134,7 +137,7 @@ impl Ike {
         let needs = json!({"method": "ike", "encoder": settings.encoder, "fingerprint": reader.fingerprint()});
         let width = reader.width();
         let route = Arc::new(IkeRoute::new(Some(reader), width));
-        Ok(Ike { settings, prepared, records, embeddings, route, needs })
+        Ok(Ike { settings, prepared, records, records_id, embeddings, route, needs })
     }
 
     /// The text before a prompt, ending in "Prompt:".
@@ -224,7 +227,9 @@ impl Editor for Ike {
     }
 
     fn describe(&self) -> (String, Value) {
-        self.prepared.describe("ike", &self.settings)
+        let (method, mut settings) = self.prepared.describe("ike", &self.settings);
+        settings["demonstrations_id"] = json!(self.records_id);
+        (method, settings)
     }
 
     fn remembers(&self) -> bool {

@@ -1,7 +1,7 @@
 //! `[editor]` of the editors that need no training, by its method.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
@@ -16,7 +16,7 @@ use crate::data::text::Texts;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::statistics::Statistics;
+use crate::statistics::{Moments, Statistics};
 
 /// The settings of an editor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,18 +126,18 @@ impl EditorSettings {
         }
     }
 
-    /// The editor for a model that was loaded as `name`. Statistics are looked for beside the config, in `folder`, then
-    /// from the working folder.
+    /// Where the statistics lie: beside the config, in `folder`, or from the working folder.
+    fn statistics_in(&self, folder: &Path) -> Option<PathBuf> {
+        let path = self.statistics()?;
+        let beside = folder.join(path);
+        Some(if Moments::path(&beside).is_file() { beside } else { path.into() })
+    }
+
+    /// Whether there can be an editor for a model that was loaded as `name`, before hours of other work.
     ///
     /// # Errors
-    /// A layer that does not exist, statistics that are missing or of another model, settings out of range.
-    pub fn editor(
-        mut self,
-        model: &Arc<Model>,
-        name: &str,
-        folder: &Path,
-        progress: Progress,
-    ) -> Result<Box<dyn Editor>> {
+    /// A layer that does not exist, statistics that are missing or of another model.
+    pub fn check(&self, model: &Model, name: &str, folder: &Path) -> Result<()> {
         let count = model.decoder.spec.layers;
         let layers = self.layers();
         if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
@@ -148,13 +148,26 @@ impl EditorSettings {
         if layers.windows(2).any(|pair| pair[0] >= pair[1]) {
             return Err(Error::Config("editor.layers must be in order, each once".into()));
         }
-        let statistics = match self.statistics() {
-            Some(path) => {
-                let beside = folder.join(path);
-                let there = crate::statistics::Moments::path(&beside).is_file();
-                let path = if there { beside.as_path() } else { Path::new(path) };
-                Some(Statistics::open(path, model, name, layers)?)
-            }
+        match self.statistics_in(folder) {
+            Some(path) => Statistics::check(&path, model, name, layers).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// The editor for a model that was loaded as `name`; its files are looked for in `folder`, then from the working folder.
+    ///
+    /// # Errors
+    /// As [`EditorSettings::check`], and settings out of range.
+    pub fn editor(
+        mut self,
+        model: &Arc<Model>,
+        name: &str,
+        folder: &Path,
+        progress: Progress,
+    ) -> Result<Box<dyn Editor>> {
+        self.check(model, name, folder)?;
+        let statistics = match self.statistics_in(folder) {
+            Some(path) => Some(Statistics::open(&path, model, name, self.layers())?),
             None => None,
         };
         // Sampled once: an edit's settings then name the very contexts it was made in.

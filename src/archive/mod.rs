@@ -160,17 +160,28 @@ impl Archive {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// Loads the editor for a model.
+    /// Whether the editor was trained on a model.
     ///
     /// # Errors
-    /// A model that is not the archive's base (unless `allow_other_base`), a network that does not fit.
-    pub fn editor(&self, model: &Arc<Model>, allow_other_base: bool, device: &Device) -> Result<Trained> {
-        if self.description.base.fingerprint != model.fingerprint && !allow_other_base {
+    /// It was trained on another one.
+    pub fn check_base(&self, model: &Model) -> Result<()> {
+        if self.description.base.fingerprint != model.fingerprint {
             return Err(Error::OtherBase {
                 what: format!("archive {}", self.folder.display()),
                 made_on: self.description.base.fingerprint.clone(),
                 model: model.fingerprint.clone(),
             });
+        }
+        Ok(())
+    }
+
+    /// Loads the editor for a model.
+    ///
+    /// # Errors
+    /// A model that is not the archive's base (unless `allow_other_base`), a network that does not fit.
+    pub fn editor(&self, model: &Arc<Model>, allow_other_base: bool, device: &Device) -> Result<Trained> {
+        if !allow_other_base {
+            self.check_base(model)?;
         }
         let place = (device, network_type(model.decoder.dtype()));
         let path = Archive::network_path(&self.folder);

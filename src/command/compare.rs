@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::train::folder_or_name;
 use super::{forget_peak_memory, print};
-use crate::apply::Editor;
+use crate::apply::{Editor, EditorSettings};
 use crate::archive::Archive;
 use crate::compare::curves::{self, curves};
 use crate::compare::document::{Entry, document};
@@ -111,11 +111,12 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let (records, more) = records(&config, place)?;
     let chosen: Vec<&Competitor> =
         config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)).collect();
-    for editor in &chosen {
-        check(editor, place)?;
-    }
     let device = device(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
+    let kinds = chosen
+        .iter()
+        .map(|editor| Kind::open(editor, &config, place, &model).map_err(of_editor(&editor.name)))
+        .collect::<Result<Vec<_>>>()?;
     let base = Edited::new(model.clone());
     let compare = &config.compare;
     let text = watched_text(&config, place, &model)?;
@@ -134,11 +135,11 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     crate::files::check_writable(&folder)?;
     let _lock = crate::files::lock(&folder, "another comparison writes here; wait for it, or use another --out")?;
     let mut failed = 0;
-    for editor in chosen {
+    for (editor, kind) in chosen.into_iter().zip(kinds) {
         let clock = Instant::now();
         // Each editor's own, not that of those before it.
         forget_peak_memory();
-        let made = self::editor(editor, &config, place, &model)?;
+        let made = kind.editor(&config, &model).map_err(of_editor(&editor.name))?;
         let (method, settings) = made.describe();
         let mut params = params(&config, editor, &method, &settings, &model, &records, &text);
         if let Some(archive) = &editor.archive {
@@ -228,33 +229,50 @@ fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<Vec<Vec<
     Ok(rows)
 }
 
-/// Reads what an editor is made of, so that a wrong name is told before the others have worked for hours.
-fn check(editor: &Competitor, place: &Path) -> Result<()> {
-    match &editor.archive {
-        Some(archive) => Archive::open(&place.join(archive)).map(drop),
-        None => {
-            let path = place.join(editor.config.as_deref().unwrap_or_default());
-            crate::config::apply::Config::read(&path, &editor.set).map(drop)
-        }
+/// Says whose error it is.
+fn of_editor(name: &str) -> impl Fn(Error) -> Error {
+    let told = move |message: String| format!("editor {name}: {message}");
+    move |error| match error {
+        Error::Config(message) => Error::Config(told(message)),
+        Error::Input(message) => Error::Input(told(message)),
+        other => other,
     }
 }
 
-/// An editor of the configuration.
-fn editor(editor: &Competitor, config: &Config, place: &Path, model: &Arc<Model>) -> Result<Box<dyn Editor>> {
-    let of = |error: Error| match error {
-        Error::Config(message) => Error::Config(format!("editor {}: {message}", editor.name)),
-        Error::Input(message) => Error::Input(format!("editor {}: {message}", editor.name)),
-        other => other,
-    };
-    if let Some(archive) = &editor.archive {
-        let folder = place.join(archive);
-        let trained = Archive::open(&folder)?.editor(model, false, &model.decoder.device()).map_err(of)?;
-        return Ok(Box::new(trained));
+/// What an editor is made of, so that a wrong name is told before the others have worked for hours.
+enum Kind {
+    Trained(Archive),
+    Untrained(EditorSettings, PathBuf),
+}
+
+impl Kind {
+    /// Reads it.
+    fn open(editor: &Competitor, config: &Config, place: &Path, model: &Model) -> Result<Self> {
+        if let Some(archive) = &editor.archive {
+            let folder = place.join(archive);
+            // `train` gives an archive its configuration's name.
+            let training = place.join(folder.file_name().unwrap_or_default()).with_extension("toml");
+            if !folder.exists() && training.is_file() {
+                let command = format!("`emend train --config {}` makes it", training.display());
+                return Err(Error::file(&folder, format!("no archive here; {command}")));
+            }
+            let archive = Archive::open(&folder)?;
+            archive.check_base(model)?;
+            return Ok(Kind::Trained(archive));
+        }
+        let path = place.join(editor.config.as_deref().unwrap_or_default());
+        let settings = crate::config::apply::Config::read(&path, &editor.set)?.editor;
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        settings.check(model, &config.model.path, &folder)?;
+        Ok(Kind::Untrained(settings, folder))
     }
-    let path = place.join(editor.config.as_deref().unwrap_or_default());
-    let own = crate::config::apply::Config::read(&path, &editor.set)?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    own.editor.editor(model, &config.model.path, folder, Box::new(|_| {})).map_err(of)
+
+    fn editor(self, config: &Config, model: &Arc<Model>) -> Result<Box<dyn Editor>> {
+        match self {
+            Kind::Trained(archive) => Ok(Box::new(archive.editor(model, false, &model.decoder.device())?)),
+            Kind::Untrained(settings, folder) => settings.editor(model, &config.model.path, &folder, Box::new(|_| {})),
+        }
+    }
 }
 
 /// params.json: all that decides what a case file holds.

@@ -8,7 +8,7 @@ pub use collect::{Collect, Collected, collect};
 pub use store::{Change, Header, Moments, Source};
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use faer::linalg::solvers::{Llt, Solve};
@@ -28,8 +28,26 @@ impl Statistics {
     /// Opens the statistics of a model for some layers.
     ///
     /// # Errors
-    /// A file that is missing, of another model, or without one of the layers; each names the command that makes them.
+    /// As [`Statistics::check`].
     pub fn open(path: &Path, model: &Model, name: &str, layers: &[usize]) -> Result<Self> {
+        let path = Statistics::check(path, model, name, layers)?;
+        let moments = Moments::load(&path, Some(layers))?;
+        if moments.header.tokens < moments.header.width as u64 {
+            tracing::warn!(
+                "{}: {} tokens for keys of width {}: C has not full rank; more text with --tokens",
+                path.display(),
+                moments.header.tokens,
+                moments.header.width
+            );
+        }
+        Ok(Statistics::new(moments, path.display().to_string()))
+    }
+
+    /// Reads a file's header and sees whether it serves; gives the file's path.
+    ///
+    /// # Errors
+    /// A file that is missing, of another model, or without one of the layers; each names the command that makes them.
+    pub fn check(path: &Path, model: &Model, name: &str, layers: &[usize]) -> Result<PathBuf> {
         let path = Moments::path(path);
         let command = |layers: &BTreeSet<usize>, more: &str| {
             let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
@@ -46,39 +64,31 @@ impl Statistics {
                 ),
             ));
         }
-        let moments = Moments::load(&path, Some(layers))?;
-        if moments.header.model != model.fingerprint {
+        let Moments { header, .. } = Moments::load(&path, Some(&[]))?;
+        if header.model != model.fingerprint {
             return Err(Error::file(
                 &path,
                 format!(
                     "statistics of the model {}, this one is {}; `{}` makes its own",
-                    moments.header.model,
+                    header.model,
                     model.fingerprint,
                     command(&wanted, " --again")
                 ),
             ));
         }
-        let (found, width) = (moments.header.width, model.decoder.spec.mlp_width);
+        let (found, width) = (header.width, model.decoder.spec.mlp_width);
         if found != width {
             return Err(Error::file(&path, format!("keys of width {found}, the model's are {width} wide")));
         }
-        if let Some(layer) = layers.iter().find(|layer| !moments.header.layers.contains(layer)) {
-            let there: Vec<String> = moments.header.layers.iter().map(usize::to_string).collect();
+        if let Some(layer) = layers.iter().find(|layer| !header.layers.contains(layer)) {
+            let there: Vec<String> = header.layers.iter().map(usize::to_string).collect();
             let there = there.join(", ");
-            let all = wanted.iter().chain(&moments.header.layers).copied().collect();
+            let all = wanted.iter().chain(&header.layers).copied().collect();
             let command = command(&all, " --again");
             let message = format!("no statistics of layer {layer} (there are: {there}); `{command}` makes them");
             return Err(Error::file(&path, message));
         }
-        if moments.header.tokens < moments.header.width as u64 {
-            tracing::warn!(
-                "{}: {} tokens for keys of width {}: C has not full rank; more text with --tokens",
-                path.display(),
-                moments.header.tokens,
-                moments.header.width
-            );
-        }
-        Ok(Statistics::new(moments, path.display().to_string()))
+        Ok(path)
     }
 
     /// Of moments at hand; `origin` names them in errors.

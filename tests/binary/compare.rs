@@ -679,6 +679,27 @@ fn configs_that_are_wrong() {
     wrong_usage(&["compare", "--summarize", text(&out), "--limit", "3"], &["cannot be used with"]);
 }
 
+/// Before any editor works.
+#[test]
+fn what_an_editor_lacks_is_told_first() {
+    let place = place();
+    let out = place.path("out");
+    let good = std::fs::read_to_string(place.path("compare.toml")).unwrap();
+    let refuse = |lookup: &str, words: &[&str]| {
+        let config = place.write("wrong.toml", good.replace("config = \"lookup.toml\"", lookup));
+        refused(&compare(&config, &out, &[]), 1, words);
+        assert!(!out.join("ft").exists());
+    };
+    place.write("rome.toml", ROME.replace("\"none\"", "\"moments\""));
+    refuse(
+        "config = \"rome.toml\"",
+        &["moments.safetensors", "there are no statistics here", "emend stats --model pocket"],
+    );
+    place.write("mine.toml", "");
+    refuse("archive = \"checkpoints/mine\"", &["no archive here", "emend train --config", "mine.toml"]);
+    refuse("archive = \"checkpoints/other\"", &["no archive here", "emend train --config FILE"]);
+}
+
 /// The numbers of `tests/fixtures/compare`, which were computed in Python from the same case files.
 #[test]
 fn figures_are_those_computed_in_python() {
