@@ -241,8 +241,8 @@ fn of_editor(name: &str) -> impl Fn(Error) -> Error {
 
 /// What an editor is made of, so that a wrong name is told before the others have worked for hours.
 enum Kind {
-    Trained(Archive),
-    Untrained(EditorSettings, PathBuf),
+    Trained(Box<Archive>),
+    Untrained(Box<EditorSettings>, PathBuf),
 }
 
 impl Kind {
@@ -258,13 +258,13 @@ impl Kind {
             }
             let archive = Archive::open(&folder)?;
             archive.check_base(model)?;
-            return Ok(Kind::Trained(archive));
+            return Ok(Kind::Trained(Box::new(archive)));
         }
         let path = place.join(editor.config.as_deref().unwrap_or_default());
         let settings = crate::config::apply::Config::read(&path, &editor.set)?.editor;
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         settings.check(model, &config.model.path, &folder)?;
-        Ok(Kind::Untrained(settings, folder))
+        Ok(Kind::Untrained(Box::new(settings), folder))
     }
 
     fn editor(self, config: &Config, model: &Arc<Model>) -> Result<Box<dyn Editor>> {

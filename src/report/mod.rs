@@ -2,5 +2,6 @@
 
 pub mod figures;
 pub mod html;
+mod metrics;
 pub mod summary;
 pub mod table;

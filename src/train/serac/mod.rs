@@ -8,17 +8,23 @@
 //!
 //! The two networks share no parameter: one backward pass trains both, or one alone.
 
-use std::collections::{BTreeMap, HashMap};
+mod mining;
+mod scope;
+
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::TensorData;
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+
+pub use mining::Mined;
+use mining::Pool;
 
 use super::learned::{self, Group, LearnedEditor, Watch};
 use super::loss::{Loss, Reads, edit_and_locality};
@@ -76,28 +82,6 @@ fn two() -> usize {
     2
 }
 
-/// `[loss.mined]`: questions of other records that the pretrained reader finds near an edit's.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Mined {
-    /// How many a record is given in a step.
-    pub count: usize,
-    /// Among how many of the nearest they are drawn.
-    pub among: usize,
-    /// How many of the nearest are left out, where a file holds one fact several times.
-    pub skip: usize,
-    /// The lower, the more the nearest are preferred.
-    pub temperature: f64,
-    /// Questions that are searched.
-    pub pool: usize,
-}
-
-impl Default for Mined {
-    fn default() -> Self {
-        Mined { count: 1, among: 100, skip: 0, temperature: 0.1, pool: 4096 }
-    }
-}
-
 /// SERAC with what it learns from.
 #[derive(Clone)]
 pub struct SeracTrainer {
@@ -108,15 +92,6 @@ pub struct SeracTrainer {
     pool: Arc<Pool>,
     /// The networks as they answer, put together when they are asked for.
     route: Arc<Mutex<Option<Arc<SeracRoute>>>>,
-}
-
-/// Questions among which hard negatives are mined.
-#[derive(Default)]
-struct Pool {
-    questions: Vec<Probe>,
-    /// `[questions, width]`, by the pretrained reader.
-    embeddings: Option<Tensor<2>>,
-    index: HashMap<String, usize>,
 }
 
 /// What a record asks in a step.
@@ -196,7 +171,7 @@ impl SeracTrainer {
 
     /// What some records ask in a step.
     fn ask(&self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Vec<Asked>> {
-        let mined = self.mine(records, rng)?;
+        let mined = self.pool.mine(records, &self.loss.mined, &self.serac.reader, rng)?;
         let asked = records.iter().zip(mined).map(|(record, mined)| {
             let mut pool = in_scope(record);
             let in_scope = (0..self.loss.in_scope.min(pool.len())).map(|_| {
@@ -216,43 +191,6 @@ impl SeracTrainer {
         Ok(asked.collect())
     }
 
-    /// Hard negatives: questions near each record's, about other subjects.
-    fn mine(&self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Vec<Vec<Probe>>> {
-        let Mined { count, among, skip, temperature, .. } = self.loss.mined;
-        let Some(embeddings) = self.pool.embeddings.as_ref().filter(|_| count > 0) else {
-            return Ok(vec![vec![]; records.len()]);
-        };
-        let known: Vec<Option<&usize>> = records.iter().map(|record| self.pool.index.get(&record.prompt)).collect();
-        let queries = match known.iter().copied().collect::<Option<Vec<_>>>() {
-            Some(known) => {
-                crate::edit::memory::select(embeddings.clone(), &known.into_iter().copied().collect::<Vec<_>>())
-            }
-            None => {
-                self.serac.reader.embed(&records.iter().map(|record| record.prompt.as_str()).collect::<Vec<_>>())?
-            }
-        };
-        // Some of the nearest are about the edit's own subject.
-        let near = nearest(queries, embeddings, skip + 2 * among);
-        let mined = records.iter().zip(near).map(|(record, near)| {
-            let own = in_scope(record);
-            let other = |&(index, _): &(usize, f32)| {
-                let prompt = self.pool.questions[index].prompt.as_str();
-                own.iter().all(|(known, _)| *known != prompt)
-                    && record.subject.as_ref().is_none_or(|subject| !prompt.contains(subject.as_str()))
-            };
-            let mut near: Vec<(usize, f32)> = near.into_iter().filter(other).skip(skip).take(among).collect();
-            let mut drawn = vec![];
-            while drawn.len() < count {
-                let weight = |(_, product): &(usize, f32)| (f64::from(*product - 1.0) / temperature).exp();
-                let Ok(&chosen) = near.choose_weighted(rng, weight) else { break };
-                near.retain(|(index, _)| *index != chosen.0);
-                drawn.push(self.pool.questions[chosen.0].clone());
-            }
-            drawn
-        });
-        Ok(mined.collect())
-    }
-
     /// What some records add to a mean loss over `records` of them.
     fn part(&self, serac: &Serac, asked: &[Asked], records: usize) -> Result<Share> {
         let mut losses = vec![];
@@ -260,8 +198,8 @@ impl SeracTrainer {
         let share = asked.len() as f64 / records as f64;
         if self.trains(Part::Classifier) && self.loss.scope > 0.0 {
             let loss = match serac.settings.classifier.kind {
-                Kind::Embedding => by_embedding(serac, asked)?,
-                Kind::Cross => by_pairs(serac, asked)?,
+                Kind::Embedding => scope::by_embedding(serac, asked)?,
+                Kind::Cross => scope::by_pairs(serac, asked)?,
             };
             figures[0] = share * loss.clone().into_data().iter::<f64>().sum::<f64>();
             losses.push(loss.mul_scalar(share * self.loss.scope));
@@ -375,101 +313,6 @@ const PARTS: usize = 2;
 /// Records of a part at least: fewer have too few negatives.
 const LEAST: usize = 4;
 
-/// Least distance of a negative: what lies nearer counts as this near, so that its loss is finite.
-const NEAREST: f64 = 1e-4;
-
-/// The classifier's loss on all pairs of the edits and the questions of a batch. Out of scope of an edit are its own near
-/// questions and mined ones, which count for half of the negatives, and the questions of the others, where they do not name its subject.
-fn by_embedding(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> {
-    let mut questions: Vec<&str> = vec![];
-    let mut owners: Vec<(usize, bool)> = vec![];
-    for (owner, asked) in asked.iter().enumerate() {
-        for (question, _) in &asked.in_scope {
-            questions.push(question);
-            owners.push((owner, true));
-        }
-        for probe in asked.out_of_scope.iter().chain(&asked.mined) {
-            questions.push(&probe.prompt);
-            owners.push((owner, false));
-        }
-    }
-    let (count, edits) = (questions.len(), asked.len());
-    // 1 in scope, 2 a hard negative, 3 another's question, 0 not to be judged.
-    let kind = |edit: usize, question: usize| match owners[question] {
-        (owner, true) if owner == edit => 1,
-        (owner, false) if owner == edit => 2,
-        _ => {
-            let text = questions[question];
-            let own = asked[edit].in_scope.iter().any(|(prompt, _)| prompt == text);
-            let same = asked[edit].subject.as_ref().is_some_and(|subject| text.contains(subject.as_str()));
-            if own || same { 0 } else { 3 }
-        }
-    };
-    let kinds: Vec<usize> =
-        (0..edits).flat_map(|edit| (0..count).map(move |question| (edit, question))).map(|(e, q)| kind(e, q)).collect();
-    let of_kind = |kind: usize| kinds.iter().filter(|&&known| known == kind).count() as f64;
-    let (positives, hard, others) = (of_kind(1), of_kind(2), of_kind(3));
-    let (hard_share, other_share) = match (hard > 0.0, others > 0.0) {
-        (true, true) => (0.25, 0.25),
-        (true, false) => (0.5, 0.0),
-        _ => (0.0, 0.5),
-    };
-    let device = serac.network.classifier.head.weight.val().device().inner();
-    let weights = |weight: [f64; 4]| {
-        let values: Vec<f64> = kinds.iter().map(|&kind| weight[kind]).collect();
-        TensorData::new(values, [edits, count])
-    };
-    let rows =
-        |texts: Vec<&str>| texts.into_iter().map(|text| serac.reader.row(text, None)).collect::<Result<Vec<_>>>();
-    let mut all = rows(asked.iter().map(|asked| asked.statement.as_str()).collect())?;
-    all.extend(rows(questions.clone())?);
-    let embedded = serac.embed(&all)?;
-    let dimensions = embedded.dims()[1];
-    let statements = embedded.clone().slice([0..edits, 0..dimensions]);
-    let embedded = embedded.slice([edits..edits + count, 0..dimensions]);
-    let distances = serac.distances(statements, embedded);
-    let place = (&device, distances.dtype());
-    let positive = Tensor::<2>::from_data(weights([0.0, 0.5 / positives.max(1.0), 0.0, 0.0]), place);
-    let negative =
-        Tensor::<2>::from_data(weights([0.0, 0.0, hard_share / hard.max(1.0), other_share / others.max(1.0)]), place);
-    // −ln s = x and −ln(1 − s) = −ln(1 − e^(−x)), for x = σ‖e − q‖².
-    let out = distances.clone().clamp_min(NEAREST).neg().exp().neg().add_scalar(1.0).log().neg();
-    Ok((distances * positive + out * negative).sum())
-}
-
-/// The classifier's loss on pairs: each edit with its own questions, and with one of another record.
-fn by_pairs(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> {
-    let (mut rows, mut labels) = (vec![], vec![]);
-    for (number, edit) in asked.iter().enumerate() {
-        let other = &asked[(number + 1) % asked.len()];
-        let foreign = other.in_scope.iter().take(usize::from(asked.len() > 1)).map(|(question, _)| question);
-        let foreign =
-            foreign.filter(|text| edit.subject.as_ref().is_none_or(|subject| !text.contains(subject.as_str())));
-        let negatives = edit.out_of_scope.iter().chain(&edit.mined).map(|probe| &probe.prompt).chain(foreign);
-        for (question, label) in edit
-            .in_scope
-            .iter()
-            .map(|(question, _)| (question, true))
-            .chain(negatives.map(|question| (question, false)))
-        {
-            rows.push(serac.reader.row(&edit.statement, Some(question))?);
-            labels.push(label);
-        }
-    }
-    let logits = serac.pairs(&rows)?;
-    let positives = labels.iter().filter(|label| **label).count().max(1) as f64;
-    let negatives = labels.iter().filter(|label| !**label).count().max(1) as f64;
-    let weights: Vec<f64> = labels.iter().map(|&label| 0.5 / if label { positives } else { negatives }).collect();
-    // −ln σ(z) = softplus(−z), −ln(1 − σ(z)) = softplus(z).
-    let signs: Vec<f64> = labels.iter().map(|&label| if label { -1.0 } else { 1.0 }).collect();
-    let place = (&logits.device().inner(), logits.dtype());
-    let constant = |values: Vec<f64>| {
-        let length = values.len();
-        Tensor::<1>::from_data(TensorData::new(values, [length]), place)
-    };
-    Ok((activation::softplus(logits * constant(signs), 1.0) * constant(weights)).sum())
-}
-
 impl LearnedEditor for SeracTrainer {
     type Network = SeracNetwork;
 
@@ -504,35 +347,12 @@ impl LearnedEditor for SeracTrainer {
         if self.loss.mined.count == 0 || !self.trains(Part::Classifier) {
             return Ok(());
         }
+        let Mined { pool, .. } = self.loss.mined;
         let records = match source {
             Source::Records(records) => records.all().to_vec(),
-            Source::World { .. } => source.draws(0, 0, self.loss.mined.pool, 1),
+            Source::World { .. } => source.draws(0, 0, pool, 1),
         };
-        let mut pool = Pool::default();
-        let questions = records.iter().flat_map(|record| {
-            let own = Probe::new(&record.prompt, record.target_true.clone());
-            std::iter::once(own).chain(record.locality.values().flatten().cloned())
-        });
-        for question in questions.take(self.loss.mined.pool.max(records.len())) {
-            if !pool.index.contains_key(&question.prompt) {
-                pool.index.insert(question.prompt.clone(), pool.questions.len());
-                pool.questions.push(question);
-            }
-        }
-        let total = pool.questions.len();
-        let mut parts = vec![];
-        for questions in pool.questions.chunks(1024) {
-            let texts: Vec<&str> = questions.iter().map(|question| question.prompt.as_str()).collect();
-            parts.push(self.serac.reader.embed(&texts)?);
-            let done: usize = parts.iter().map(|part: &Tensor<2>| part.dims()[0]).sum();
-            if !watch(done, total) {
-                return Err(Error::Interrupted(
-                    " while texts were prepared; the same command begins with them again".into(),
-                ));
-            }
-        }
-        pool.embeddings = Some(Tensor::cat(parts, 0));
-        self.pool = Arc::new(pool);
+        self.pool = Arc::new(Pool::of(&records, pool, &self.serac.reader, watch)?);
         Ok(())
     }
 
