@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::curves::Point;
+use crate::config::compare::UNEDITED;
 use crate::evaluate::case::Case;
 use crate::evaluate::{
     Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate_measured, best, measure_all,
@@ -51,7 +52,16 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
             }));
         }
     }
+    let before = measure_all(&unedited(entries), snippets);
+    let costs = |figure: &Figure| figure.protocol == Protocol::Efficiency;
+    for figure in aggregate_measured(&before, seed).into_iter().filter(|figure| !costs(figure)) {
+        rows.push(json!({
+            "method": UNEDITED, "protocol": figure.protocol, "name": figure.name, "mean": figure.mean,
+            "low": figure.low, "high": figure.high, "cases": figure.cases, "best": false, "proven": null,
+        }));
+    }
     let first = entries.first().map_or(&Value::Null, |entry| &entry.params);
+    let base = json!({"name": UNEDITED, "label": UNEDITED, "cases": before.len()});
     let methods = entries.iter().map(|entry| {
         json!({
             "name": entry.name,
@@ -72,12 +82,34 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
         "mode": first["mode"],
         "seed": first["seed"],
         "version": first["version"],
-        "methods": methods.collect::<Vec<_>>(),
+        "methods": std::iter::once(base).chain(methods).collect::<Vec<_>>(),
         "protocols": protocols(&figures.concat()),
         "figures": rows,
         "curves": entries.iter().flat_map(curves).collect::<Vec<_>>(),
         "cases": cases(entries),
     })
+}
+
+/// What the unedited model said to the probes of all cases: what stands before an edit, as if it stood behind one.
+fn unedited(entries: &[Entry]) -> Vec<Case> {
+    let mut cases: BTreeMap<&str, &Case> = BTreeMap::new();
+    for case in entries.iter().flat_map(|entry| &entry.cases).filter(|case| case.error.is_none()) {
+        cases.entry(&case.id).or_insert(case);
+    }
+    let before = |case: &Case| {
+        let mut case = Case { texts: vec![], ..case.clone() };
+        for row in &mut case.rows {
+            row.after = row.before.clone();
+            if let Some(rival) = &mut row.rival {
+                rival.after = rival.before.clone();
+            }
+        }
+        case.answers.iter_mut().for_each(|answer| answer.after = answer.before.clone());
+        case.essence = case.essence.map(|[before, _]| [before; 2]);
+        case.perplexity = case.perplexity.map(|[before, _]| [before; 2]);
+        case
+    };
+    cases.into_values().map(before).collect()
 }
 
 /// The protocols that have figures, and what each figure is.

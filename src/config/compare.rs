@@ -9,6 +9,9 @@ use super::{ModelSection, within};
 use crate::apply::Mode;
 use crate::error::{Error, Result};
 
+/// What tables call the model before any edit, beside the editors.
+pub const UNEDITED: &str = "unedited";
+
 /// The whole file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,6 +119,11 @@ impl Config {
             let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
             if editor.name.is_empty() || editor.name.starts_with('.') || !editor.name.chars().all(plain) {
                 return wrong(format!("{key}.name = \"{}\": a name is made of letters, digits, - and _", editor.name));
+            }
+            if editor.name == UNEDITED {
+                return wrong(format!(
+                    "{key}.name = \"{UNEDITED}\" is the model's own row in the tables; name the editor"
+                ));
             }
             if !names.insert(&editor.name) {
                 return wrong(format!("{key}.name = \"{}\" is there twice", editor.name));
