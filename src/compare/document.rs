@@ -61,7 +61,7 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
         }));
     }
     let first = entries.first().map_or(&Value::Null, |entry| &entry.params);
-    let base = json!({"name": UNEDITED, "label": UNEDITED, "cases": before.len()});
+    let base = json!({"name": UNEDITED, "label": UNEDITED, "baseline": true, "cases": before.len()});
     let methods = entries.iter().map(|entry| {
         json!({
             "name": entry.name,
