@@ -29,6 +29,7 @@ pub mod model;
 pub mod network;
 mod panics;
 mod parallel;
+pub mod process;
 pub mod random;
 pub mod report;
 pub mod statistics;

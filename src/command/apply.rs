@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::train::folder_or_name;
-use super::{answer, load_edits, peak_memory, print, show_rows};
+use super::{answer, load_edits, print, show_rows};
 use crate::apply::memory::Elsewhere;
 use crate::apply::{Applied, Editor, Mode, apply};
 use crate::archive::Archive;
@@ -26,6 +26,7 @@ use crate::evaluate::probes::{Limits, probe_table};
 use crate::evaluate::{Kind, ProbeRow, Side, balanced, counterfact, sentiment, summarize};
 use crate::model::{Model, device};
 use crate::parallel;
+use crate::process::peak_memory;
 use crate::report::figures;
 use crate::report::table::percent;
 

@@ -6,12 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::{Value, json};
 
+use super::print;
 use super::train::folder_or_name;
-use super::{forget_peak_memory, print};
-use crate::apply::{Editor, EditorSettings};
-use crate::archive::Archive;
+use crate::compare::contender::Contender;
 use crate::compare::curves::{self, curves};
 use crate::compare::document::{Entry, document};
 use crate::compare::layout::Run;
@@ -28,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
 use crate::evaluate::{Snippets, windows};
 use crate::model::{Model, device};
+use crate::process::forget_peak_memory;
 use crate::report::{html, summary};
 
 /// Compare editors: the same cases, seeds and protocols for all, with intervals and tests, and a report to look at.
@@ -113,10 +112,8 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)).collect();
     let device = device(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
-    let kinds = chosen
-        .iter()
-        .map(|editor| Kind::open(editor, &config, place, &model).map_err(of_editor(&editor.name)))
-        .collect::<Result<Vec<_>>>()?;
+    let contenders = chosen.iter().map(|editor| Contender::open(editor, place, &model, &config.model.path));
+    let contenders = contenders.collect::<Result<Vec<_>>>()?;
     let base = Edited::new(model.clone());
     let compare = &config.compare;
     let text = watched_text(&config, place, &model)?;
@@ -135,21 +132,15 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     crate::files::check_writable(&folder)?;
     let _lock = crate::files::lock(&folder, "another comparison writes here; wait for it, or use another --out")?;
     let mut failed = 0;
-    for (editor, kind) in chosen.into_iter().zip(kinds) {
+    for (editor, contender) in chosen.iter().zip(contenders) {
         let clock = Instant::now();
         // Each editor's own, not that of those before it.
         forget_peak_memory();
-        let made = kind.editor(&config, &model).map_err(of_editor(&editor.name))?;
-        let (method, settings) = made.describe();
-        let mut params = params(&config, editor, &method, &settings, &model, &records, &text);
-        if let Some(archive) = &editor.archive {
-            // Another training under the same name is another editor.
-            let network = crate::files::map(&place.join(archive).join("network.safetensors"))?;
-            params["network"] = json!(blake3::hash(&network).to_hex()[..16]);
-        }
+        let (made, params) = contender.editor(&config, &model, &records, &text)?;
         let run = Run::continued(&folder.join(&editor.name), params)?;
         // A broken file is told before hours of work, not after them.
-        let known = run.cases()?.len();
+        run.cases()?;
+        let left = records.iter().filter(|record| !run.path(&record.id).is_file()).count();
         let points = if editor.curve { sizes.len() * 2 } else { 0 };
         let bar = ProgressBar::new((records.len() + points) as u64);
         if let Ok(style) = ProgressStyle::with_template("{msg:14} {wide_bar} {pos}/{len} {per_sec} {eta}") {
@@ -166,7 +157,6 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         let mut lost = run.cases()?.values().filter(|case| case.error.is_some()).count();
         lost += curve.iter().filter(|point| point.error.is_some()).count();
         failed += lost;
-        let left = records.len() - known;
         eprintln!("{:14} {left} cases in {:.0} s, {lost} failed", editor.name, clock.elapsed().as_secs_f64());
     }
     Ok((folder, failed))
@@ -229,88 +219,6 @@ fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<Vec<Vec<
     Ok(rows)
 }
 
-/// Says whose error it is.
-fn of_editor(name: &str) -> impl Fn(Error) -> Error {
-    let told = move |message: String| format!("editor {name}: {message}");
-    move |error| match error {
-        Error::Config(message) => Error::Config(told(message)),
-        Error::Input(message) => Error::Input(told(message)),
-        other => other,
-    }
-}
-
-/// What an editor is made of, so that a wrong name is told before the others have worked for hours.
-enum Kind {
-    Trained(Box<Archive>),
-    Untrained(Box<EditorSettings>, PathBuf),
-}
-
-impl Kind {
-    /// Reads it.
-    fn open(editor: &Competitor, config: &Config, place: &Path, model: &Model) -> Result<Self> {
-        if let Some(archive) = &editor.archive {
-            let folder = place.join(archive);
-            // `train` gives an archive its configuration's name.
-            let training = place.join(folder.file_name().unwrap_or_default()).with_extension("toml");
-            if !folder.exists() && training.is_file() {
-                let command = format!("`emend train --config {}` makes it", training.display());
-                return Err(Error::file(&folder, format!("no archive here; {command}")));
-            }
-            let archive = Archive::open(&folder)?;
-            archive.check_base(model)?;
-            return Ok(Kind::Trained(Box::new(archive)));
-        }
-        let path = place.join(editor.config.as_deref().unwrap_or_default());
-        let settings = crate::config::apply::Config::read(&path, &editor.set)?.editor;
-        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        settings.check(model, &config.model.path, &folder)?;
-        Ok(Kind::Untrained(Box::new(settings), folder))
-    }
-
-    fn editor(self, config: &Config, model: &Arc<Model>) -> Result<Box<dyn Editor>> {
-        match self {
-            Kind::Trained(archive) => Ok(Box::new(archive.editor(model, false, &model.decoder.device())?)),
-            Kind::Untrained(settings, folder) => settings.editor(model, &config.model.path, &folder, Box::new(|_| {})),
-        }
-    }
-}
-
-/// params.json: all that decides what a case file holds.
-fn params(
-    config: &Config,
-    editor: &Competitor,
-    method: &str,
-    settings: &Value,
-    model: &Model,
-    records: &[EditRecord],
-    text: &[Vec<u32>],
-) -> Value {
-    let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex()[..16].to_owned();
-    let text = (config.compare.perplexity > 0).then(|| hash(&serde_json::to_vec(text).unwrap_or_default()));
-    json!({
-        "method": method,
-        "name": editor.name,
-        "settings": settings,
-        "archive": editor.archive,
-        "model": {"path": config.model.path, "fingerprint": model.fingerprint},
-        "data": {
-            "path": config.data.cases,
-            "records": records.len(),
-            "hash": hash(&serde_json::to_vec(records).unwrap_or_default()),
-            "rephrases": config.data.rephrases,
-            "per_class": config.data.per_class,
-            "note": config.data.note,
-        },
-        "mode": config.compare.mode,
-        "seed": config.compare.seed,
-        "generate": config.compare.generate,
-        "texts": config.compare.texts,
-        "perplexity": config.compare.perplexity,
-        "text": text,
-        "version": env!("CARGO_PKG_VERSION"),
-    })
-}
-
 /// Makes the summary and the report from the case files.
 fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
@@ -359,7 +267,10 @@ fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()
             tracing::warn!("{} and {} differ in {key}: their figures are not comparable", first.name, entry.name);
         }
     }
-    let snippets = snippets.map(|path| Snippets::open(path, &BTreeMap::new())).transpose()?;
+    // ROME's snippets name their targets by ids alone.
+    let cases = entries.iter().flat_map(|entry| &entry.cases);
+    let names = cases.filter_map(|case| Some((case.target_id.clone()?, case.request.target_new.clone()))).collect();
+    let snippets = snippets.map(|path| Snippets::open(path, &names)).transpose()?;
     let seed = entries[0].params["seed"].as_u64().unwrap_or(0);
     let title = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let document = document(&title, &entries, snippets.as_ref(), seed);

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{keep_state, peak_memory, print, stop};
+use super::{keep_state, print, stop};
 use crate::config::within;
 use crate::data::text::Texts;
 use crate::error::{Error, Result};
 use crate::model::{Model, device};
+use crate::process::peak_memory;
 use crate::report::table::{percent, table};
 use crate::statistics::{Collect, Collected, Header, Moments, Source, collect};
 

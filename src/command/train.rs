@@ -7,7 +7,7 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{keep_state, peak_memory, print, show_rows, state_is_kept, stop};
+use super::{keep_state, print, show_rows, state_is_kept, stop};
 use crate::archive::{Archive, Base, EditorSettings, network_type};
 use crate::config::beside;
 use crate::config::train::{Config, Loss};
@@ -21,6 +21,7 @@ use crate::evaluate::{Kind, ProbeRow, Side, balanced, sentiment, summarize};
 use crate::model::{Model, device};
 use crate::network::mend::Mend;
 use crate::network::serac::{Form, Part, Serac, located};
+use crate::process::peak_memory;
 use crate::report::figures;
 use crate::report::table::percent;
 use crate::train::learned::LearnedEditor;

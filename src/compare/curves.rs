@@ -108,6 +108,7 @@ pub fn curves(
             if !known[place] {
                 let made_of = made_of[place].clone();
                 points.push(point(base, &reached, mode, &records[..edits], text, unedited, made_of)?);
+                points.sort_by(|a, b| (&a.mode, a.edits).cmp(&(&b.mode, b.edits)));
                 files::write(path, serde_json::to_string_pretty(&points).unwrap_or_default().as_bytes())?;
             }
             watch();
@@ -165,9 +166,11 @@ fn point(
         }
         point.asked = rows.iter().map(|row| row.record).collect::<BTreeSet<_>>().len();
         point.figures = summarize(&rows);
+        // A model that has no number to say has collapsed, text or not.
+        point.collapsed = rows.iter().any(|row| row.after.log_probabilities.iter().any(|log| log.is_nan()));
         if let Some(unedited) = unedited {
             let now = perplexity(&reached.after, text)?;
-            point.collapsed = !now.is_finite() || now > COLLAPSE * unedited;
+            point.collapsed |= !now.is_finite() || now > COLLAPSE * unedited;
             // A number that is not finite has no form in JSON.
             point.perplexity = Some(now).filter(|now| now.is_finite());
         }

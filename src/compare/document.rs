@@ -8,7 +8,7 @@ use super::curves::Point;
 use crate::config::compare::UNEDITED;
 use crate::evaluate::case::Case;
 use crate::evaluate::{
-    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate_measured, best, measure_all,
+    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate, best, failed, measure_all,
 };
 
 /// One editor's part.
@@ -29,7 +29,7 @@ const SHOWN: usize = 2000;
 /// The document of all editors.
 pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, seed: u64) -> Value {
     let measured: Vec<Vec<Measured>> = entries.iter().map(|entry| measure_all(&entry.cases, snippets)).collect();
-    let figures: Vec<Vec<Figure>> = measured.iter().map(|measured| aggregate_measured(measured, seed)).collect();
+    let figures: Vec<Vec<Figure>> = measured.iter().map(|measured| aggregate(measured, seed)).collect();
     let methods: Vec<Method<'_>> = entries
         .iter()
         .zip(&figures)
@@ -46,15 +46,21 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
                 true => !best.others.is_empty() && best.others.iter().all(|other| other.proven),
                 false => best.others.iter().any(|other| other.method == entry.name && other.proven),
             });
+            let other = best.and_then(|best| best.others.iter().find(|other| other.method == entry.name));
+            let behind = other.and_then(|other| Some((other.difference.as_ref()?, other.p)));
             rows.push(json!({
                 "method": entry.name, "protocol": figure.protocol, "name": figure.name, "mean": figure.mean,
                 "low": figure.low, "high": figure.high, "cases": figure.cases, "best": is_best, "proven": proven,
+                "behind": behind.map(|(difference, p)| json!({
+                    "mean": difference.mean, "low": difference.low, "high": difference.high, "cases": difference.cases,
+                    "test": difference.test, "p": p,
+                })),
             }));
         }
     }
     let before = measure_all(&unedited(entries), snippets);
     let costs = |figure: &Figure| figure.protocol == Protocol::Efficiency;
-    for figure in aggregate_measured(&before, seed).into_iter().filter(|figure| !costs(figure)) {
+    for figure in aggregate(&before, seed).into_iter().filter(|figure| !costs(figure)) {
         rows.push(json!({
             "method": UNEDITED, "protocol": figure.protocol, "name": figure.name, "mean": figure.mean,
             "low": figure.low, "high": figure.high, "cases": figure.cases, "best": false, "proven": null,
@@ -68,7 +74,7 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
             "label": entry.name,
             "config": entry.params["settings"],
             "provenance": entry.params,
-            "failed": entry.cases.iter().filter(|case| case.error.is_some()).count(),
+            "failed": failed(&entry.cases),
             "cases": entry.cases.len(),
         })
     });
@@ -176,7 +182,7 @@ fn curves(entry: &Entry) -> Vec<Value> {
             if !points.is_empty() {
                 curves.push(json!({
                     "method": entry.name, "mode": mode, "metric": metric, "points": points, "collapsed_at": collapsed,
-                    "protocol": "mend",
+                    "protocol": if metric == "relative_norm" { "efficiency" } else { "mend" },
                 }));
             }
         }

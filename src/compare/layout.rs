@@ -31,8 +31,6 @@ pub struct Run {
 pub fn digest(params: &Value) -> String {
     let mut decisive = params.clone();
     if let Some(decisive) = decisive.as_object_mut() {
-        decisive.remove("created");
-        decisive.remove("cases");
         decisive.remove("archive");
     }
     for (section, key) in [("model", "path"), ("data", "path"), ("data", "note")] {
@@ -141,19 +139,27 @@ impl Run {
         })?;
         let mut cases: BTreeMap<String, Case> = BTreeMap::new();
         for (path, case) in read.into_iter().flatten() {
-            if let Some(twice) = cases.insert(case.id.clone(), case) {
-                return Err(Error::file(
-                    &path,
-                    format!("case \"{}\" is there twice; remove one of its files", twice.id),
-                ));
+            if self.path(&case.id) != path {
+                let message = format!(
+                    "case \"{}\" belongs into {}; give the file its name back",
+                    case.id,
+                    self.path(&case.id).display()
+                );
+                return Err(Error::file(&path, message));
             }
+            cases.insert(case.id.clone(), case);
         }
         Ok(cases)
     }
 }
 
+/// A case file: what ROME's scripts read, made from what stands under "emend".
 #[derive(Deserialize)]
 struct File {
+    case_id: Value,
+    num_edits: Value,
+    requested_rewrite: Value,
+    time: Value,
     post: Value,
     pre: Value,
     emend: Own,
@@ -176,14 +182,12 @@ fn read_case(path: &Path, digest: &str) -> Result<Case> {
     let remedy = "remove the file and run the comparison again";
     let file: File = serde_json::from_slice(&bytes)
         .map_err(|error| Error::file(path, format!("no case of a comparison ({error}); {remedy}")))?;
-    if file.emend.format != FORMAT {
-        return Err(Error::file(path, format!("format {}; this program reads {FORMAT}; {remedy}", file.emend.format)));
+    let own = &file.emend;
+    if own.format != FORMAT {
+        return Err(Error::file(path, format!("format {}; this program reads {FORMAT}; {remedy}", own.format)));
     }
-    if file.emend.run != digest {
-        return Err(Error::file(
-            path,
-            format!("a case of another run ({}, this is {digest}); {remedy}", file.emend.run),
-        ));
+    if own.run != digest {
+        return Err(Error::file(path, format!("a case of another run ({}, this is {digest}); {remedy}", own.run)));
     }
     check(&file).map_err(|what| Error::file(path, format!("{what}: changed by hand? {remedy}")))?;
     Ok(file.emend.case)
@@ -205,12 +209,11 @@ fn check(file: &File) -> Result<(), String> {
     if case.answers.iter().any(|answer| answer.row >= case.rows.len()) {
         return Err("an answer to a probe that is not there".into());
     }
-    for (name, told, own) in [("post", &file.post, post(case)), ("pre", &file.pre, pre(case))] {
-        if !alike(told, &own) {
-            return Err(format!("\"{name}\" differs from the probes"));
-        }
+    let told = [&file.case_id, &file.num_edits, &file.requested_rewrite, &file.time, &file.post, &file.pre];
+    match rome(case).iter().zip(told).find(|((_, own), told)| !alike(told, own)) {
+        Some(((key, _), _)) => Err(format!("\"{key}\" differs from what stands under \"emend\"")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether two values are the same but for the last digits of numbers.
@@ -239,40 +242,42 @@ fn post(case: &Case) -> Value {
         let texts: Vec<String> = case.texts.iter().map(|text| format!("{}{}", text.prompt, text.after)).collect();
         side.insert("text".into(), texts.into());
     }
-    if let Some([_, essence]) = case.essence {
-        side.insert("essence_score".into(), essence.into());
-    }
     Value::Object(side)
 }
 
 fn pre(case: &Case) -> Value {
-    let mut side = side(case, |row| &row.before, |row| row.rival.as_ref().map(|rival| &rival.before));
-    if let Some([essence, _]) = case.essence {
-        side.insert("essence_score".into(), essence.into());
-    }
-    Value::Object(side)
+    Value::Object(side(case, |row| &row.before, |row| row.rival.as_ref().map(|rival| &rival.before)))
 }
 
 fn case_json(case: &Case, run: &str) -> Value {
+    let mut file: Map<String, Value> = rome(case).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    file.insert("emend".into(), json!({"format": FORMAT, "run": run, "case": case}));
+    Value::Object(file)
+}
+
+/// What the ROME suite's scripts read, in the order of [`File`].
+fn rome(case: &Case) -> [(&'static str, Value); 6] {
     let request = &case.request;
     let prompt = request.template.clone().unwrap_or_else(|| match &request.subject {
         Some(subject) => request.prompt.replacen(subject, "{}", 1),
         None => request.prompt.clone(),
     });
-    json!({
-        "case_id": case.id.parse::<u64>().map_or_else(|_| json!(case.id), |id| json!(id)),
-        "num_edits": case.edits,
-        "requested_rewrite": {
-            "prompt": prompt,
-            "subject": request.subject,
-            "target_new": {"str": request.target_new},
-            "target_true": {"str": request.target_true},
-        },
-        "time": case.seconds.get("edit"),
-        "post": post(case),
-        "pre": pre(case),
-        "emend": {"format": FORMAT, "run": run, "case": case},
-    })
+    [
+        ("case_id", case.id.parse::<u64>().map_or_else(|_| json!(case.id), |id| json!(id))),
+        ("num_edits", json!(case.edits)),
+        (
+            "requested_rewrite",
+            json!({
+                "prompt": prompt,
+                "subject": request.subject,
+                "target_new": {"str": request.target_new},
+                "target_true": {"str": request.target_true},
+            }),
+        ),
+        ("time", json!(case.seconds.get("edit"))),
+        ("post", post(case)),
+        ("pre", pre(case)),
+    ]
 }
 
 /// The figures that the ROME suite's scripts read: negative log-likelihoods a token of both answers, and whether the right one is the
@@ -286,7 +291,9 @@ fn side<'a>(
     // A number that is not finite has no form in JSON: a likelihood of nothing stands for it.
     let plain = |nll: f64| if nll.is_finite() { nll } else { f64::MAX };
     for (kind, name) in [(Kind::Rewrite, "rewrite"), (Kind::Rephrase, "paraphrase"), (Kind::Locality, "neighborhood")] {
-        let rows = || case.rows.iter().filter(|row| row.kind == kind);
+        // Where some have a rival the others are no neighbors in the suite's sense.
+        let against = case.rows.iter().any(|row| row.kind == kind && row.rival.is_some());
+        let rows = || case.rows.iter().filter(|row| row.kind == kind && (row.rival.is_some() || !against));
         let rivals: Vec<_> = rows().filter_map(|row| Some((plain(of(row).nll()), plain(rival(row)?.nll())))).collect();
         let probs: Vec<Value> = rivals
             .into_iter()

@@ -1,10 +1,12 @@
 //! Several editors on the same cases: each case is edited, looked at, and written down before the next.
 
+pub mod contender;
 pub mod curves;
 pub mod document;
 pub mod layout;
 mod reached;
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::apply::{Editor, Mode};
@@ -17,10 +19,11 @@ use crate::evaluate::perplexity::perplexity;
 use crate::evaluate::probes::Limits;
 use crate::evaluate::{ProbeRow, probe_table};
 use crate::parallel;
+use crate::process::peak_memory;
 use layout::Run;
 use reached::{Reached, fault, one, size};
 
-/// Tokens of a free answer at most.
+/// Tokens of a free answer at most, unless a target is longer.
 const ANSWER: usize = 24;
 
 /// Tokens of a text that is written on from a prompt for generation, and of an essence text.
@@ -28,6 +31,9 @@ const TEXT: usize = 100;
 
 /// Essence texts of a case.
 const ESSENCES: usize = 5;
+
+/// The perplexity of a ruined model.
+const RUIN: f64 = 1e30;
 
 /// What is looked at in each case.
 #[derive(Debug, Clone, Copy)]
@@ -71,13 +77,26 @@ pub fn run(
     let unedited = if looks.perplexity > 0 { Some(perplexity(base, looks.text)?) } else { None };
     let changed = |after: Edited, reads: bool| -> Result<Changed> {
         let perplexity = match unedited.filter(|_| reads) {
-            Some(before) => finite([before, perplexity(&after, looks.text)?]),
+            Some(before) => Some([before, perplexity(&after, looks.text)?].map(told)),
             None => None,
         };
         Ok(Changed { size: size(&after)?, perplexity, after })
     };
+    // Looks at a case on a model that took so many edits, in so many seconds each.
+    let write = |number: usize, edits: usize, seconds: f64, changed: Box<dyn FnOnce() -> Result<Changed> + '_>| {
+        let (record, clock) = (&records[number], Instant::now());
+        let mut case = Case::new(record, edits);
+        if let Err(error) = changed().and_then(|changed| look(&mut case, base, changed, record, number, looks)) {
+            case = Case { error: Some(fault(error)?), ..Case::new(record, edits) };
+        }
+        case.seconds.insert("edit".into(), seconds);
+        case.seconds.insert("evaluation".into(), clock.elapsed().as_secs_f64());
+        case.peak_memory_bytes = peak_memory();
+        run.write(&case)?;
+        watch();
+        Ok(())
+    };
     let clock = Instant::now();
-    // What is left is looked at on the model that all edits give: these are made anew.
     let reached = match mode {
         Mode::Single => None,
         Mode::Batch => Some(Reached::at_once(editor, base, &requests)?),
@@ -88,35 +107,32 @@ pub fn run(
         }
     };
     let each = clock.elapsed().as_secs_f64() / records.len() as f64;
-    // One change for all.
-    let shared = reached.as_ref().map(|reached| changed(reached.after.clone(), true)).transpose()?;
+    // What is left is looked at on the model that all edits give: one change for all.
+    let shared = match reached {
+        Some(Reached { after, lost, .. }) => {
+            // One model has one perplexity: it stands in one case, so that nobody counts it several times.
+            let reader = (0..records.len()).find(|number| !lost.contains_key(number));
+            let reads = reader.is_some_and(|reader| left.contains(&reader));
+            Some((changed(after, reads)?, lost, reader))
+        }
+        None => None,
+    };
     let parts = left.len().div_ceil(parallel::parts(&base.base().decoder.device()));
     parallel::run(left.chunks(parts).collect(), |part: &[usize]| {
-        part.iter().try_for_each(|&number| {
-            let clock = Instant::now();
-            let (edits, seconds, changed) = match (&reached, &shared) {
-                (Some(reached), Some(shared)) => {
-                    let lost = reached.lost.get(&number).map(|message| Error::Input(message.clone()));
-                    (records.len(), each, lost.map_or_else(|| Ok(shared.clone()), Err))
-                }
-                _ => {
-                    let after = one(editor, base, &requests[number..=number]);
-                    let seconds = clock.elapsed().as_secs_f64();
-                    (1, seconds, after.and_then(|after| changed(after, number < looks.perplexity)))
-                }
-            };
-            let mut case = Case::new(&records[number], edits);
-            let seen = changed.and_then(|changed| look(&mut case, base, changed, &records[number], number, looks));
-            if let Err(error) = seen {
-                case = Case { error: Some(fault(error)?), ..Case::new(&records[number], edits) };
+        part.iter().try_for_each(|&number| match &shared {
+            Some((shared, lost, reader)) => {
+                let lost_for = lost.get(&number).map(|message| Error::Input(message.clone()));
+                let perplexity = shared.perplexity.filter(|_| *reader == Some(number));
+                let changed = || lost_for.map_or_else(|| Ok(Changed { perplexity, ..shared.clone() }), Err);
+                write(number, records.len() - lost.len(), each, Box::new(changed))
             }
-            case.seconds.insert("edit".into(), seconds);
-            case.seconds
-                .insert("evaluation".into(), clock.elapsed().as_secs_f64() - if edits == 1 { seconds } else { 0.0 });
-            case.peak_memory_bytes = crate::command::peak_memory();
-            run.write(&case)?;
-            watch();
-            Ok(())
+            None => {
+                let clock = Instant::now();
+                let after = one(editor, base, &requests[number..=number]);
+                let seconds = clock.elapsed().as_secs_f64();
+                let changed = || after.and_then(|after| changed(after, number < looks.perplexity));
+                write(number, 1, seconds, Box::new(changed))
+            }
         })
     })?;
     Ok(())
@@ -130,9 +146,15 @@ struct Changed {
     perplexity: Option<[f64; 2]>,
 }
 
-/// Both numbers where both have a form in JSON.
-fn finite(both: [f64; 2]) -> Option<[f64; 2]> {
-    both.iter().all(|value| value.is_finite()).then_some(both)
+/// A perplexity as files have it: that of a ruined model is a large number and takes part in means, for JSON has none for what is not
+/// finite.
+fn told(perplexity: f64) -> f64 {
+    if perplexity.is_nan() { RUIN } else { perplexity.min(RUIN) }
+}
+
+/// What a ruined model says: nothing. What is wrong with the machine stays an error.
+fn or_nothing<T>(said: Result<T>, nothing: impl FnOnce() -> T) -> Result<T> {
+    said.or_else(|error| fault(error).map(|_| nothing()))
 }
 
 /// All that is looked at of a case.
@@ -162,19 +184,26 @@ fn look(
 /// What both models say to the probes, by themselves, up to the end of the line.
 fn answers(base: &Edited, after: &Edited, rows: &[ProbeRow]) -> Result<Vec<FreeAnswer>> {
     let tokenizer = &base.base().tokenizer;
-    let prompts = rows.iter().map(|row| tokenizer.encode_prompt(&row.prompt)).collect::<Result<Vec<_>>>()?;
     let stop = base.base().stop_tokens();
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let room = (base.base().decoder.spec.context + 1).saturating_sub(longest).min(ANSWER);
-    let said = |model: &Edited| -> Result<Vec<String>> {
-        let made = model.generate(&prompts, room, &stop, &Sampling::default())?;
-        let text = |ids: &Vec<u32>| {
-            let text = tokenizer.decode(ids)?;
-            Ok(text.trim_start().lines().next().unwrap_or_default().trim().to_owned())
-        };
-        made.iter().map(text).collect()
+    let prompts = rows.iter().map(|row| tokenizer.encode_prompt(&row.prompt)).collect::<Result<Vec<_>>>()?;
+    // Room for each target, and to go on behind it.
+    let most = rows.iter().map(|row| row.before.target.len() + ANSWER / 2).max().unwrap_or(0).max(ANSWER);
+    // Of a long prompt the context leaves less.
+    let room = |prompt: &Vec<u32>| (base.base().decoder.spec.context + 1).saturating_sub(prompt.len()).min(most);
+    let rooms: BTreeSet<usize> = prompts.iter().map(room).collect();
+    let say = |model: &Edited| -> Result<Vec<String>> {
+        let mut said = vec![String::new(); prompts.len()];
+        for &count in &rooms {
+            let alike: Vec<usize> = (0..prompts.len()).filter(|&row| room(&prompts[row]) == count).collect();
+            let chosen: Vec<Vec<u32>> = alike.iter().map(|&row| prompts[row].clone()).collect();
+            for (row, made) in alike.into_iter().zip(model.generate(&chosen, count, &stop, &Sampling::default())?) {
+                let text = tokenizer.decode(&made)?;
+                said[row] = text.trim_start().lines().next().unwrap_or_default().trim().to_owned();
+            }
+        }
+        Ok(said)
     };
-    let pairs = said(base)?.into_iter().zip(said(after)?);
+    let pairs = say(base)?.into_iter().zip(or_nothing(say(after), || vec![String::new(); rows.len()])?);
     Ok(pairs.enumerate().map(|(row, (before, after))| FreeAnswer { row, before, after }).collect())
 }
 
@@ -193,7 +222,8 @@ fn texts(base: &Edited, after: &Edited, record: &EditRecord, seed: u64) -> Resul
     let rows = record.generation.iter().map(|prompt| tokenizer.encode_prompt(prompt)).collect::<Result<Vec<_>>>()?;
     let mut texts = vec![];
     if !rows.is_empty() {
-        for (prompt, made) in record.generation.iter().zip(write(after, &rows)?) {
+        let made = or_nothing(write(after, &rows), || vec![vec![]; rows.len()])?;
+        for (prompt, made) in record.generation.iter().zip(made) {
             texts.push(FreeText { prompt: prompt.clone(), after: tokenizer.decode(&made)? });
         }
     }
@@ -207,7 +237,7 @@ fn texts(base: &Edited, after: &Edited, record: &EditRecord, seed: u64) -> Resul
                     rows.iter().zip(made).map(|(row, made)| [row.clone(), made].concat()).collect();
                 perplexity(base, &whole)
             };
-            finite([read(base)?, read(after)?])
+            Some([read(base)?, or_nothing(read(after), || RUIN)?].map(told))
         }
     };
     Ok((texts, essence))

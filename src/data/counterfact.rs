@@ -28,6 +28,7 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         id,
         prompt: rewrite.prompt,
         target_new: rewrite.target_new,
+        target_id: rewrite.target_id,
         target_true: rewrite.target_true,
         descriptor: None,
         subject: Some(rewrite.subject),
@@ -45,6 +46,7 @@ struct Rewrite {
     template: String,
     subject: String,
     target_new: String,
+    target_id: Option<String>,
     target_true: Option<String>,
     relation: Option<String>,
 }
@@ -52,10 +54,10 @@ struct Rewrite {
 fn read_rewrite(mut rewrite: Object) -> Result<Rewrite, Problem> {
     let subject = answer(rewrite.text("subject", NEEDS_SUBJECT)?);
     let template = prompt(rewrite.text("prompt", NEEDS_PROMPT)?);
-    let target_new = rewrite
+    let (target_new, target_id) = rewrite
         .required("target_new", NEEDS_TARGET)?
         .object()
-        .and_then(|mut target| target.text("str", NEEDS_TARGET))
+        .and_then(|mut target| Ok((target.text("str", NEEDS_TARGET)?, target.text_or_blank("id")?)))
         .map_err(|problem| problem.within("target_new"))?;
     let target_true = match rewrite.take("target_true") {
         None => None,
@@ -69,6 +71,7 @@ fn read_rewrite(mut rewrite: Object) -> Result<Rewrite, Problem> {
         template,
         subject,
         target_new: answer(target_new),
+        target_id: target_id.map(answer),
         target_true: target_true.map(answer),
         relation: rewrite.text_or_blank("relation_id")?.map(answer),
     })

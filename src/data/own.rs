@@ -50,6 +50,7 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         locality: classes(&mut record, "locality")?,
         portability: classes(&mut record, "portability")?,
         generation: record.prompts("generation")?,
+        ..EditRecord::default()
     })
 }
 
@@ -285,6 +286,7 @@ mod tests {
                         locality,
                         portability,
                         generation,
+                        ..EditRecord::default()
                     }
                 },
             )

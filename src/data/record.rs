@@ -37,6 +37,9 @@ pub struct EditRecord {
     pub prompt: String,
     /// What the model is to answer.
     pub target_new: String,
+    /// The new target's own id, where the file has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_id: Option<String>,
     /// What it answers before, where that is known.
     pub target_true: Option<String>,
     /// The text that states the edit, where that is not prompt and target: a sentence of evidence, a topic and how to speak

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::bootstrap::{Mean, Sheet, Statistic, interval};
 use super::case::Case;
 use super::protocol::balanced::{Labels, Tally};
-use super::protocol::{Measured, Protocol, measure_all, place};
+use super::protocol::efficiency::PEAK;
+use super::protocol::{Measured, Protocol, place};
 
 /// A number over cases. Its interval is the 95 % percentile interval of 1,000 draws of the cases with replacement: it says what other
 /// cases of this kind would have given, not what other seeds of the editor would.
@@ -40,18 +41,16 @@ pub fn failed(cases: &[Case]) -> usize {
 /// balanced in_scope, …    mean over the labels y of Σ right_y / Σ asked_y, sums over all cases
 /// ```
 ///
-/// whose intervals come from the same draws of cases. Nothing depends on the order of `cases`.
-pub fn aggregate(cases: &[Case], seed: u64) -> Vec<Figure> {
-    aggregate_measured(&measure_all(cases, None), seed)
-}
-
-/// As [`aggregate`], of numbers at hand.
-pub fn aggregate_measured(cases: &[Measured], seed: u64) -> Vec<Figure> {
+/// whose intervals come from the same draws of cases. Of `peak_memory` it is the largest value. Nothing depends on the order of `cases`.
+pub fn aggregate(cases: &[Measured], seed: u64) -> Vec<Figure> {
     let cases = in_order(cases);
     let mut sheet = Sheet::new(cases.len());
     let statistics = statistics(&mut sheet, &cases);
     let (sums, draws) = (sheet.sums(), sheet.resampled(seed));
     let figure = |named: &Named| {
+        if (named.protocol, named.name.as_str()) == (Protocol::Efficiency, PEAK) {
+            return most(named, &cases);
+        }
         let mean = named.statistic.at(&sums);
         let (low, high) = interval(mean, draws.iter().map(|sums| named.statistic.at(sums)).collect());
         Figure { protocol: named.protocol, name: named.name.clone(), mean, low, high, cases: named.cases }
@@ -59,10 +58,18 @@ pub fn aggregate_measured(cases: &[Measured], seed: u64) -> Vec<Figure> {
     statistics.iter().map(figure).collect()
 }
 
-/// Cases by id, and by the number of edits where an id comes again.
+/// The largest value of all cases, which no draw of them says more of.
+fn most(named: &Named, cases: &[&Measured]) -> Figure {
+    let values = cases.iter().flat_map(|case| &case.values);
+    let mine = values.filter(|value| (value.protocol, &value.name) == (named.protocol, &named.name));
+    let most = mine.map(|value| value.value).fold(0.0, f64::max);
+    Figure { protocol: named.protocol, name: named.name.clone(), mean: most, low: most, high: most, cases: named.cases }
+}
+
+/// Cases by id.
 pub(super) fn in_order(cases: &[Measured]) -> Vec<&Measured> {
     let mut cases: Vec<&Measured> = cases.iter().collect();
-    cases.sort_by(|a, b| (&a.id, a.edits).cmp(&(&b.id, b.edits)));
+    cases.sort_by(|a, b| a.id.cmp(&b.id));
     cases
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::aggregate::{Figure, sort};
 use super::paired::{Difference, paired};
+use super::protocol::efficiency::PEAK;
 use super::protocol::{Better, Measured, Protocol, about};
 use super::significance::holm;
 
@@ -55,6 +56,11 @@ pub struct Other {
     pub proven: bool,
 }
 
+/// Whether a number was taken in each case. What a process held is one number, and so is the time of edits that were made together.
+fn of_cases((protocol, name): (Protocol, &str), method: &Method) -> bool {
+    protocol != Protocol::Efficiency || name != PEAK && method.cases.iter().all(|case| case.edits <= 1)
+}
+
 /// The best method by every number of which one way is better, in the order of tables.
 ///
 /// The best is it by its figure, over the cases that it has; differences are over shared cases. Where methods failed on some cases the
@@ -89,7 +95,9 @@ pub fn best(methods: &[Method], seed: u64) -> Vec<Best> {
                 let differences: &Vec<Difference> = known
                     .entry((best, method))
                     .or_insert_with(|| paired(methods[best].cases, methods[method].cases, seed));
-                let difference = differences.iter().find(|found| (found.protocol, found.name.as_str()) == key).cloned();
+                let difference = differences.iter().find(|found| (found.protocol, found.name.as_str()) == key);
+                let difference =
+                    difference.filter(|_| of_cases(key, &methods[best]) && of_cases(key, &methods[method])).cloned();
                 Other { method: methods[method].name.to_owned(), mean, difference, p: None, proven: false }
             })
             .collect();

@@ -17,9 +17,12 @@ pub struct Case {
     /// The relation of its fact, where the record has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relation: Option<String>,
+    /// The new target's id, where the record has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_id: Option<String>,
     /// What was asked for.
     pub request: EditRequest,
-    /// How many edits the model had taken when it was looked at, this one included.
+    /// How many edits the model had taken when it was looked at.
     pub edits: usize,
     /// The probes, before and after; empty where the edit failed.
     pub rows: Vec<ProbeRow>,
@@ -55,6 +58,7 @@ impl Case {
         Case {
             id: record.id.clone(),
             relation: record.relation.clone(),
+            target_id: record.target_id.clone(),
             request: EditRequest::from(record),
             edits,
             rows: vec![],

@@ -14,7 +14,7 @@ mod rows;
 pub mod significance;
 pub mod snippets;
 
-pub use aggregate::{Figure, aggregate, aggregate_measured, failed};
+pub use aggregate::{Figure, aggregate, failed};
 pub use best::{Best, Method, Other, best};
 pub use metrics::{Balanced, CounterFact, Sentiment, Summary, balanced, counterfact, sentiment, summarize};
 pub use paired::{Difference, paired};

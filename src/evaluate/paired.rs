@@ -39,8 +39,8 @@ enum Parts {
     Whole(Statistic, Statistic),
 }
 
-/// The differences `a − b` of all values that both have, in the order of tables. Cases are matched by id, an id that comes again by its
-/// turn in the number of edits; a case that failed under either is in none.
+/// The differences `a − b` of all values that both have, in the order of tables. Cases are matched by id; a case that failed under
+/// either is in none.
 pub fn paired(a: &[Measured], b: &[Measured], seed: u64) -> Vec<Difference> {
     let (a, b): (Vec<&Measured>, Vec<&Measured>) = matched(a, b).into_iter().unzip();
     let mut sheet = Sheet::new(a.len());
@@ -83,20 +83,7 @@ pub fn paired(a: &[Measured], b: &[Measured], seed: u64) -> Vec<Difference> {
 
 /// Cases of the same id in both lists that failed in neither.
 fn matched<'a>(a: &'a [Measured], b: &'a [Measured]) -> Vec<(&'a Measured, &'a Measured)> {
-    let theirs: HashMap<(&str, usize), &Measured> = turns(b).collect();
-    let pairs = turns(a).filter_map(|(key, ours)| Some((ours, *theirs.get(&key)?)));
+    let theirs: HashMap<&str, &Measured> = b.iter().map(|case| (case.id.as_str(), case)).collect();
+    let pairs = in_order(a).into_iter().filter_map(|ours| Some((ours, *theirs.get(ours.id.as_str())?)));
     pairs.filter(|(ours, theirs)| !ours.failed && !theirs.failed).collect()
-}
-
-/// Cases in order, with their id and how often it was there before.
-fn turns(cases: &[Measured]) -> impl Iterator<Item = ((&str, usize), &Measured)> {
-    let mut last: Option<(&str, usize)> = None;
-    in_order(cases).into_iter().map(move |case| {
-        let turn = match last {
-            Some((id, turn)) if id == case.id => turn + 1,
-            _ => 0,
-        };
-        last = Some((&case.id, turn));
-        ((case.id.as_str(), turn), case)
-    })
 }

@@ -6,7 +6,6 @@
 //! {
 //!   "format": "report/1",
 //!   "title": "…",
-//!   "created": "2026-11-22T21:30:05Z",
 //!   "model": {"path": "…", "fingerprint": "…"},
 //!   "data": {"path": "…", "records": 100, "note": "…"},
 //!   "mode": "single | batch | sequential",
@@ -15,11 +14,11 @@
 //!   "statistics": "how intervals and proofs were made, in a sentence or two",
 //!   "methods": [{"name": "rome", "label": "ROME", "config": {…}, "provenance": {…}, "failed": 0, "cases": 100}],
 //!   "protocols": [{"name": "counterfact", "about": "…", "metrics": [
-//!     {"name": "efficacy", "what": "…", "better": "higher | lower | neither", "unit": "share | seconds | bytes | number | nats"}]}],
+//!     {"name": "efficacy", "what": "…", "better": "higher | lower | neither", "unit": "share | seconds | bytes | bits | number"}]}],
 //!   "figures": [{"method": "rome", "protocol": "counterfact", "name": "efficacy", "mean": 0.99, "low": 0.97, "high": 1.0,
 //!     "cases": 100, "best": true, "proven": false}],
 //!   "curves": [{"method": "rome", "protocol": "mend", "mode": "batch | sequential", "metric": "edit_success",
-//!     "points": [{"edits": 1, "value": 1.0, "low": 0.9, "high": 1.0}], "collapsed_at": null}],
+//!     "points": [{"edits": 1, "value": 1.0}], "collapsed_at": null}],
 //!   "cases": [{"id": "…", "prompt": "…", "target_new": "…", "target_true": "…", "subject": "…", "methods": {"rome": {
 //!     "outcome": "success | partial | failure | error", "error": null, "probes": [
 //!       {"kind": "rewrite", "class": null, "prompt": "…", "target": "…", "before": "…", "after": "…",

@@ -88,7 +88,8 @@ impl Metric<'_> {
 
     pub(super) fn mark(&self, row: usize) -> Option<Mark> {
         let is = |figure: &Value, key: &str| figure[key].as_bool();
-        let all = || self.figures.iter().filter_map(|(_, figure)| figure.filter(|figure| figure["mean"].is_number()));
+        let compared = |figure: &&Value| figure["mean"].is_number() && figure["proven"].is_boolean();
+        let all = || self.figures.iter().filter_map(|(_, figure)| figure.filter(compared));
         let figure = self.figure(row).filter(|figure| figure["mean"].is_number())?;
         if !matches!(self.better, "higher" | "lower") || all().count() < 2 {
             return None;
@@ -138,7 +139,7 @@ impl Scale {
                 Some((bits, name)) => of((-f64::from(bits)).exp2(), name),
                 None => Scale { factor: 1.0, name: "B", places: Some(0) },
             },
-            "nats" => of(1.0, "nats"),
+            "bits" => of(1.0, "bits"),
             _ => of(1.0, ""),
         }
     }
@@ -239,7 +240,7 @@ mod tests {
         assert_eq!(scaled("seconds", 36000.0), "10.00 h");
         assert_eq!(scaled("bytes", 512.0), "512 B");
         assert_eq!(scaled("bytes", 3.0 * 1024.0 * 1024.0), "3.00 MiB");
-        assert_eq!(scaled("nats", -6.131), "−6.13 nats");
+        assert_eq!(scaled("bits", -6.131), "−6.13 bits");
         assert_eq!(scaled("number", 0.00012), "1.2e−4 ");
         assert_eq!(scaled("number", 0.0), "0.000 ");
     }

@@ -96,7 +96,10 @@ pub fn headlines(document: &Value) -> Value {
     let mut short = document.clone();
     let shown = |figure: &Value| {
         let of = HEADLINES.iter().find(|(name, _)| figure["protocol"] == *name);
-        of.is_none_or(|(_, shown)| shown.iter().any(|name| figure["name"] == *name))
+        let name = figure["name"].as_str().unwrap_or_default();
+        // A class stands behind its metric.
+        let stem = name.split_once('/').map_or(name, |(stem, _)| stem);
+        of.is_none_or(|(_, shown)| shown.contains(&name) || shown.contains(&stem))
     };
     if let Some(figures) = short["figures"].as_array_mut() {
         figures.retain(shown);

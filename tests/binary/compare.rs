@@ -168,10 +168,11 @@ fn case_files_are_those_of_romes_suite() {
                     let rows: Vec<&Value> =
                         case["rows"].as_array().unwrap().iter().filter(|row| row["kind"] == kind).collect();
                     assert_eq!(rows.len(), if kind == "locality" { 2 } else { 1 });
-                    let exact: Vec<bool> = rows.iter().map(|row| row[when]["argmax"] == row[when]["target"]).collect();
-                    assert_eq!(file[side][format!("{name}_prompts_correct")], json!(exact));
                     let probs = file[side][format!("{name}_prompts_probs")].as_array().unwrap();
                     let rivals: Vec<&&Value> = rows.iter().filter(|row| !row["rival"].is_null()).collect();
+                    let exact: Vec<bool> =
+                        rivals.iter().map(|row| row[when]["argmax"] == row[when]["target"]).collect();
+                    assert_eq!(file[side][format!("{name}_prompts_correct")], json!(exact));
                     assert_eq!((probs.len(), rivals.len()), (1, 1));
                     for (told, row) in probs.iter().zip(rivals) {
                         assert!((told[right].as_f64().unwrap() - nll(&row[when])).abs() < 1e-12);
@@ -264,6 +265,39 @@ fn free_answers_say_on_how_many_cases_they_were_taken() {
     let answers =
         |id: &str| read(&out.join("ft/run_000").join(format!("case_{id}.json")))["emend"]["case"]["answers"].clone();
     assert_eq!(answers("11").as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn what_is_written_is_read_beside_romes_snippets() {
+    let place = place();
+    let fact = json!([{
+        "case_id": 3,
+        "requested_rewrite": {
+            "prompt": "The city of {} lies in", "relation_id": "P17", "subject": "Lyon",
+            "target_new": {"str": "Japan", "id": "Q17"}, "target_true": {"str": "France", "id": "Q142"},
+        },
+        "paraphrase_prompts": ["Lyon is in"],
+        "neighborhood_prompts": ["The city of Marseille lies in"],
+        "attribute_prompts": ["The city of Osaka lies in"],
+        "generation_prompts": ["The city of Lyon", "Lyon is"],
+    }]);
+    place.write("rome.json", fact.to_string());
+    let snippets = json!([
+        {"relation_id": "P17", "target_id": "Q17", "samples": [{"name": "Osaka", "text": "Osaka is a city in Japan."}]},
+        {"relation_id": "P30", "target_id": "Q17", "samples": [{"name": "Ginza", "text": "Other words alone."}]},
+    ]);
+    let snippets = place.write("snippets.json", snippets.to_string());
+    let config = place.write("texts.toml", config("cases = \"rome.json\"", "texts = 1", &["ft"]));
+    let out = place.path("out");
+    let summary = json(&compare(&config, &out, &["--snippets", text(&snippets)]));
+    for name in ["fluency", "essence", "reference_score"] {
+        assert_eq!(figure(&summary, "ft", "counterfact", name)["cases"], 1, "{name}");
+    }
+    let file = read(&out.join("ft/run_000/case_3.json"));
+    assert_eq!(file["post"]["text"].as_array().unwrap().len(), 2);
+    assert!(file["post"]["ngram_entropy"].as_f64().unwrap() > 0.0);
+    // Prompts whose own answer is the new target are no neighbors.
+    assert_eq!(file["post"]["neighborhood_prompts_correct"].as_array().unwrap().len(), 1);
 }
 
 #[test]
@@ -570,24 +604,37 @@ fn case_files_that_are_wrong() {
     bad(&changed(&|file| file["emend"]["case"]["edits"] = json!(-1)), &["no case of a comparison"]);
     bad(
         &changed(&|file| file["post"]["rewrite_prompts_probs"][0]["target_new"] = json!(0.001)),
-        &["\"post\" differs from the probes", "changed by hand"],
+        &["\"post\" differs", "changed by hand"],
     );
     bad(
         &changed(&|file| file["emend"]["case"]["rows"][0]["before"]["log_probabilities"][0] = json!(-0.001)),
-        &["\"pre\" differs from the probes"],
+        &["\"pre\" differs"],
     );
     bad(
         &changed(&|file| file["emend"]["case"]["rows"][0]["after"]["log_probabilities"] = json!([])),
         &["probe 0 has not a number for every token"],
     );
-    bad(&changed(&|file| file["emend"]["case"]["id"] = json!("11")), &["case \"11\" is there twice"]);
+    bad(&changed(&|file| file["emend"]["case"]["id"] = json!("11")), &["\"case_id\" differs"]);
+    bad(&changed(&|file| file["time"] = json!(0.5)), &["\"time\" differs"]);
+    bad(&changed(&|file| file["num_edits"] = json!(2)), &["\"num_edits\" differs"]);
+    bad(
+        &changed(&|file| file["requested_rewrite"]["target_new"]["str"] = json!("Peru")),
+        &["\"requested_rewrite\" differs"],
+    );
+    bad(
+        &changed(&|file| {
+            file["emend"]["case"]["id"] = json!("11");
+            file["case_id"] = json!(11);
+        }),
+        &["case \"11\" belongs into", "case_11.json"],
+    );
     // What is only written in another way is the same.
     std::fs::write(&case, format!("{:#}", serde_json::from_slice::<Value>(&good).unwrap())).unwrap();
     stdout(&run(&["compare", "--summarize", text(&out)]));
     std::fs::write(&case, &good).unwrap();
 
     std::fs::copy(&case, ft.join("case_8.json")).unwrap();
-    refused(&["compare", "--summarize", text(&out)], 1, &["case_8.json", "case \"7\" is there twice"]);
+    refused(&["compare", "--summarize", text(&out)], 1, &["case_8.json", "case \"7\" belongs into"]);
     std::fs::remove_file(ft.join("case_8.json")).unwrap();
 
     let params = std::fs::read(ft.join("params.json")).unwrap();

@@ -40,7 +40,7 @@ pub(in crate::evaluate) fn over_probes<'a>(
 /// essence, essence_rise  perplexity after the edit of what it writes of the subject, and how far that rose
 /// ```
 ///
-/// Fluency is [`super::text::fluency`]. The exact twins are over the very probes of the successes: those that have a rival. A success at p = 1e-5 against 1e-6
+/// Essence is another quantity than ROME's `essence_score`, the edited model's perplexity of reference texts. Fluency is [`super::text::fluency`]. The exact twins are over the very probes of the successes: those that have a rival. A success at p = 1e-5 against 1e-6
 /// is one of ES and none of its twin.
 pub fn values(case: &Case) -> Vec<Value> {
     let mut values = Values::new(Protocol::Counterfact);

@@ -1,0 +1,126 @@
+//! An editor as a comparison's config names it: what it is made of is read before any works, and decides what its cases hold.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::apply::{Editor, EditorSettings};
+use crate::archive::Archive;
+use crate::config;
+use crate::config::compare::{Competitor, Config};
+use crate::data::record::EditRecord;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model::Model;
+
+/// An editor that takes part.
+pub struct Contender<'a> {
+    named: &'a Competitor,
+    made_of: MadeOf,
+}
+
+enum MadeOf {
+    Trained(Box<Archive>),
+    /// With the folder of its config.
+    Untrained(Box<EditorSettings>, PathBuf),
+}
+
+impl<'a> Contender<'a> {
+    /// Sees whether there is all that the editor is made of, so that a wrong name is told before the others have worked for hours.
+    /// Paths are relative to `place`.
+    ///
+    /// # Errors
+    /// A config, archive or statistics that are missing, wrong, or of another model; the editor is named.
+    pub fn open(named: &'a Competitor, place: &Path, model: &Model, model_name: &str) -> Result<Self> {
+        let open = || {
+            if let Some(archive) = &named.archive {
+                let folder = place.join(archive);
+                // `train` gives an archive its configuration's name.
+                let training = place.join(folder.file_name().unwrap_or_default()).with_extension("toml");
+                if !folder.exists() && training.is_file() {
+                    let command = format!("`emend train --config {}` makes it", training.display());
+                    return Err(Error::file(&folder, format!("no archive here; {command}")));
+                }
+                let archive = Archive::open(&folder)?;
+                archive.check_base(model)?;
+                return Ok(MadeOf::Trained(Box::new(archive)));
+            }
+            let path = place.join(named.config.as_deref().unwrap_or_default());
+            let settings = config::apply::Config::read(&path, &named.set)?.editor;
+            let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+            settings.check(model, model_name, &folder)?;
+            Ok(MadeOf::Untrained(Box::new(settings), folder))
+        };
+        let made_of = open().map_err(|error| told(&named.name, error))?;
+        Ok(Contender { named, made_of })
+    }
+
+    /// The editor, and params.json of its run: all that decides what a case file holds. `text` is that of the perplexities.
+    ///
+    /// # Errors
+    /// Networks, demonstrations or texts that are missing or broken, settings out of range; the editor is named.
+    pub fn editor(
+        self,
+        config: &Config,
+        model: &Arc<Model>,
+        records: &[EditRecord],
+        text: &[Vec<u32>],
+    ) -> Result<(Box<dyn Editor>, Value)> {
+        let Contender { named, made_of } = self;
+        let mut network = None;
+        let made = match made_of {
+            MadeOf::Trained(archive) => {
+                // Another training under the same name is another editor.
+                network = Some(hash(&files::map(&Archive::network_path(&archive.folder))?));
+                let trained = archive.editor(model, false, &model.decoder.device());
+                trained.map(|trained| Box::new(trained) as Box<dyn Editor>)
+            }
+            MadeOf::Untrained(settings, folder) => {
+                settings.editor(model, &config.model.path, &folder, Box::new(|_| {}))
+            }
+        };
+        let editor = made.map_err(|error| told(&named.name, error))?;
+        let (method, settings) = editor.describe();
+        let compare = &config.compare;
+        let text = (compare.perplexity > 0).then(|| hash(&serde_json::to_vec(text).unwrap_or_default()));
+        let params = json!({
+            "method": method,
+            "name": named.name,
+            "settings": settings,
+            "archive": named.archive,
+            "network": network,
+            "model": {"path": config.model.path, "fingerprint": model.fingerprint, "dtype": config.model.dtype},
+            "data": {
+                "path": config.data.cases,
+                "records": records.len(),
+                "hash": hash(&serde_json::to_vec(records).unwrap_or_default()),
+                "rephrases": config.data.rephrases,
+                "per_class": config.data.per_class,
+                "note": config.data.note,
+            },
+            "mode": compare.mode,
+            "seed": compare.seed,
+            "generate": compare.generate,
+            "texts": compare.texts,
+            "perplexity": compare.perplexity,
+            "text": text,
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        Ok((editor, params))
+    }
+}
+
+fn hash(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex()[..16].to_owned()
+}
+
+/// Says whose error it is, where no file's name does.
+fn told(name: &str, error: Error) -> Error {
+    let told = |message: String| format!("editor {name}: {message}");
+    match error {
+        Error::Config(message) => Error::Config(told(message)),
+        Error::Input(message) => Error::Input(told(message)),
+        other => other,
+    }
+}
