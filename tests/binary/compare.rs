@@ -424,6 +424,18 @@ fn a_text_is_read_after_edits() {
     let files = case_files(&out.join("ft/run_000"));
     let read = |bytes: &&Vec<u8>| String::from_utf8_lossy(bytes).contains("\"perplexity\"");
     assert_eq!(files.values().filter(read).count(), 2);
+    // One model has one perplexity and one time, however many edits are in it: nothing is proven by counting these once a case.
+    let batch = json(&compare(&config, &place.path("batch"), &["--mode", "batch"]));
+    assert_eq!(figure(&batch, "ft", "mend", "perplexity_drawdown")["cases"], 1);
+    for (summary, name) in [(&batch, "seconds/edit"), (&batch, "peak_memory"), (&summary, "peak_memory")] {
+        for method in ["ft", "lookup"] {
+            assert_eq!(figure(summary, method, "efficiency", name)["proven"], false, "{method} {name}");
+        }
+    }
+    let ft = case_files(&out.join("ft/run_000"));
+    let held = ft.values().map(|bytes| serde_json::from_slice::<Value>(bytes).unwrap());
+    let most = held.map(|file| file["emend"]["case"]["peak_memory_bytes"].as_u64().unwrap()).max().unwrap();
+    assert_eq!(figure(&summary, "ft", "efficiency", "peak_memory")["mean"].as_f64().unwrap(), most as f64);
     let wrong = place.write("wrong.toml", with("perplexity = 2"));
     wrong_usage(&compare(&wrong, &out, &[]), &["compare.perplexity", "compare.text"]);
 }
@@ -500,6 +512,8 @@ fn curves_keep_their_points() {
     // One edit at once is one edit in a row.
     assert_eq!(points[0]["figures"], points[2]["figures"]);
     let summary = read(&out.join("summary.json"));
+    // One editor is nobody's best, and ties with nobody.
+    assert!(!std::fs::read_to_string(out.join("summary.md")).unwrap().contains("tie"));
     let curve = |metric: &str, mode: &str| {
         let wanted = |curve: &&Value| curve["metric"] == metric && curve["mode"] == mode;
         summary["curves"].as_array().unwrap().iter().find(wanted).unwrap()["points"].clone()
