@@ -13,7 +13,7 @@ use crate::compare::contender::Contender;
 use crate::compare::curves::{self, curves};
 use crate::compare::document::{Entry, document};
 use crate::compare::layout::Run;
-use crate::compare::{Looks, run as run_cases};
+use crate::compare::{Looks, Reading, run as run_cases};
 use crate::config::beside;
 use crate::config::compare::{Competitor, Config};
 use crate::data::pocket;
@@ -116,7 +116,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let contenders = contenders.collect::<Result<Vec<_>>>()?;
     let base = Edited::new(model.clone());
     let compare = &config.compare;
-    let text = watched_text(&config, place, &model)?;
+    let text = Reading::new(watched_text(&config, place, &model)?);
     let looks = Looks {
         limits: Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: true },
         generate: compare.generate,
@@ -136,7 +136,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         let clock = Instant::now();
         // Each editor's own, not that of those before it.
         forget_peak_memory();
-        let (made, params) = contender.editor(&config, &model, &records, &text)?;
+        let (made, params) = contender.editor(&config, &model, &records, &text.rows)?;
         let run = Run::continued(&folder.join(&editor.name), params)?;
         // A broken file is told before hours of work, not after them.
         run.cases()?;

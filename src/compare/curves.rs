@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::Watch;
 use super::reached::{Reached, fault, size};
+use super::{Reading, Watch};
 use crate::apply::{Editor, Mode};
 use crate::data::record::EditRecord;
 use crate::edit::{EditRequest, Edited};
@@ -76,14 +76,13 @@ pub fn curves(
     base: &Edited,
     records: &[EditRecord],
     sizes: &[usize],
-    text: &[Vec<u32>],
+    text: &Reading,
     path: &Path,
     watch: Watch<'_>,
 ) -> Result<Vec<Point>> {
-    let made_of: Vec<String> = sizes.iter().map(|&size| made_of(&records[..size], text)).collect();
+    let made_of: Vec<String> = sizes.iter().map(|&size| made_of(&records[..size], &text.rows)).collect();
     let mut points = read(path)?;
     points.retain(|point| point.error.is_none() && made_of.contains(&point.made_of));
-    let unedited = if text.is_empty() { None } else { Some(perplexity(base, text)?) };
     let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
     for mode in [Mode::Batch, Mode::Sequential] {
         let known: Vec<bool> = made_of
@@ -107,7 +106,7 @@ pub fn curves(
             };
             if !known[place] {
                 let made_of = made_of[place].clone();
-                points.push(point(base, &reached, mode, &records[..edits], text, unedited, made_of)?);
+                points.push(point(base, &reached, mode, &records[..edits], text, made_of)?);
                 points.sort_by(|a, b| (&a.mode, a.edits).cmp(&(&b.mode, b.edits)));
                 files::write(path, serde_json::to_string_pretty(&points).unwrap_or_default().as_bytes())?;
             }
@@ -133,8 +132,7 @@ fn point(
     reached: &Reached,
     mode: Mode,
     records: &[EditRecord],
-    text: &[Vec<u32>],
-    unedited: Option<f64>,
+    text: &Reading,
     made_of: String,
 ) -> Result<Point> {
     let edits = records.len();
@@ -168,8 +166,8 @@ fn point(
         point.figures = summarize(&rows);
         // A model that has no number to say has collapsed, text or not.
         point.collapsed = rows.iter().any(|row| row.after.log_probabilities.iter().any(|log| log.is_nan()));
-        if let Some(unedited) = unedited {
-            let now = perplexity(&reached.after, text)?;
+        if let Some(unedited) = text.unedited(base)? {
+            let now = perplexity(&reached.after, &text.rows)?;
             point.collapsed |= !now.is_finite() || now > COLLAPSE * unedited;
             // A number that is not finite has no form in JSON.
             point.perplexity = Some(now).filter(|now| now.is_finite());

@@ -7,6 +7,7 @@ pub mod layout;
 mod reached;
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use crate::apply::{Editor, Mode};
@@ -35,6 +36,35 @@ const ESSENCES: usize = 5;
 /// The perplexity of a ruined model.
 const RUIN: f64 = 1e30;
 
+/// A text that models are read on, and the unedited model's perplexity, which is taken once for all editors.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// The text, as rows of tokens.
+    pub rows: Vec<Vec<u32>>,
+    unedited: OnceLock<f64>,
+}
+
+impl Reading {
+    /// A text as rows of tokens.
+    pub fn new(rows: Vec<Vec<u32>>) -> Self {
+        Reading { rows, unedited: OnceLock::new() }
+    }
+
+    /// The perplexity of the unedited model; nothing where there is no text.
+    ///
+    /// # Errors
+    /// As [`perplexity`].
+    pub fn unedited(&self, base: &Edited) -> Result<Option<f64>> {
+        if self.rows.is_empty() {
+            return Ok(None);
+        }
+        if self.unedited.get().is_none() {
+            let _ = self.unedited.set(perplexity(base, &self.rows)?);
+        }
+        Ok(self.unedited.get().copied())
+    }
+}
+
 /// What is looked at in each case.
 #[derive(Debug, Clone, Copy)]
 pub struct Looks<'a> {
@@ -46,8 +76,8 @@ pub struct Looks<'a> {
     pub texts: usize,
     /// Cases after whose edit the text is read.
     pub perplexity: usize,
-    /// That text, as rows of tokens.
-    pub text: &'a [Vec<u32>],
+    /// That text.
+    pub text: &'a Reading,
     /// The seed of the draws.
     pub seed: u64,
 }
@@ -74,10 +104,10 @@ pub fn run(
         return Ok(());
     }
     let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
-    let unedited = if looks.perplexity > 0 { Some(perplexity(base, looks.text)?) } else { None };
+    let unedited = if looks.perplexity > 0 { looks.text.unedited(base)? } else { None };
     let changed = |after: Edited, reads: bool| -> Result<Changed> {
         let perplexity = match unedited.filter(|_| reads) {
-            Some(before) => Some([before, perplexity(&after, looks.text)?].map(told)),
+            Some(before) => Some([before, perplexity(&after, &looks.text.rows)?].map(told)),
             None => None,
         };
         Ok(Changed { size: size(&after)?, perplexity, after })

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tokens::Tokens;
+use crate::parallel;
 
 /// Places whose logits are held at a time: a vocabulary is wide.
 const READS: usize = 256;
@@ -46,9 +47,9 @@ pub fn perplexity(model: &Edited, rows: &[Vec<u32>]) -> Result<f64> {
     if predicted == 0 {
         return Err(Error::Input("there is no token to predict; give texts of two tokens or more".into()));
     }
-    let mut sum = 0.0;
     // The last token is predicted, never read.
-    for batch in buckets(rows.iter().map(|row| row.len() - 1)) {
+    let batches = buckets(rows.iter().map(|row| row.len() - 1));
+    let of_batch = |batch: &Vec<usize>| -> Result<f64> {
         let tokens = Tokens::new(batch.iter().map(|&index| rows[index][..rows[index].len() - 1].to_vec()).collect());
         let hidden = model.embed(&tokens, &mut NoTap)?;
         let hidden = model.blocks(hidden, 0..model.layers(), tokens.span(), None, &mut NoTap)?;
@@ -57,11 +58,17 @@ pub fn perplexity(model: &Edited, rows: &[Vec<u32>]) -> Result<f64> {
         let cells: Vec<(usize, usize)> = cells.collect();
         let targets: Vec<u32> = batch.iter().flat_map(|&index| rows[index][1..].iter().copied()).collect();
         check_targets(model, &targets)?;
-        for (cells, targets) in cells.chunks(READS).zip(targets.chunks(READS)) {
+        let reads = cells.chunks(READS).zip(targets.chunks(READS)).map(|(cells, targets)| {
             let logits: Tensor<2> = model.head(hidden.clone(), cells).cast(DType::F32);
             let log = target_log_probabilities(activation::log_softmax(logits, 1), targets);
-            sum += log.into_data().iter::<f32>().map(f64::from).sum::<f64>();
-        }
-    }
+            log.into_data().iter::<f32>().map(f64::from).sum::<f64>()
+        });
+        Ok(reads.sum())
+    };
+    let parts = batches.len().div_ceil(parallel::parts(&model.base().decoder.device()));
+    let sums = parallel::run(batches.chunks(parts).collect(), |batches: &[Vec<usize>]| {
+        batches.iter().map(of_batch).collect::<Result<Vec<f64>>>()
+    })?;
+    let sum: f64 = sums.iter().flatten().sum();
     Ok((-sum / predicted as f64).exp())
 }
