@@ -12,4 +12,5 @@ mod serac;
 mod sets;
 mod taps;
 mod tokens;
+mod without_training;
 mod world;
