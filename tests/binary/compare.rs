@@ -331,6 +331,9 @@ fn other_settings_are_another_run() {
     stdout(&run(&compare(&elsewhere.path("compare.toml"), &out, &["--only", "ft"])));
     assert!(!out.join("ft/run_003").exists());
     assert_eq!(read(&out.join("ft/run_002/params.json"))["data"]["note"], "the same facts");
+    // Other numbers come of other precision.
+    stdout(&run(&compare(&config, &out, &["--only", "ft", "--set", "model.dtype=f64"])));
+    assert_eq!(case_files(&out.join("ft/run_003")).len(), 3);
 }
 
 #[test]
