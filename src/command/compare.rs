@@ -134,7 +134,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let mut failed = 0;
     for (editor, contender) in chosen.iter().zip(contenders) {
         let clock = Instant::now();
-        // Each editor's own, not that of those before it.
+        // Begun anew for each editor, from what the process holds by then.
         forget_peak_memory();
         let (made, params) = contender.editor(&config, &model, &records, &text.rows)?;
         let run = Run::continued(&folder.join(&editor.name), params)?;
@@ -259,7 +259,7 @@ fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()
     for entry in &entries[1..] {
         let first = &entries[0];
         let differs = |key: &&str| match *key {
-            "model" => entry.params[*key]["fingerprint"] != first.params[*key]["fingerprint"],
+            "model" => ["fingerprint", "dtype"].iter().any(|of| entry.params[*key][*of] != first.params[*key][*of]),
             "data" => entry.params[*key]["hash"] != first.params[*key]["hash"],
             key => entry.params[key] != first.params[key],
         };
