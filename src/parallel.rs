@@ -3,14 +3,15 @@
 //! The products of editing are small: one after the other, each shared among the cores, they leave the cores waiting for each other
 //! most of the time. Whole parts of a batch on one core each take nearly all of it.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use burn::tensor::Device;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
 
-/// How many parts suit a device: one a core of the CPU, one for a GPU.
+/// How many parts suit a device: one a core of the CPU, one for a GPU. What a part is must not depend on it: other parts are other sums, and
+/// other sums are other last digits.
 pub fn parts(device: &Device) -> usize {
     if *device == Device::flex() { rayon::current_num_threads() } else { 1 }
 }
@@ -47,6 +48,35 @@ pub fn run<T: Send, R: Send>(parts: Vec<T>, work: impl Fn(T) -> Result<R> + Sync
         // All are joined before the first error is told.
         results.collect::<Vec<_>>().into_iter().collect()
     })
+}
+
+/// `work` on every item, as many of them side by side as suit the device; its results in the order of the items. An item's result is the
+/// same however many cores there are, where `work` itself does not ask for them.
+///
+/// # Errors
+/// The first error in the order of the items that were begun; those behind it need not be.
+pub fn each<T: Send, R: Send>(device: &Device, items: Vec<T>, work: impl Fn(T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let count = parts(device).min(items.len());
+    if count < 2 {
+        return items.into_iter().map(work).collect();
+    }
+    let waiting = Mutex::new(items.into_iter().enumerate());
+    let done = run((0..count).collect(), |_| {
+        let mut done = vec![];
+        loop {
+            let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((number, item)) = next else { return Ok(done) };
+            let result = work(item);
+            if result.is_err() {
+                // Nobody takes another.
+                waiting.lock().unwrap_or_else(PoisonError::into_inner).by_ref().for_each(drop);
+            }
+            done.push((number, result));
+        }
+    })?;
+    let mut done: Vec<(usize, Result<R>)> = done.into_iter().flatten().collect();
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Multiplications and additions of a product from which on it is worth sharing between cores.

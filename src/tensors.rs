@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
@@ -62,4 +62,10 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, TensorData>> {
         Ok((name, data))
     });
     tensors.collect()
+}
+
+/// Σ x², row by row and then down the rows. A sum over the whole of a large tensor at once is split among as many threads as there
+/// are, and its last digits depend on how.
+pub fn sum_of_squares(x: Tensor<2>) -> f64 {
+    x.square().sum_dim(1).into_data().iter::<f64>().sum()
 }

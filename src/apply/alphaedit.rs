@@ -8,6 +8,8 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use faer::linalg::solvers::Solve;
@@ -15,17 +17,23 @@ use faer::{Mat, Scale, Side};
 use serde::{Deserialize, Serialize};
 
 use super::Editor;
-use super::memit::{Common, Spread, singular, spread};
+use super::association::{Association, defaults_of_many};
+use super::contexts::Sampled;
+use super::memit::{Spread, singular, spread};
 use super::prepared::{Prepared, columns, tensor};
 use crate::edit::{Change, Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// What configs and edits call it.
+pub(super) const NAME: &str = "alphaedit";
 
 /// `[editor]` of an AlphaEdit config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// What it shares with MEMIT.
+    /// Where the associations go, and how they are found.
     #[serde(flatten)]
-    pub common: Common,
+    pub association: Association,
     /// Eigenvalues of C below this span the null space.
     #[serde(default = "null_space_threshold")]
     pub null_space_threshold: f64,
@@ -42,6 +50,36 @@ fn l2() -> f64 {
     10.0
 }
 
+impl super::Settings for Settings {
+    fn defaults() -> toml::Table {
+        defaults_of_many()
+    }
+
+    fn check_parts(table: &toml::Table, origin: &str) -> Result<()> {
+        Association::check(table, origin)
+    }
+
+    fn layers(&self) -> (&'static str, &[usize]) {
+        ("layers", &self.association.layers)
+    }
+
+    fn statistics(&self) -> Option<&str> {
+        self.association.statistics()
+    }
+
+    fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
+        Some(self.association.contexts())
+    }
+
+    fn seed(&self) -> u64 {
+        self.association.context.seed
+    }
+
+    fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {
+        Ok(Box::new(AlphaEdit::new(*self, prepared)?))
+    }
+}
+
 /// AlphaEdit, ready to edit.
 pub struct AlphaEdit {
     settings: Settings,
@@ -54,14 +92,14 @@ impl AlphaEdit {
     /// # Errors
     /// Settings out of range, no statistics, or no null space under the threshold.
     pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
-        settings.common.descent().check()?;
+        settings.association.descent.check()?;
         crate::config::within("editor.l2", settings.l2, 1e-12, 1e15)?;
         let Some(statistics) = &prepared.statistics else {
             let message = "editor.statistics: AlphaEdit's null space is that of C; it cannot go without";
             return Err(Error::Config(message.into()));
         };
         let mut bases = BTreeMap::new();
-        for &layer in &settings.common.layers {
+        for &layer in &settings.association.layers {
             let c = statistics.second_moment(layer)?;
             bases.insert(layer, null_space(&c, settings.null_space_threshold, layer)?);
         }
@@ -73,10 +111,10 @@ impl Editor for AlphaEdit {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let mut state: BTreeMap<String, Tensor<2>> = BTreeMap::new();
         let Spread { change, mut findings } =
-            spread(model, requests, &self.settings.common, &self.prepared.progress, &mut |layer, keys| {
+            spread(model, requests, &self.settings.association, &self.prepared.progress, &mut |layer, keys| {
                 let basis = self.bases.get(&layer).ok_or_else(singular)?;
                 let name = format!("keys.{layer}");
-                let mine = |edit: &&std::sync::Arc<Edit>| edit.provenance.method == "alphaedit";
+                let mine = |edit: &&Arc<Edit>| edit.provenance.method == NAME;
                 let earlier: Vec<_> = model
                     .edits()
                     .iter()
@@ -93,15 +131,18 @@ impl Editor for AlphaEdit {
                 state.insert(name, tensor(model, keys));
                 projected(basis, keys, &earlier, self.settings.l2)
             })?;
-        let mut provenance = self.prepared.provenance("alphaedit", self.describe().1, model, requests);
         let ranks: BTreeMap<usize, usize> = self.bases.iter().map(|(&layer, basis)| (layer, basis.ncols())).collect();
         findings["null_space_ranks"] = serde_json::json!(ranks);
-        provenance.findings = findings;
+        let provenance = self.provenance(model, requests).with_findings(findings);
         Ok(Edit::new(provenance, Change::Weights(change), state))
     }
 
+    fn seed(&self) -> u64 {
+        self.prepared.seed
+    }
+
     fn describe(&self) -> (String, serde_json::Value) {
-        self.prepared.describe("alphaedit", &self.settings)
+        self.prepared.describe(NAME, &self.settings)
     }
 }
 

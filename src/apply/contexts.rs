@@ -1,5 +1,6 @@
-//! Texts that stand before a prompt, so that an edit does not hang on its prompt standing first.
+//! Texts that stand before a prompt, so that an edit does not depend on its prompt standing first.
 
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::edit::generate::Sampling;
@@ -8,6 +9,7 @@ use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::check_length;
+use crate::random;
 
 /// Contexts that the model writes itself: for each `[tokens, count]`, `count` texts of `tokens` tokens, those that they
 /// begin with counted; and the empty one first.
@@ -56,7 +58,7 @@ pub fn templates(model: &Edited, given: &[String], sampled: &Sampled) -> Result<
             return Err(Error::Config(message.into()));
         }
         let rows: Vec<Vec<u32>> = (0..*count).map(|row| starts[row % starts.len()].clone()).collect();
-        let seed = sampled.seed.wrapping_add(number as u64);
+        let seed = random::stream(sampled.seed, "contexts", number as u64).random();
         let sampling = Sampling { temperature: 1.0, top_k: 5, top_p: 1.0, seed };
         let stop = base.base().stop_tokens();
         let begun = starts.iter().map(Vec::len).max().unwrap_or(0);

@@ -2,23 +2,31 @@
 //! maps every key to its value exactly where the ridge is 0.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Scale, Side};
 use serde::{Deserialize, Serialize};
 
 use super::Editor;
-use super::memit::{Common, Spread, singular, spread};
+use super::association::{Association, defaults_of_many};
+use super::contexts::Sampled;
+use super::memit::{Spread, singular, spread};
 use super::prepared::Prepared;
 use crate::edit::{Change, Edit, EditRequest, Edited};
 use crate::error::Result;
+use crate::model::Model;
+
+/// What configs and edits call it.
+pub(super) const NAME: &str = "emmet";
 
 /// `[editor]` of an EMMET config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// What it shares with MEMIT.
+    /// Where the associations go, and how they are found.
     #[serde(flatten)]
-    pub common: Common,
+    pub association: Association,
     /// λ: C is scaled by it, so that the ridge counts for less or more.
     #[serde(default = "covariance_weight")]
     pub covariance_weight: f64,
@@ -35,6 +43,36 @@ fn ridge() -> f64 {
     0.1
 }
 
+impl super::Settings for Settings {
+    fn defaults() -> toml::Table {
+        defaults_of_many()
+    }
+
+    fn check_parts(table: &toml::Table, origin: &str) -> Result<()> {
+        Association::check(table, origin)
+    }
+
+    fn layers(&self) -> (&'static str, &[usize]) {
+        ("layers", &self.association.layers)
+    }
+
+    fn statistics(&self) -> Option<&str> {
+        self.association.statistics()
+    }
+
+    fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
+        Some(self.association.contexts())
+    }
+
+    fn seed(&self) -> u64 {
+        self.association.context.seed
+    }
+
+    fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {
+        Ok(Box::new(Emmet::new(*self, prepared)?))
+    }
+}
+
 /// EMMET, ready to edit.
 pub struct Emmet {
     settings: Settings,
@@ -45,7 +83,7 @@ impl Emmet {
     /// # Errors
     /// Settings out of range.
     pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
-        settings.common.descent().check()?;
+        settings.association.descent.check()?;
         crate::config::within("editor.covariance_weight", settings.covariance_weight, 1e-12, 1e15)?;
         crate::config::within("editor.ridge", settings.ridge, 0.0, 1e15)?;
         Ok(Emmet { settings, prepared })
@@ -55,17 +93,20 @@ impl Emmet {
 impl Editor for Emmet {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let Spread { change, findings } =
-            spread(model, requests, &self.settings.common, &self.prepared.progress, &mut |layer, keys| {
+            spread(model, requests, &self.settings.association, &self.prepared.progress, &mut |layer, keys| {
                 let x = self.prepared.whiten(layer, keys.clone())? * Scale(1.0 / self.settings.covariance_weight);
                 constrained(&x, keys, self.settings.ridge)
             })?;
-        let mut provenance = self.prepared.provenance("emmet", self.describe().1, model, requests);
-        provenance.findings = findings;
+        let provenance = self.provenance(model, requests).with_findings(findings);
         Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
     }
 
+    fn seed(&self) -> u64 {
+        self.prepared.seed
+    }
+
     fn describe(&self) -> (String, serde_json::Value) {
-        self.prepared.describe("emmet", &self.settings)
+        self.prepared.describe(NAME, &self.settings)
     }
 }
 

@@ -11,6 +11,9 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 use rand::RngExt;
@@ -18,14 +21,19 @@ use serde::{Deserialize, Serialize};
 
 use super::Editor;
 use super::prepared::{Prepared, check, of_request, precision};
+use crate::data::text as documents;
 use crate::edit::score::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::tap::{NoTap, Role, Tap, Weight};
 use crate::model::taps::GradientProbes;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::{Tokens, check_length};
 use crate::{parallel, random};
+
+/// What configs and edits call it.
+pub(super) const NAME: &str = "fine_tuning";
 
 /// `[editor]` of a fine-tuning config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -73,8 +81,9 @@ pub struct Settings {
     pub compat: Compat,
 }
 
-/// Texts that are read of a file of locality, and tokens of each.
-pub(super) const LOCALITY: (usize, usize) = (1000, 32);
+/// Texts that are read of a file of locality, and tokens of each: enough that steps seldom meet a text again, and as long as the prompts that
+/// benchmarks ask.
+const LOCALITY: (usize, usize) = (1000, 32);
 
 /// The optimisers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -119,6 +128,41 @@ fn locality_field() -> String {
     "text".into()
 }
 
+impl super::Settings for Settings {
+    fn layers(&self) -> (&'static str, &[usize]) {
+        ("layers", &self.layers)
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn editor(self: Box<Self>, prepared: Prepared, model: &Arc<Model>, folder: &Path) -> Result<Box<dyn Editor>> {
+        let texts = self.held(model, folder)?;
+        Ok(Box::new(FineTuning::new(*self, prepared, texts)?))
+    }
+}
+
+impl Settings {
+    /// The beginnings of the texts that the model is held to.
+    fn held(&self, model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
+        let mut held = vec![];
+        if let Some(file) = self.locality.as_ref().filter(|_| self.kl > 0.0) {
+            let (most, length) = LOCALITY;
+            let beside = folder.join(file);
+            let file = if beside.is_file() { beside } else { file.into() };
+            let texts = documents::Texts { files: vec![file], field: self.locality_field.clone() };
+            texts.shuffled(self.seed, &mut |text| {
+                let mut ids = model.tokenizer.encode_prompt(text.trim())?;
+                ids.truncate(length.min(model.decoder.spec.context));
+                held.push(ids);
+                Ok(if held.len() == most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+        }
+        Ok(held)
+    }
+}
+
 /// Fine-tuning, ready to edit.
 pub struct FineTuning {
     settings: Settings,
@@ -137,10 +181,17 @@ impl FineTuning {
         use crate::config::within;
         within("editor.steps", settings.steps as f64, 1.0, 1e6)?;
         within("editor.learning_rate", settings.learning_rate, 0.0, 1e3)?;
+        within("editor.early_stop", settings.early_stop, 0.0, 1e9)?;
         within("editor.kl", settings.kl, 0.0, 1e9)?;
         within("editor.locality_texts", settings.locality_texts as f64, 1.0, 1e6)?;
         if let Some(most) = settings.norm_constraint {
             within("editor.norm_constraint", most, 0.0, 1e9)?;
+        }
+        if let (Some(file), true) = (&settings.locality, settings.kl == 0.0) {
+            let message = format!(
+                "editor.locality = \"{file}\": with editor.kl = 0 no text is read; set editor.kl, or leave this out"
+            );
+            return Err(Error::Config(message));
         }
         if settings.kl > 0.0 && texts.is_empty() {
             return Err(Error::Config(match &settings.locality {
@@ -286,8 +337,7 @@ impl FineTuning {
         };
         let weights: Vec<Weight> = tuned.keys().copied().collect();
         for step in 1..=self.settings.steps {
-            let provenance = self.prepared.provenance("fine_tuning", serde_json::Value::Null, model, &[]);
-            let now = model.with(Edit::new(provenance, Change::Weights(change(&tuned, &biases)), BTreeMap::new()))?;
+            let now = model.with_change(&change(&tuned, &biases))?;
             let (loss, mut gradients) = edits.gradients(&now, &weights, &cells, &nll)?;
             let mut kl = 0.0;
             if self.settings.kl > 0.0 {
@@ -360,11 +410,14 @@ impl Editor for FineTuning {
         let cells: usize = rows.iter().map(|text| text.ids.len()).sum();
         let spec = &model.base().decoder.spec;
         let change = parallel::run_products(cells * spec.width * spec.mlp_width, || self.tune(model, &rows))?;
-        let provenance = self.prepared.provenance("fine_tuning", self.describe().1, model, requests);
-        Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
+        Ok(Edit::new(self.provenance(model, requests), Change::Weights(change), BTreeMap::new()))
+    }
+
+    fn seed(&self) -> u64 {
+        self.prepared.seed
     }
 
     fn describe(&self) -> (String, serde_json::Value) {
-        self.prepared.describe("fine_tuning", &self.settings)
+        self.prepared.describe(NAME, &self.settings)
     }
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Editor;
+use super::memory::Search;
 use super::prepared::Prepared;
 use crate::config::within;
 use crate::data::record::EditRecord;
@@ -30,6 +31,9 @@ use crate::model::{Model, hub};
 use crate::network::reader::{Pretrained, Reader};
 use crate::network::serac::{ITSELF, located};
 use crate::random;
+
+/// What configs, edits and memories call it.
+pub(super) const NAME: &str = "ike";
 
 /// `[editor]` of an IKE config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,6 +95,16 @@ fn room() -> usize {
     64
 }
 
+impl super::Settings for Settings {
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    fn editor(self: Box<Self>, prepared: Prepared, model: &Arc<Model>, folder: &Path) -> Result<Box<dyn Editor>> {
+        Ok(Box::new(Ike::new(*self, prepared, model, folder)?))
+    }
+}
+
 /// What a demonstration shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -134,21 +148,22 @@ impl Ike {
             true => None,
             false => Some(reader.embed(&facts.iter().map(String::as_str).collect::<Vec<_>>())?),
         };
-        let needs = json!({"method": "ike", "encoder": settings.encoder, "fingerprint": reader.fingerprint()});
+        let needs = json!({"method": NAME, "encoder": settings.encoder, "fingerprint": reader.fingerprint()});
         let width = reader.width();
         let route = Arc::new(IkeRoute::new(Some(reader), width));
         Ok(Ike { settings, prepared, records, records_id, embeddings, route, needs })
     }
 
     /// The text before a prompt, ending in "Prompt:".
-    fn prefix(&self, model: &Edited, request: &EditRequest, embedding: Tensor<2>, number: u64) -> Result<String> {
+    fn prefix(&self, model: &Edited, request: &EditRequest, embedding: Tensor<2>) -> Result<String> {
         let Settings { roles, order, final_copy, room, seed, .. } = &self.settings;
         let Roles { copy, update, retain } = *roles;
         let mut dealt = [vec![Role::Copy; copy], vec![Role::Update; update], vec![Role::Retain; retain]].concat();
-        dealt.shuffle(&mut random::stream(*seed, "roles", number));
+        // Drawn for the statement: a request has the same demonstrations wherever it stands, alone, in a batch or in a sequence.
+        let statement = request.statement();
+        dealt.shuffle(&mut random::stream_of(*seed, "roles", &statement));
         let near = match &self.embeddings {
-            // The edit itself may stand in the training file, and so may another of the same subject.
-            Some(known) => nearest(embedding, known, dealt.len() + 16).remove(0),
+            Some(known) => nearest(embedding, known, dealt.len() + OWN).remove(0),
             None => vec![],
         };
         let other = |record: &&EditRecord| {
@@ -156,7 +171,6 @@ impl Ike {
         };
         let near = near.into_iter().map(|(index, _)| &self.records[index]).filter(other).take(dealt.len());
         let shown: Vec<String> = near.zip(&dealt).map(|(record, role)| demonstration(record, *role)).collect();
-        let statement = request.statement();
         let mut end = String::new();
         if *final_copy {
             end += &told(&statement, &statement);
@@ -188,6 +202,10 @@ impl Ike {
     }
 }
 
+/// Neighbours that are looked at beyond those wanted: the edit itself may stand in the training file, and so may other facts of its subject,
+/// of which benchmarks have a handful.
+const OWN: usize = 16;
+
 /// `New Fact: …`, and a prompt that is answered.
 fn told(fact: &str, answered: &str) -> String {
     format!("New Fact: {fact}\nPrompt: {answered}\n\n")
@@ -214,20 +232,23 @@ impl Editor for Ike {
         let statements: Vec<String> = requests.iter().map(EditRequest::statement).collect();
         let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
         let keys = self.route.embed(&statements)?;
-        let texts = requests.iter().enumerate().map(|(number, request)| {
-            let own = keys.clone().narrow(0, number, 1);
-            self.prefix(model, request, own, number as u64)
-        });
+        let texts = requests
+            .iter()
+            .enumerate()
+            .map(|(number, request)| self.prefix(model, request, keys.clone().narrow(0, number, 1)));
         let texts = texts.collect::<Result<Vec<_>>>()?;
-        let (method, settings) = self.describe();
-        let provenance = self.prepared.provenance(&method, settings, model, &requests);
+        let provenance = self.provenance(model, &requests);
         let route: Arc<dyn Route> = self.route.clone();
         let memory = Memory { needs: self.needs.clone(), keys, texts, route: Some(route) };
         Ok(Edit::new(provenance, Change::Memory(memory), Default::default()))
     }
 
+    fn seed(&self) -> u64 {
+        self.prepared.seed
+    }
+
     fn describe(&self) -> (String, Value) {
-        let (method, mut settings) = self.prepared.describe("ike", &self.settings);
+        let (method, mut settings) = self.prepared.describe(NAME, &self.settings);
         settings["demonstrations_id"] = json!(self.records_id);
         (method, settings)
     }
@@ -235,6 +256,14 @@ impl Editor for Ike {
     fn remembers(&self) -> bool {
         true
     }
+}
+
+/// What consults a memory that was read from a file.
+///
+/// # Errors
+/// As [`IkeRoute::find`].
+pub(super) fn route(edit: &Edit, memory: &Memory, search: &Search<'_>) -> Result<Arc<dyn Route>> {
+    Ok(Arc::new(IkeRoute::find(memory, edit.provenance.requests.len(), search.model)?))
 }
 
 /// The reader of a name.

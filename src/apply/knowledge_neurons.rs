@@ -11,6 +11,8 @@
 //! Only the one position is run, above the layer, with the steps as rows of one batch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
@@ -21,10 +23,14 @@ use super::prepared::{Prepared, check, of_request, precision};
 use crate::edit::score::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use crate::model::taps::{Recorder, cells};
 use crate::model::tokens::Tokens;
 use crate::parallel;
+
+/// What configs and edits call it.
+pub(super) const NAME: &str = "knowledge_neurons";
 
 /// `[editor]` of a knowledge-neurons config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,12 +58,15 @@ pub struct Settings {
     /// What is done with them.
     #[serde(default)]
     pub operation: Operation,
-    /// Of the old answer's embedding, in rewriting.
+    /// λ₁: of the old answer's embedding, in rewriting.
     #[serde(default = "one")]
     pub old_weight: f64,
-    /// Of the new answer's embedding, in rewriting.
+    /// λ₂: of the new answer's embedding, in rewriting.
     #[serde(default = "new_weight")]
     pub new_weight: f64,
+    /// What the embeddings are measured in, in rewriting.
+    #[serde(default)]
+    pub scale: Scale,
     /// Texts with `{}` where the prompt stands, for refinement; sampled where there are none.
     #[serde(default)]
     pub context_templates: Vec<String>,
@@ -79,6 +88,18 @@ pub enum Operation {
     Rewrite,
 }
 
+/// What both answers' output embeddings are measured in when they are written into a neuron's row w.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scale {
+    /// As they are: `w − λ₁ t_old + λ₂ t_new`.
+    #[default]
+    Paper,
+    /// Of length one, times the length of the row: `w + ‖w‖ (λ₂ t_new/‖t_new‖ − λ₁ t_old/‖t_old‖)`. One pair of weights then serves models whose
+    /// embeddings and rows are of different lengths.
+    Row,
+}
+
 fn steps() -> usize {
     20
 }
@@ -96,6 +117,24 @@ fn new_weight() -> f64 {
 }
 fn context() -> Sampled {
     Sampled { lengths: vec![], starts: vec![], seed: 0 }
+}
+
+impl super::Settings for Settings {
+    fn layers(&self) -> (&'static str, &[usize]) {
+        ("layers", &self.layers)
+    }
+
+    fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
+        Some((&mut self.context_templates, &self.context))
+    }
+
+    fn seed(&self) -> u64 {
+        self.context.seed
+    }
+
+    fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {
+        Ok(Box::new(KnowledgeNeurons::new(*self, prepared)?))
+    }
 }
 
 /// A neuron with its attribution.
@@ -209,7 +248,7 @@ impl KnowledgeNeurons {
         let decoder = &model.base().decoder;
         let (device, dtype) = (decoder.device(), precision(model));
         let size = |rows: Tensor<2>| rows.square().sum_dim(1).sqrt();
-        // An answer's output embedding, of length 1.
+        // An answer's output embedding t.
         let embedding = |id: u32| -> Tensor<2> {
             let index = Tensor::<1, Int>::from_data([i64::from(id)], &device);
             let row = match &decoder.head {
@@ -217,7 +256,10 @@ impl KnowledgeNeurons {
                 None => decoder.embedding.val().select(0, index),
             };
             let row = row.cast(dtype);
-            row.clone() * size(row).recip()
+            match self.settings.scale {
+                Scale::Paper => row,
+                Scale::Row => row.clone() * size(row).recip(),
+            }
         };
         let mut matrices = BTreeMap::new();
         for (layer, mine) in by_layer {
@@ -230,10 +272,12 @@ impl KnowledgeNeurons {
                 Operation::Erase => rows.neg(),
                 Operation::Amplify => rows,
                 Operation::Rewrite => {
-                    // Both answers are measured by the rows that they are added to.
                     let direction = embedding(new).mul_scalar(self.settings.new_weight)
                         - embedding(old).mul_scalar(self.settings.old_weight);
-                    size(rows) * direction
+                    match self.settings.scale {
+                        Scale::Paper => direction.repeat_dim(0, mine.len()),
+                        Scale::Row => size(rows) * direction,
+                    }
                 }
             };
             let mut places = vec![0.0f64; d_in * mine.len()];
@@ -264,13 +308,17 @@ impl Editor for KnowledgeNeurons {
             found.push(neurons);
             (self.prepared.progress)(1);
         }
-        let mut provenance = self.prepared.provenance("knowledge_neurons", self.describe().1, model, requests);
-        provenance.findings = serde_json::json!({"layers": model.layers(), "neurons": found});
+        let findings = serde_json::json!({"layers": model.layers(), "neurons": found});
+        let provenance = self.provenance(model, requests).with_findings(findings);
         Ok(Edit::new(provenance, Change::Weights(WeightChange::sum(changes.iter())), BTreeMap::new()))
     }
 
+    fn seed(&self) -> u64 {
+        self.prepared.seed
+    }
+
     fn describe(&self) -> (String, serde_json::Value) {
-        self.prepared.describe("knowledge_neurons", &self.settings)
+        self.prepared.describe(NAME, &self.settings)
     }
 }
 
@@ -334,15 +382,13 @@ pub fn attributions(
         let index = Tensor::<1, Int>::from_data([i64::from(answer)], &device);
         let gradients = p.select(1, index).sum().backward();
         let gradient = leaf.grad(&gradients);
-        let gradient = gradient.ok_or_else(|| Error::Input("the answer does not hang on the layer".into()))?;
+        let gradient = gradient.ok_or_else(|| Error::Input("the answer does not depend on the layer".into()))?;
         // ∂p/∂hidden = (∂p/∂stream) · Wᵀ
         let mean = gradient.mean_dim(0).matmul(weight.transpose());
         Ok((layer, (a * mean).into_data().iter::<f64>().collect()))
     };
-    // A low layer has more above it than a high one: they are dealt out in turn.
-    let count = parallel::parts(&model.base().decoder.device());
-    let mut shares = vec![vec![]; count.min(layers.len())];
-    layers.iter().enumerate().for_each(|(number, &layer)| shares[number % count].push(layer));
-    let found = parallel::run(shares, |share| share.into_iter().map(of_layer).collect::<Result<Vec<_>>>())?;
-    Ok(found.into_iter().flatten().collect())
+    // The lowest layers first: they have the most above them, and the last to be begun should be short.
+    let mut order = layers.to_vec();
+    order.sort_unstable();
+    Ok(parallel::each(&model.base().decoder.device(), order, of_layer)?.into_iter().collect())
 }

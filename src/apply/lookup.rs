@@ -1,6 +1,7 @@
 //! A lookup cache (the LU baseline of Mitchell et al., 2022): a prompt whose hidden state lies within a radius of a cached one is answered
 //! with the cached target; every other prompt is the model's own.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData};
@@ -8,15 +9,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Editor;
+use super::memory::Search;
 use super::prepared::Prepared;
 use crate::config::within;
 use crate::edit::memory::{Answer, Consulted, Recall, settled};
 use crate::edit::score::buckets;
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::spec::DecoderSpec;
 use crate::model::tap::NoTap;
 use crate::model::tokens::Tokens;
+
+/// What configs, edits and memories call it.
+pub(super) const NAME: &str = "lookup";
 
 /// `[editor]` of a lookup config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +46,24 @@ pub enum State {
     Last,
     /// The mean over its tokens, as the reference has it of an encoder; the first one, which many decoders use as a sink, is left out.
     Mean,
+}
+
+impl super::Settings for Settings {
+    fn layers(&self) -> (&'static str, &[usize]) {
+        ("layer", std::slice::from_ref(&self.layer))
+    }
+
+    fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {
+        Ok(Box::new(Lookup::new(*self, prepared)?))
+    }
+}
+
+/// What consults a memory that was read from a file.
+///
+/// # Errors
+/// As [`LookupRoute::find`].
+pub(super) fn route(_: &Edit, memory: &Memory, search: &Search<'_>) -> Result<Arc<dyn Route>> {
+    Ok(Arc::new(LookupRoute::find(&memory.needs, &search.model.decoder.spec)?))
 }
 
 /// The lookup cache.
@@ -67,14 +91,14 @@ impl Editor for Lookup {
         for (key, value) in settings.as_object().into_iter().flatten() {
             needs[key] = value.clone();
         }
-        let provenance = self.prepared.provenance(&method, settings, model, &requests);
+        let provenance = self.provenance(model, &requests);
         let route: Arc<dyn Route> = Arc::new(LookupRoute { settings: self.settings.clone(), width: keys.dims()[1] });
         let memory = Memory { needs, keys, texts: vec![], route: Some(route) };
         Ok(Edit::new(provenance, Change::Memory(memory), Default::default()))
     }
 
     fn describe(&self) -> (String, Value) {
-        self.prepared.describe("lookup", &self.settings)
+        self.prepared.describe(NAME, &self.settings)
     }
 
     fn remembers(&self) -> bool {

@@ -10,6 +10,8 @@
 //! where later layers see what earlier ones changed.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor};
 use faer::linalg::solvers::Solve;
@@ -17,11 +19,13 @@ use faer::{Mat, Scale, Side};
 use serde::{Deserialize, Serialize};
 
 use super::Editor;
+use super::association::{Association, defaults_of_many};
 use super::contexts::{Posed, Sampled, templates};
 use super::prepared::{Prepared, Progress, check, columns, of_request, tensor};
-use super::value::{Cone, Descent, Measured, descend};
-use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, WeightChange};
+use super::value::{Cone, Measured, descend};
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use crate::model::taps::{Recorder, cells};
 use crate::model::tokens::Tokens;
@@ -33,68 +37,15 @@ const TOGETHER: usize = 5;
 /// Rows of a batch of texts.
 const ROWS: usize = 128;
 
-/// What MEMIT, EMMET and AlphaEdit have in common.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Common {
-    /// The layers, lowest first.
-    pub layers: Vec<usize>,
-    /// Evaluations of z's loss; one update fewer.
-    #[serde(default = "steps")]
-    pub steps: usize,
-    /// Adam's, for z.
-    #[serde(default = "learning_rate")]
-    pub learning_rate: f64,
-    /// z is found once its loss is below this.
-    #[serde(default = "early_stop")]
-    pub early_stop: f64,
-    /// Of z's decay term.
-    #[serde(default = "weight_decay")]
-    pub weight_decay: f64,
-    /// The largest `‖z − z₀‖ / ‖z₀‖`.
-    #[serde(default = "clamp")]
-    pub clamp: f64,
-    /// Of z's KL term.
-    #[serde(default = "kl")]
-    pub kl: f64,
-    /// A file of `emend stats`, or "none" for C = 1.
-    pub statistics: String,
-    /// Texts with `{}` where the prompt stands; sampled where there are none.
-    #[serde(default)]
-    pub context_templates: Vec<String>,
-    /// How contexts are sampled.
-    #[serde(default = "context")]
-    pub context: Sampled,
-}
-
-fn steps() -> usize {
-    20
-}
-fn learning_rate() -> f64 {
-    0.5
-}
-fn early_stop() -> f64 {
-    0.05
-}
-fn weight_decay() -> f64 {
-    0.5
-}
-fn clamp() -> f64 {
-    0.75
-}
-fn kl() -> f64 {
-    0.0625
-}
-fn context() -> Sampled {
-    let starts = ["The", "Therefore", "Because", "I", "You"].map(str::to_owned).to_vec();
-    Sampled { lengths: vec![[10, 5]], starts, seed: 0 }
-}
+/// What configs and edits call it.
+pub(super) const NAME: &str = "memit";
 
 /// `[editor]` of a MEMIT config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// What it shares with others.
+    /// Where the associations go, and how they are found.
     #[serde(flatten)]
-    pub common: Common,
+    pub association: Association,
     /// λ: how much C counts against the new keys.
     #[serde(default = "covariance_weight")]
     pub covariance_weight: f64,
@@ -102,6 +53,36 @@ pub struct Settings {
 
 fn covariance_weight() -> f64 {
     15_000.0
+}
+
+impl super::Settings for Settings {
+    fn defaults() -> toml::Table {
+        defaults_of_many()
+    }
+
+    fn check_parts(table: &toml::Table, origin: &str) -> Result<()> {
+        Association::check(table, origin)
+    }
+
+    fn layers(&self) -> (&'static str, &[usize]) {
+        ("layers", &self.association.layers)
+    }
+
+    fn statistics(&self) -> Option<&str> {
+        self.association.statistics()
+    }
+
+    fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
+        Some(self.association.contexts())
+    }
+
+    fn seed(&self) -> u64 {
+        self.association.context.seed
+    }
+
+    fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {
+        Ok(Box::new(Memit::new(*self, prepared)?))
+    }
 }
 
 /// MEMIT, ready to edit.
@@ -114,7 +95,7 @@ impl Memit {
     /// # Errors
     /// Settings out of range.
     pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
-        settings.common.descent().check()?;
+        settings.association.descent.check()?;
         crate::config::within("editor.covariance_weight", settings.covariance_weight, 1e-12, 1e15)?;
         Ok(Memit { settings, prepared })
     }
@@ -124,7 +105,7 @@ impl Editor for Memit {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let weight = self.settings.covariance_weight;
         let Spread { change, findings } =
-            spread(model, requests, &self.settings.common, &self.prepared.progress, &mut |layer, keys| {
+            spread(model, requests, &self.settings.association, &self.prepared.progress, &mut |layer, keys| {
                 if keys.ncols() < keys.nrows() {
                     // The cached factor of C serves every edit.
                     let whitened = self.prepared.whiten(layer, keys.clone())? * Scale(1.0 / weight);
@@ -136,26 +117,16 @@ impl Editor for Memit {
                 };
                 direct(&(c * Scale(weight)), keys)
             })?;
-        let mut provenance = self.prepared.provenance("memit", self.describe().1, model, requests);
-        provenance.findings = findings;
+        let provenance = self.provenance(model, requests).with_findings(findings);
         Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
     }
 
-    fn describe(&self) -> (String, serde_json::Value) {
-        self.prepared.describe("memit", &self.settings)
+    fn seed(&self) -> u64 {
+        self.prepared.seed
     }
-}
 
-impl Common {
-    pub(super) fn descent(&self) -> Descent {
-        Descent {
-            steps: self.steps,
-            learning_rate: self.learning_rate,
-            early_stop: self.early_stop,
-            weight_decay: self.weight_decay,
-            clamp: self.clamp,
-            kl: self.kl,
-        }
+    fn describe(&self) -> (String, serde_json::Value) {
+        self.prepared.describe(NAME, &self.settings)
     }
 }
 
@@ -204,7 +175,7 @@ pub(super) struct Spread {
 pub(super) fn spread(
     model: &Edited,
     requests: &[EditRequest],
-    settings: &Common,
+    settings: &Association,
     progress: &Progress,
     adjust: Adjust<'_>,
 ) -> Result<Spread> {
@@ -220,20 +191,14 @@ pub(super) fn spread(
         Posed::new(model, request, &templates).map_err(|error| of_request(requests, number, error))
     });
     let posed = posed.collect::<Result<Vec<_>>>()?;
-    let descent = settings.descent();
-    let parts = parallel::parts(&model.base().decoder.device());
-    let parts = posed.chunks(posed.len().div_ceil(parts)).collect();
-    let found = parallel::run(parts, |part: &[Posed]| {
-        let streams = part.chunks(TOGETHER).map(|together| {
-            let cone = Cone::new(model, last, &together.iter().collect::<Vec<_>>())?;
-            let found = descend(model, &cone, &descent, Measured::Stream)?;
-            progress(together.len());
-            let firsts = (0..together.len()).map(|request| (0, cone.contexts(request).start)).collect::<Vec<_>>();
-            Ok((cells(cone.streams.clone().unsqueeze_dim(0), &firsts) + found.delta.clone(), found.findings()))
-        });
-        streams.collect::<Result<Vec<_>>>()
+    let found = parallel::each(&model.base().decoder.device(), together(&posed), |together: &[Posed]| {
+        let cone = Cone::new(model, last, &together.iter().collect::<Vec<_>>())?;
+        let found = descend(model, &cone, &settings.descent, Measured::Stream)?;
+        progress(together.len());
+        let firsts = (0..together.len()).map(|request| (0, cone.contexts(request).start)).collect::<Vec<_>>();
+        Ok((cells(cone.streams.clone().unsqueeze_dim(0), &firsts) + found.delta.clone(), found.findings()))
     })?;
-    let (wanted, findings): (Vec<_>, Vec<_>) = found.into_iter().flatten().unzip();
+    let (wanted, findings): (Vec<_>, Vec<_>) = found.into_iter().unzip();
     let findings = findings.concat();
     let wanted = columns(&Tensor::cat(wanted, 0));
 
@@ -245,32 +210,23 @@ pub(super) fn spread(
         let left = settings.layers.len() - number;
         let missing = (&wanted - streams) * Scale(1.0 / left as f64);
         let adjusted = adjust(layer, &keys)?;
-        let (d_in, d_out) = (adjusted.nrows(), missing.nrows());
         let (a, b) = (tensor(model, &adjusted), tensor(model, &missing.transpose().to_owned()));
-        let delta = match requests.len() * (d_in + d_out) < d_in * d_out {
-            true => Delta::LowRank { a, b },
-            false => Delta::Dense(a.matmul(b)),
-        };
+        let delta = Delta::LowRank { a, b }.smaller();
         let at = Weight::decoder(layer, Role::MlpDown);
         change.matrices.insert(at, delta.clone());
         if left == 1 {
             break;
         }
-        // The next layer sees this one's change: a part that is no edit of its own.
-        let part = WeightChange { matrices: [(at, delta)].into(), biases: BTreeMap::new() };
-        let provenance = Provenance {
-            method: "part".into(),
-            settings: serde_json::Value::Null,
-            requests: vec![],
-            seed: 0,
-            version: String::new(),
-            base: model.base().fingerprint.clone(),
-            computed_on: vec![],
-            findings: serde_json::Value::Null,
-        };
-        current = current.with(Edit::new(provenance, Change::Weights(part), BTreeMap::new()))?;
+        // The next layer sees this one's change.
+        current = current.with_change(&WeightChange { matrices: [(at, delta)].into(), biases: BTreeMap::new() })?;
     }
     Ok(Spread { change, findings: serde_json::json!({"requests": findings}) })
+}
+
+/// The requests whose z are found together: two halves, each in parts of at most [`TOGETHER`], so that two cores share a few requests and
+/// the parts do not depend on how many cores there are.
+fn together(posed: &[Posed]) -> Vec<&[Posed]> {
+    posed.chunks(posed.len().div_ceil(2)).flat_map(|half| half.chunks(TOGETHER)).collect()
 }
 
 /// The texts of all requests up to their subjects, as far as the layers have carried them.

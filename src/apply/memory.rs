@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::ike::IkeRoute;
-use super::lookup::LookupRoute;
+use super::methods::by_name;
 use crate::archive::{Archive, Trained};
-use crate::edit::{Edit, Route};
+use crate::edit::{Change, Edit, Memory, Route};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -21,61 +20,72 @@ pub enum Elsewhere<'a> {
     Instead(&'a Path),
 }
 
+/// For which model the networks of a memory are looked for, and where.
+pub(super) struct Search<'a> {
+    pub model: &'a Arc<Model>,
+    pub elsewhere: Elsewhere<'a>,
+    pub allow_other_base: bool,
+}
+
 /// A memory with its networks; an edit of weights as it is.
 ///
 /// # Errors
 /// Networks that are missing, or others than the memory was made with.
 pub fn bind(edit: Edit, model: &Arc<Model>, elsewhere: Elsewhere<'_>, allow_other_base: bool) -> Result<Edit> {
-    let Some(memory) = edit.memory() else { return Ok(edit) };
-    let needs = &memory.needs;
-    let route: Arc<dyn Route> = match needs["method"].as_str() {
-        Some("serac") => {
-            let (Some(named), Some(wanted)) = (needs["archive"].as_str(), needs["fingerprint"].as_str()) else {
-                return Err(Error::Input(
-                    "the memory names no archive; make it again with `emend apply --archive DIR --memory FILE`".into(),
-                ));
-            };
-            let there = |folder: &Path| folder.join("archive.toml").is_file();
-            let folder = match elsewhere {
-                Elsewhere::Instead(folder) if !there(folder) => {
-                    return Err(Error::Input(format!(
-                        "--archive {}: not there, or no archive (no archive.toml)",
-                        folder.display()
-                    )));
-                }
-                Elsewhere::Instead(folder) => folder,
-                Elsewhere::IfMissing(folder) if !there(Path::new(named)) => folder,
-                _ if there(Path::new(named)) => Path::new(named),
-                _ => {
-                    return Err(Error::Input(format!(
-                        "the memory wants the archive {named} (fingerprint {wanted}), which is not there; --archive DIR names it elsewhere"
-                    )));
-                }
-            };
-            let archive = Archive::open(folder)?;
-            let found = archive.fingerprint()?;
-            if found != wanted {
-                return Err(Error::Input(format!(
-                    "it is a memory for another classifier: it was made with the archive {wanted}, {} is {found}",
-                    folder.display()
-                )));
-            }
-            match archive.editor(model, allow_other_base, &model.decoder.device())? {
-                Trained::Serac(route, _) => route,
-                Trained::Mend(_) => {
-                    return Err(Error::Input(format!(
-                        "{} is an archive of MEND, which has no memory",
-                        folder.display()
-                    )));
-                }
-            }
-        }
-        Some("ike") => Arc::new(IkeRoute::find(memory, edit.provenance.requests.len(), model)?),
-        Some("lookup") => Arc::new(LookupRoute::find(needs, &model.decoder.spec)?),
-        Some(method) => {
-            return Err(Error::Input(format!("it is a memory of \"{method}\", which nothing here consults")));
-        }
-        None => return Err(Error::Input("the memory names no method that consults it".into())),
+    let memory = match &edit.change {
+        Change::Memory(memory) => memory,
+        Change::Weights(_) => return Ok(edit),
     };
+    let Some(name) = memory.needs["method"].as_str() else {
+        return Err(Error::Input("the memory names no method that consults it".into()));
+    };
+    let Some(consults) = by_name(name).and_then(|method| method.consults) else {
+        return Err(Error::Input(format!("it is a memory of \"{name}\", which nothing here consults")));
+    };
+    let route = consults(&edit, memory, &Search { model, elsewhere, allow_other_base })?;
     Ok(edit.bound(route))
+}
+
+/// SERAC's networks, from the archive that a memory names.
+///
+/// # Errors
+/// An archive that is not there, or another than the memory was made with.
+pub(super) fn serac_route(_: &Edit, memory: &Memory, search: &Search<'_>) -> Result<Arc<dyn Route>> {
+    let needs = &memory.needs;
+    let (Some(named), Some(wanted)) = (needs["archive"].as_str(), needs["fingerprint"].as_str()) else {
+        return Err(Error::Input(
+            "the memory names no archive; make it again with `emend apply --archive DIR --memory FILE`".into(),
+        ));
+    };
+    let there = |folder: &Path| folder.join("archive.toml").is_file();
+    let folder = match search.elsewhere {
+        Elsewhere::Instead(folder) if !there(folder) => {
+            return Err(Error::Input(format!(
+                "--archive {}: not there, or no archive (no archive.toml)",
+                folder.display()
+            )));
+        }
+        Elsewhere::Instead(folder) => folder,
+        Elsewhere::IfMissing(folder) if !there(Path::new(named)) => folder,
+        _ if there(Path::new(named)) => Path::new(named),
+        _ => {
+            return Err(Error::Input(format!(
+                "the memory wants the archive {named} (fingerprint {wanted}), which is not there; --archive DIR names it elsewhere"
+            )));
+        }
+    };
+    let archive = Archive::open(folder)?;
+    let found = archive.fingerprint()?;
+    if found != wanted {
+        return Err(Error::Input(format!(
+            "it is a memory for another classifier: it was made with the archive {wanted}, {} is {found}",
+            folder.display()
+        )));
+    }
+    match archive.editor(search.model, search.allow_other_base, &search.model.decoder.device())? {
+        Trained::Serac(route, _) => Ok(route),
+        Trained::Mend(_) => {
+            Err(Error::Input(format!("{} is an archive of MEND, which has no memory", folder.display())))
+        }
+    }
 }

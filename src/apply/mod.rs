@@ -1,6 +1,7 @@
 //! Editors: functions from a model and requests to an edit.
 
 pub mod alphaedit;
+pub mod association;
 pub mod contexts;
 pub mod emmet;
 pub mod fine_tuning;
@@ -9,38 +10,23 @@ pub mod knowledge_neurons;
 pub mod lookup;
 pub mod memit;
 pub mod memory;
+mod methods;
 pub mod prepared;
 pub mod rome;
 mod settings;
 mod trained;
 pub mod value;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use crate::edit::join::Joined;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::parallel;
 
+pub use crate::edit::Editor;
 pub use prepared::Prepared;
-pub use settings::EditorSettings;
-
-/// An editor is a function: it mutates nothing.
-pub trait Editor: Sync {
-    /// One edit that makes the model answer all requests.
-    ///
-    /// # Errors
-    /// A request that the model or the editor cannot take.
-    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit>;
-
-    /// Its name and settings.
-    fn describe(&self) -> (String, serde_json::Value);
-
-    /// Whether its edits are memories: of two requests on one question the later then wins, where others refuse them.
-    fn remembers(&self) -> bool {
-        false
-    }
-}
+pub use settings::{EditorSettings, Settings, settings};
 
 /// How several requests are edited in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
@@ -66,27 +52,27 @@ impl Mode {
 }
 
 /// What came of the requests.
-pub struct Applied {
-    /// One edit a request, or one for all.
-    pub edits: Vec<Arc<Edit>>,
-    /// For each request the model it is to be judged by: at the end of a sequence the last one.
-    pub after: Vec<Edited>,
+pub struct Applied<R> {
+    /// What `look` gave, in the order of the requests; of a batch it is one.
+    pub looks: Vec<R>,
+    /// All edits as one, and the model with all of them; nothing in single mode, where each stands by itself.
+    pub end: Option<(Edit, Edited)>,
 }
 
-/// Is shown the model right after each edit, with the number of its request.
-pub type Watch<'a> = dyn FnMut(usize, &Edited) -> Result<()> + Send + 'a;
+/// Is shown each edit with the number of its request, and the model right after it. Neither is kept longer.
+pub type Look<'a, R> = &'a (dyn Fn(usize, &Arc<Edit>, &Edited) -> Result<R> + Sync);
 
 /// Edits requests into a model.
 ///
 /// # Errors
-/// The first request that cannot be edited, by its number, and what `watch` says.
-pub fn apply(
+/// The first request that cannot be edited, by its number, and what `look` says.
+pub fn apply<R: Send>(
     editor: &dyn Editor,
     model: &Edited,
     requests: &[EditRequest],
     mode: Mode,
-    watch: &mut Watch<'_>,
-) -> Result<Applied> {
+    look: Look<'_, R>,
+) -> Result<Applied<R>> {
     let together = mode == Mode::Batch && !editor.remembers();
     prepared::check(if together { requests } else { &requests[..requests.len().min(1)] })?;
     let finite = |edit: Edit| match edit.is_finite() {
@@ -103,42 +89,26 @@ pub fn apply(
         Mode::Batch => {
             let edit = finite(editor.edit(model, requests)?)?;
             let after = model.with(edit.clone())?;
-            watch(0, &after)?;
-            Ok(Applied { edits: vec![edit], after: vec![after; requests.len()] })
+            let looks = vec![look(0, &edit, &after)?];
+            Ok(Applied { looks, end: Some((Arc::unwrap_or_clone(edit), after)) })
         }
         Mode::Sequential => {
-            // Only the last model is kept: each may hold merged weights of its own.
-            let (mut edits, mut current) = (vec![], model.clone());
+            let (mut joined, mut looks, mut current) = (Joined::default(), vec![], model.clone());
             for number in 0..requests.len() {
                 let (edit, after) = one(&current, number)?;
-                watch(number, &after)?;
-                edits.push(edit);
-                current = after;
+                looks.push(look(number, &edit, &after)?);
+                joined.add(&edit)?;
+                // What an edit changes stands in the weights by now, and in the sum.
+                current = after.without_changes();
             }
-            Ok(Applied { edits, after: vec![current; requests.len()] })
+            Ok(Applied { looks, end: Some((joined.edit()?, current)) })
         }
         Mode::Single => {
-            let parts = parallel::parts(&model.base().decoder.device());
-            let numbers: Vec<usize> = (0..requests.len()).collect();
-            let parts = numbers.chunks(numbers.len().div_ceil(parts)).collect();
-            let (watch, failed) = (Mutex::new(watch), AtomicUsize::new(usize::MAX));
-            let done = parallel::run(parts, |part: &[usize]| {
-                let mut done = vec![];
-                // Once one has failed those behind it need not be made.
-                for &number in part.iter().take_while(|number| **number < failed.load(Ordering::Relaxed)) {
-                    let watched = one(model, number).and_then(|edited| {
-                        watch.lock().unwrap_or_else(PoisonError::into_inner)(number, &edited.1)?;
-                        Ok(edited)
-                    });
-                    if watched.is_err() {
-                        failed.fetch_min(number, Ordering::Relaxed);
-                    }
-                    done.push(watched?);
-                }
-                Ok(done)
+            let looks = parallel::each(&model.base().decoder.device(), (0..requests.len()).collect(), |number| {
+                let (edit, after) = one(model, number)?;
+                look(number, &edit, &after)
             })?;
-            let (edits, after) = done.into_iter().flatten().unzip();
-            Ok(Applied { edits, after })
+            Ok(Applied { looks, end: None })
         }
     }
 }

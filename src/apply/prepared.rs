@@ -1,4 +1,4 @@
-//! What attribution-based editors have in common: statistics, the seed, and where an edit says it comes from.
+//! What editors that need no training are given beside their settings.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,8 @@ use faer::Mat;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::edit::{EditRequest, Edited, Provenance};
+use crate::edit::change::exact;
+use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::statistics::Statistics;
 
@@ -44,20 +45,6 @@ impl Prepared {
         }
         (method.into(), settings)
     }
-
-    /// Where an edit comes from.
-    pub fn provenance(&self, method: &str, settings: Value, model: &Edited, requests: &[EditRequest]) -> Provenance {
-        Provenance {
-            method: method.into(),
-            settings,
-            requests: requests.to_vec(),
-            seed: self.seed,
-            version: env!("CARGO_PKG_VERSION").into(),
-            base: model.base().fingerprint.clone(),
-            computed_on: model.edit_ids(),
-            findings: Value::Null,
-        }
-    }
 }
 
 /// Refuses requests that no single edit can serve.
@@ -93,12 +80,9 @@ pub fn columns(rows: &Tensor<2>) -> Mat<f64> {
     Mat::from_fn(width, count, |row, column| values[column * width + row])
 }
 
-/// The element type of deltas: the model's, but no less than 32 bits.
+/// The element type of a model's deltas.
 pub(super) fn precision(model: &Edited) -> DType {
-    match model.base().decoder.dtype() {
-        DType::F16 | DType::BF16 => DType::F32,
-        dtype => dtype,
-    }
+    exact(model.base().decoder.dtype())
 }
 
 /// A matrix as a tensor beside the model's weights.

@@ -4,51 +4,32 @@
 //! k to v* and moves other keys, weighed by their second moment C, as little as can be.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use faer::Mat;
 use serde::{Deserialize, Serialize};
 
+use super::association::Association;
 use super::contexts::{Posed, Sampled, templates};
 use super::prepared::{check, of_request, precision};
-use super::value::{Cone, Descent, Found, Measured, descend};
+use super::value::{Cone, Found, Measured, descend};
 use super::{Editor, Prepared};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::tap::{Role, Weight};
+
+/// What configs and edits call it.
+pub(super) const NAME: &str = "rome";
 
 /// `[editor]` of a ROME config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The layer, as a list of one.
-    pub layers: Vec<usize>,
-    /// Evaluations of v*'s loss; one update fewer.
-    #[serde(default = "steps")]
-    pub steps: usize,
-    /// Adam's, for v*.
-    #[serde(default = "learning_rate")]
-    pub learning_rate: f64,
-    /// v* is found once its loss is below this.
-    #[serde(default = "early_stop")]
-    pub early_stop: f64,
-    /// Of v*'s decay term.
-    #[serde(default = "weight_decay")]
-    pub weight_decay: f64,
-    /// The largest `‖v* − v₀‖ / ‖v₀‖`.
-    #[serde(default = "clamp")]
-    pub clamp: f64,
-    /// Of v*'s KL term.
-    #[serde(default = "kl")]
-    pub kl: f64,
-    /// A file of `emend stats`, or "none" for C = 1.
-    pub statistics: String,
-    /// Texts with `{}` where the prompt stands; sampled where there are none.
-    #[serde(default)]
-    pub context_templates: Vec<String>,
-    /// How contexts are sampled.
-    #[serde(default = "context")]
-    pub context: Sampled,
+    /// Where the association goes, and how it is found; one layer.
+    #[serde(flatten)]
+    pub association: Association,
     /// Whose key the update is solved for.
     #[serde(default)]
     pub compat: Compat,
@@ -65,26 +46,37 @@ pub enum Compat {
     Rome,
 }
 
-fn steps() -> usize {
-    20
-}
-fn learning_rate() -> f64 {
-    0.5
-}
-fn early_stop() -> f64 {
-    0.05
-}
-fn weight_decay() -> f64 {
-    0.5
-}
-fn clamp() -> f64 {
-    4.0
-}
-fn kl() -> f64 {
-    0.0625
-}
-fn context() -> Sampled {
-    Sampled { lengths: vec![[5, 10], [10, 10]], starts: vec![], seed: 0 }
+impl super::Settings for Settings {
+    fn defaults() -> toml::Table {
+        toml::toml! {
+            clamp = 4.0
+            context = { lengths = [[5, 10], [10, 10]] }
+        }
+    }
+
+    fn check_parts(table: &toml::Table, origin: &str) -> Result<()> {
+        Association::check(table, origin)
+    }
+
+    fn layers(&self) -> (&'static str, &[usize]) {
+        ("layers", &self.association.layers)
+    }
+
+    fn statistics(&self) -> Option<&str> {
+        self.association.statistics()
+    }
+
+    fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
+        Some(self.association.contexts())
+    }
+
+    fn seed(&self) -> u64 {
+        self.association.context.seed
+    }
+
+    fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {
+        Ok(Box::new(Rome::new(*self, prepared)?))
+    }
 }
 
 /// ROME, ready to edit.
@@ -97,32 +89,19 @@ impl Rome {
     /// # Errors
     /// Settings out of range.
     pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
-        if settings.layers.len() != 1 {
+        if settings.association.layers.len() != 1 {
             return Err(Error::Config("editor.layers: ROME edits one layer; MEMIT edits several".into()));
         }
-        let rome = Rome { settings, prepared };
-        rome.descent().check()?;
-        Ok(rome)
-    }
-
-    fn descent(&self) -> Descent {
-        let settings = &self.settings;
-        Descent {
-            steps: settings.steps,
-            learning_rate: settings.learning_rate,
-            early_stop: settings.early_stop,
-            weight_decay: settings.weight_decay,
-            clamp: settings.clamp,
-            kl: settings.kl,
-        }
+        settings.association.descent.check()?;
+        Ok(Rome { settings, prepared })
     }
 
     /// The change that puts one request in, on a model as it is.
     fn change(&self, model: &Edited, request: &EditRequest, templates: &[String]) -> Result<(WeightChange, Found)> {
-        let layer = self.settings.layers[0];
+        let layer = self.settings.association.layers[0];
         let posed = Posed::new(model, request, templates)?;
         let cone = Cone::new(model, layer, &[&posed])?;
-        let found = descend(model, &cone, &self.descent(), Measured::Value)?;
+        let found = descend(model, &cone, &self.settings.association.descent, Measured::Value)?;
 
         let of_first = |tensor: &Tensor<2>| {
             let width = tensor.dims()[1];
@@ -131,7 +110,14 @@ impl Rome {
         let mean = cone.mean(0, &cone.keys);
         let (key, value) = match self.settings.compat {
             Compat::None => (mean.clone(), cone.mean(0, &cone.values)),
-            Compat::Rome => (of_first(&cone.keys), of_first(&cone.values)),
+            Compat::Rome if templates.first().is_some_and(|first| first == "{}") => {
+                (of_first(&cone.keys), of_first(&cone.values))
+            }
+            Compat::Rome => {
+                let alone = Posed::new(model, request, &["{}".to_owned()])?;
+                let alone = Cone::new(model, layer, &[&alone])?;
+                (of_first(&alone.keys), of_first(&alone.values))
+            }
         };
         let wanted = of_first(&cone.values) + found.delta.clone();
         let numbers = |tensor: Tensor<2>| tensor.into_data().iter::<f64>().collect::<Vec<f64>>();
@@ -158,27 +144,29 @@ impl Editor for Rome {
     /// Several requests are put in one after the other, each on the model that the one before gave.
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         check(requests)?;
-        let templates = templates(model, &self.settings.context_templates, &self.settings.context)?;
+        let association = &self.settings.association;
+        let templates = templates(model, &association.context_templates, &association.context)?;
         let mut current = model.clone();
         let (mut changes, mut findings) = (vec![], vec![]);
         for (number, request) in requests.iter().enumerate() {
             let change = self.change(&current, request, &templates);
             let (change, found) = change.map_err(|error| of_request(requests, number, error))?;
             if number + 1 < requests.len() {
-                let one = std::slice::from_ref(request);
-                let provenance = self.prepared.provenance("rome", self.describe().1, &current, one);
-                current = current.with(Edit::new(provenance, Change::Weights(change.clone()), BTreeMap::new()))?;
+                current = current.with_change(&change)?;
             }
             changes.push(change);
             findings.extend(found.findings());
             (self.prepared.progress)(1);
         }
-        let mut provenance = self.prepared.provenance("rome", self.describe().1, model, requests);
-        provenance.findings = serde_json::json!({"requests": findings});
+        let provenance = self.provenance(model, requests).with_findings(serde_json::json!({"requests": findings}));
         Ok(Edit::new(provenance, Change::Weights(WeightChange::sum(changes.iter())), BTreeMap::new()))
     }
 
+    fn seed(&self) -> u64 {
+        self.prepared.seed
+    }
+
     fn describe(&self) -> (String, serde_json::Value) {
-        self.prepared.describe("rome", &self.settings)
+        self.prepared.describe(NAME, &self.settings)
     }
 }

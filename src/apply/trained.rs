@@ -1,9 +1,9 @@
 //! Trained editors from their archives.
 
-use super::Editor;
 use crate::archive::Trained;
-use crate::edit::{Edit, EditRequest, Edited};
+use crate::edit::{Edit, EditRequest, Edited, Editor};
 use crate::error::Result;
+use crate::network::{mend, serac};
 
 impl Editor for Trained {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
@@ -12,9 +12,9 @@ impl Editor for Trained {
 
     fn describe(&self) -> (String, serde_json::Value) {
         match self {
-            Trained::Mend(mend) => ("mend".into(), serde_json::to_value(&mend.settings).unwrap_or_default()),
+            Trained::Mend(trained) => (mend::NAME.into(), serde_json::to_value(&trained.settings).unwrap_or_default()),
             Trained::Serac(route, _) => {
-                ("serac".into(), serde_json::to_value(&route.serac().settings).unwrap_or_default())
+                (serac::NAME.into(), serde_json::to_value(&route.serac().settings).unwrap_or_default())
             }
         }
     }

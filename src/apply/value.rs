@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::contexts::Posed;
 use crate::config::within;
-use crate::edit::Edited;
+use crate::edit::{Edited, loss};
 use crate::error::{Error, Result};
 use crate::model::past::Past;
 use crate::model::tap::{NoTap, Place, Site, Stack};
@@ -24,20 +24,40 @@ use crate::parallel;
 
 /// How δ is found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Descent {
     /// Evaluations of the loss; one update fewer.
+    #[serde(default = "steps")]
     pub steps: usize,
     /// Adam's.
+    #[serde(default = "learning_rate")]
     pub learning_rate: f64,
     /// A request is done once its loss is below this.
+    #[serde(default = "early_stop")]
     pub early_stop: f64,
     /// Of the decay term.
+    #[serde(default = "weight_decay")]
     pub weight_decay: f64,
     /// The largest `‖δ‖ / ‖v₀‖`.
     pub clamp: f64,
     /// Of the KL term.
+    #[serde(default = "kl")]
     pub kl: f64,
+}
+
+fn steps() -> usize {
+    20
+}
+fn learning_rate() -> f64 {
+    0.5
+}
+fn early_stop() -> f64 {
+    0.05
+}
+fn weight_decay() -> f64 {
+    0.5
+}
+fn kl() -> f64 {
+    0.0625
 }
 
 impl Descent {
@@ -176,107 +196,124 @@ pub struct Found {
 /// # Errors
 /// A loss that is not finite.
 pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, measured: Measured) -> Result<Found> {
-    let requests = cone.first.len() - 1;
     let [_, _, width] = cone.right.dims();
-    let (device, dtype) = (cone.right.device(), cone.right.dtype());
-    let origin = match measured {
-        Measured::Value => &cone.values,
-        Measured::Stream => &cone.streams,
-    };
-    // v₀ is that of each request's first row.
-    let norms: Vec<f64> = (0..requests)
-        .map(|request| {
-            let first = cone.first[request];
-            let row = origin.clone().slice([first..first + 1, 0..width]);
-            row.into_data().iter::<f64>().map(|value| value * value).sum::<f64>().sqrt()
-        })
-        .collect();
-    let mut delta = vec![vec![0.0f64; width]; requests];
-    let mut moments = vec![(vec![0.0f64; width], vec![0.0f64; width]); requests];
-    let mut updates = vec![0; requests];
-    let mut nll = vec![f64::NAN; requests];
-    let mut essence: Vec<Option<Tensor<2>>> = vec![None; requests];
-    let mut open: Vec<usize> = (0..requests).collect();
-    let mut parts = Part::all(cone, &open);
+    let mut paths: Vec<Path> = cone.norms(measured).into_iter().map(|norm| Path::new(norm, width)).collect();
+    let mut open: Vec<usize> = (0..paths.len()).collect();
+    let mut rows = Rows::of(cone, &open);
+    // What the model says of each essence before any change.
+    let mut before = None;
     for step in 0..settings.steps {
-        let values: Vec<f64> = open.iter().flat_map(|&request| delta[request].iter().copied()).collect();
-        let evaluate = |part: &Part| {
-            part.evaluate(model, cone, TensorData::new(values.clone(), [open.len(), width]), settings, &essence)
-        };
-        let rounds = match parts.as_slice() {
-            [all] => vec![parallel::run_products(all.size(model), || evaluate(all))?],
-            _ => parallel::run(parts.iter().collect(), evaluate)?,
-        };
-        let mut round =
-            Round { nll: vec![0.0; open.len()], kl: vec![0.0; open.len()], gradient: vec![0.0; values.len()] };
-        for (part, essences) in rounds {
-            essences.into_iter().for_each(|(request, log)| essence[request] = Some(log));
-            round.add(&part);
-        }
+        let delta: Vec<f64> = open.iter().flat_map(|&request| paths[request].delta.iter().copied()).collect();
+        let delta = TensorData::new(delta, [open.len(), width]);
+        let round =
+            parallel::run_products(rows.size(model), || rows.evaluate(model, cone, delta, settings.kl, &mut before))?;
+        let last = step + 1 == settings.steps;
         let mut going = vec![];
         for (place, &request) in open.iter().enumerate() {
-            let here = &mut delta[request];
-            let size = here.iter().map(|value| value * value).sum::<f64>().sqrt();
-            let decay = settings.weight_decay / (norms[request] * norms[request]);
-            nll[request] = round.nll[place];
-            let loss = round.nll[place] + settings.kl * round.kl[place] + decay * size;
+            let path = &mut paths[request];
+            path.nll = round.nll[place];
+            let loss = path.nll + settings.kl * round.kl[place] + path.decay(settings) * path.length();
             if !loss.is_finite() {
                 let message = "the loss of an edit is not finite; try a lower editor.learning_rate";
                 return Err(Error::Input(message.into()));
             }
-            if loss < settings.early_stop || step + 1 == settings.steps {
-                continue;
+            if loss >= settings.early_stop && !last {
+                path.step(&round.gradient[place * width..][..width], settings);
+                going.push(request);
             }
-            let (first, second) = &mut moments[request];
-            updates[request] += 1;
-            let count = updates[request] as i32;
-            for channel in 0..width {
-                let pull = if size > 0.0 { decay * here[channel] / size } else { 0.0 };
-                let gradient = round.gradient[place * width + channel] + pull;
-                first[channel] = 0.9 * first[channel] + 0.1 * gradient;
-                second[channel] = 0.999 * second[channel] + 0.001 * gradient * gradient;
-                let mean = first[channel] / (1.0 - 0.9f64.powi(count));
-                let spread = (second[channel] / (1.0 - 0.999f64.powi(count))).sqrt();
-                here[channel] -= settings.learning_rate * mean / (spread + 1e-8);
-            }
-            let size = here.iter().map(|value| value * value).sum::<f64>().sqrt();
-            let most = settings.clamp * norms[request];
-            if size > most {
-                here.iter_mut().for_each(|value| *value *= most / size);
-            }
-            going.push(request);
         }
         if going.is_empty() {
             break;
         }
         if going.len() < open.len() {
             open = going;
-            parts = Part::all(cone, &open);
+            rows = Rows::of(cone, &open);
         }
     }
-    let data = TensorData::new(delta.concat(), [requests, width]);
-    Ok(Found { delta: Tensor::from_data(data, (&device, dtype)), updates, nll })
+    let delta: Vec<f64> = paths.iter().flat_map(|path| path.delta.iter().copied()).collect();
+    let delta =
+        Tensor::from_data(TensorData::new(delta, [paths.len(), width]), (&cone.right.device(), cone.right.dtype()));
+    let (updates, nll) = paths.iter().map(|path| (path.updates, path.nll)).unzip();
+    Ok(Found { delta, updates, nll })
 }
 
-/// Rows of a part, at least: with fewer a core reads and packs weights more than it computes with them. Two parts of 6 rows took as long
-/// as one of 12.
-const ROWS: usize = 24;
+/// The way of one request's δ: Adam's, written out in f64, because each request stops by itself.
+struct Path {
+    delta: Vec<f64>,
+    first: Vec<f64>,
+    second: Vec<f64>,
+    updates: usize,
+    /// ‖v₀‖
+    norm: f64,
+    nll: f64,
+}
 
-/// Some rows of the requests that are not done yet.
-struct Part {
+impl Path {
+    fn new(norm: f64, width: usize) -> Self {
+        let zero = vec![0.0; width];
+        Path { delta: zero.clone(), first: zero.clone(), second: zero, updates: 0, norm, nll: f64::NAN }
+    }
+
+    /// ‖δ‖
+    fn length(&self) -> f64 {
+        self.delta.iter().map(|value| value * value).sum::<f64>().sqrt()
+    }
+
+    /// `decay / ‖v₀‖²`, what the decay term has before ‖δ‖.
+    fn decay(&self, settings: &Descent) -> f64 {
+        settings.weight_decay / (self.norm * self.norm)
+    }
+
+    /// A step down the gradient and the decay's, `decay/‖v₀‖² · δ/‖δ‖`; then back into the ball `‖δ‖ ≤ clamp · ‖v₀‖`.
+    fn step(&mut self, gradient: &[f64], settings: &Descent) {
+        let (length, decay) = (self.length(), self.decay(settings));
+        self.updates += 1;
+        let count = self.updates as i32;
+        for (channel, gradient) in gradient.iter().enumerate() {
+            let pull = if length > 0.0 { decay * self.delta[channel] / length } else { 0.0 };
+            let gradient = gradient + pull;
+            self.first[channel] = 0.9 * self.first[channel] + 0.1 * gradient;
+            self.second[channel] = 0.999 * self.second[channel] + 0.001 * gradient * gradient;
+            let mean = self.first[channel] / (1.0 - 0.9f64.powi(count));
+            let spread = (self.second[channel] / (1.0 - 0.999f64.powi(count))).sqrt();
+            self.delta[channel] -= settings.learning_rate * mean / (spread + 1e-8);
+        }
+        let (length, most) = (self.length(), settings.clamp * self.norm);
+        if length > most {
+            self.delta.iter_mut().for_each(|value| *value *= most / length);
+        }
+    }
+}
+
+impl Cone {
+    /// ‖v₀‖ of each request, at its first row.
+    fn norms(&self, measured: Measured) -> Vec<f64> {
+        let origin = match measured {
+            Measured::Value => &self.values,
+            Measured::Stream => &self.streams,
+        };
+        let width = origin.dims()[1];
+        let norm = |&first: &usize| {
+            let row = origin.clone().slice([first..first + 1, 0..width]);
+            row.into_data().iter::<f64>().map(|value| value * value).sum::<f64>().sqrt()
+        };
+        self.first[..self.first.len() - 1].iter().map(norm).collect()
+    }
+}
+
+/// The rows of the requests that are not done yet, as one batch.
+struct Rows {
     right: Tensor<3>,
     tokens: Tokens,
     past: Option<Past>,
-    /// For each row the place of its request among the open ones.
+    /// The open requests, and for each row the place of its request among them.
+    open: Vec<usize>,
     owners: Tensor<1, Int>,
+    /// Where targets are predicted, then where essences are read, one a request.
     reads: Vec<(usize, usize)>,
-    /// For each read: the target and its weight; for an essence, its request and the place of that.
-    wanted: Vec<Wanted>,
-}
-
-enum Wanted {
-    Token { place: usize, id: u32, weight: f64 },
-    Essence { place: usize, request: usize },
+    targets: Vec<u32>,
+    /// For each target the place of its request and its weight, `1 / (contexts · |target|)`.
+    shares: Vec<(usize, f64)>,
 }
 
 /// One evaluation: the figures of each open request, and the gradient `[open · width]`.
@@ -286,45 +323,27 @@ struct Round {
     gradient: Vec<f64>,
 }
 
-impl Round {
-    /// Adds what another part of the rows says.
-    fn add(&mut self, other: &Round) {
-        let add = |sum: &mut Vec<f64>, more: &[f64]| sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-        add(&mut self.nll, &other.nll);
-        add(&mut self.kl, &other.kl);
-        add(&mut self.gradient, &other.gradient);
-    }
-}
-
-/// The logarithms that the model gave at an essence before any change, by request.
-type Essences = Vec<(usize, Tensor<2>)>;
-
-impl Part {
-    /// All rows of the open requests, in parts that run side by side.
-    fn all(cone: &Cone, open: &[usize]) -> Vec<Self> {
-        let rows = |(place, &request): (usize, &usize)| {
-            (cone.first[request]..cone.first[request + 1]).map(move |row| (place, request, row))
-        };
-        let rows: Vec<(usize, usize, usize)> = open.iter().enumerate().flat_map(rows).collect();
-        let count = rows.len().div_ceil(parallel::parts(&cone.right.device())).max(ROWS);
-        rows.chunks(count).map(|rows| Part::of(cone, rows)).collect()
-    }
-
-    /// Rows, each with its request and the place of that among the open ones.
-    fn of(cone: &Cone, some: &[(usize, usize, usize)]) -> Self {
-        let (mut rows, mut owners, mut reads, mut wanted) = (vec![], vec![], vec![], vec![]);
-        for &(place, request, row) in some {
+impl Rows {
+    fn of(cone: &Cone, open: &[usize]) -> Self {
+        let (mut rows, mut owners, mut reads, mut essences) = (vec![], vec![], vec![], vec![]);
+        let (mut targets, mut shares) = (vec![], vec![]);
+        for (place, &request) in open.iter().enumerate() {
             let contexts = cone.contexts(request).len() as f64;
-            let (at, targets) = &cone.reads[row];
-            reads.extend(at.iter().map(|&cell| (rows.len(), cell)));
-            if targets.is_empty() {
-                wanted.push(Wanted::Essence { place, request });
+            for row in cone.first[request]..cone.first[request + 1] {
+                let (at, wanted) = &cone.reads[row];
+                let cells = at.iter().map(|&cell| (rows.len(), cell));
+                match wanted.is_empty() {
+                    true => essences.extend(cells),
+                    false => reads.extend(cells),
+                }
+                let weight = 1.0 / (contexts * wanted.len() as f64);
+                shares.extend(wanted.iter().map(|_| (place, weight)));
+                targets.extend(wanted);
+                rows.push(row);
+                owners.push(place as i64);
             }
-            let weight = 1.0 / (contexts * targets.len() as f64);
-            wanted.extend(targets.iter().map(|&id| Wanted::Token { place, id, weight }));
-            rows.push(row);
-            owners.push(place as i64);
         }
+        reads.extend(essences);
         let device = cone.right.device();
         let index: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
         let index = Tensor::<1, Int>::from_data(index.as_slice(), &device);
@@ -332,13 +351,15 @@ impl Part {
         let most = tokens.iter().map(Vec::len).max().unwrap_or(1);
         let [_, _, width] = cone.right.dims();
         let places = rows.iter().map(|&row| (row, cone.starts[row])).collect();
-        Part {
+        Rows {
             right: cone.right.clone().select(0, index).slice([0..rows.len(), 0..most, 0..width]),
             tokens: Tokens::placed(tokens, places),
             past: cone.past.as_ref().map(|past| past.select(&rows)),
+            open: open.to_vec(),
             owners: Tensor::from_data(owners.as_slice(), &device),
             reads,
-            wanted,
+            targets,
+            shares,
         }
     }
 
@@ -348,64 +369,59 @@ impl Part {
         rows * cells * width * model.base().decoder.spec.mlp_width
     }
 
-    /// The rows' share of the figures and of the gradient, at δ `[open requests, width]`.
+    /// The logits at the reads, `[reads, vocabulary]`, with δ `[open, width]` added at the subjects.
+    fn logits(&self, model: &Edited, cone: &Cone, delta: &Tensor<2>) -> Result<Tensor<2>> {
+        let [rows, cells, width] = self.right.dims();
+        let subject = self.right.clone().slice([0..rows, 0..1, 0..width]);
+        let subject = subject + delta.clone().select(0, self.owners.clone()).unsqueeze_dim::<3>(1);
+        let hidden = match cells {
+            1 => subject,
+            _ => Tensor::cat(vec![subject, self.right.clone().slice([0..rows, 1..cells, 0..width])], 1),
+        };
+        let mut past = self.past.clone();
+        let above = cone.layer + 1..model.layers();
+        let hidden = model.blocks(hidden, above, self.tokens.span(), past.as_mut(), &mut NoTap)?;
+        Ok(model.head(hidden, &self.reads))
+    }
+
+    /// The figures and the gradient at δ `[open, width]`. `before` is what the model says of all essences, kept at the first evaluation.
     fn evaluate(
         &self,
         model: &Edited,
         cone: &Cone,
         delta: TensorData,
-        settings: &Descent,
-        essence: &[Option<Tensor<2>>],
-    ) -> Result<(Round, Essences)> {
-        let open = delta.shape()[0];
+        kl_weight: f64,
+        before: &mut Option<Tensor<2>>,
+    ) -> Result<Round> {
         let place = (&cone.right.device().autodiff(), cone.right.dtype());
         let delta = Tensor::<2>::from_data(delta, place).require_grad();
-        let [rows, width_of, width] = self.right.dims();
-        let subject = self.right.clone().slice([0..rows, 0..1, 0..width]);
-        let subject = subject + delta.clone().select(0, self.owners.clone()).unsqueeze_dim::<3>(1);
-        let hidden = match width_of {
-            1 => subject,
-            _ => Tensor::cat(vec![subject, self.right.clone().slice([0..rows, 1..width_of, 0..width])], 1),
-        };
-        let mut past = self.past.clone();
-        let above = cone.layer + 1..model.layers();
-        let hidden = model.blocks(hidden, above, self.tokens.span(), past.as_mut(), &mut NoTap)?;
-        let logits = model.head(hidden, &self.reads);
+        let logits = self.logits(model, cone, &delta)?;
         let log = activation::log_softmax(logits.clone().inner(), 1);
-        let [_, vocabulary] = log.dims();
+        let ([reads, vocabulary], targets) = (log.dims(), self.targets.len());
+        let (device, dtype) = (log.device(), log.dtype());
 
-        // With p the softmax of the logits z: ∂NLL/∂z = p − onehot, ∂KL(p ‖ p₀)/∂z = p ⊙ (ln p − ln p₀ − KL).
-        let mut round = Round { nll: vec![0.0; open], kl: vec![0.0; open], gradient: vec![] };
-        let mut essences = vec![];
-        let mut towards = vec![];
-        for (read, wanted) in self.wanted.iter().enumerate() {
-            let log = log.clone().slice([read..read + 1, 0..vocabulary]);
-            match *wanted {
-                Wanted::Token { place, id, weight } => {
-                    let id = id as usize;
-                    let here = log.clone().slice([0..1, id..id + 1]);
-                    round.nll[place] -= weight * here.into_data().iter::<f64>().sum::<f64>();
-                    let one = Tensor::<2>::full([1, 1], 1.0, (&log.device(), log.dtype()));
-                    let p = log.exp();
-                    let less = p.clone().slice([0..1, id..id + 1]) - one;
-                    towards.push(p.slice_assign([0..1, id..id + 1], less).mul_scalar(weight));
-                }
-                Wanted::Essence { place, request } => {
-                    let before = essence[request].clone().unwrap_or_else(|| log.clone());
-                    essences.push((request, before.clone()));
-                    let p = log.clone().exp();
-                    let apart = log - before;
-                    let kl = (p.clone() * apart.clone()).sum().into_data().iter::<f64>().sum::<f64>();
-                    round.kl[place] = kl;
-                    towards.push((p * apart.sub_scalar(kl)).mul_scalar(settings.kl));
-                }
-            }
-        }
+        let (each_nll, towards_targets) = loss::nll(log.clone().slice([0..targets, 0..vocabulary]), &self.targets);
+        let weights: Vec<f64> = self.shares.iter().map(|(_, weight)| *weight).collect();
+        let weights = Tensor::<1>::from_data(TensorData::new(weights, [targets]), (&device, dtype));
+        let log = log.slice([targets..reads, 0..vocabulary]);
+        let known = before.get_or_insert_with(|| log.clone()).clone();
+        let index: Vec<i64> = self.open.iter().map(|&request| request as i64).collect();
+        let known = known.select(0, Tensor::<1, Int>::from_data(index.as_slice(), &device));
+        let (each_kl, towards_essences) = loss::kl_to(log, known);
+
+        let towards = vec![towards_targets * weights.unsqueeze_dim(1), towards_essences.mul_scalar(kl_weight)];
         let gradients = (logits * Tensor::cat(towards, 0)).sum().backward();
         let gradient = delta.grad(&gradients);
         let gradient = gradient.ok_or_else(|| Error::Input("the loss does not reach the subject".into()))?;
-        round.gradient = gradient.into_data().iter::<f64>().collect();
-        Ok((round, essences))
+        let mut nll = vec![0.0; self.open.len()];
+        for (value, (place, weight)) in each_nll.into_data().iter::<f64>().zip(&self.shares) {
+            nll[*place] += weight * value;
+        }
+        Ok(Round {
+            nll,
+            kl: each_kl.into_data().iter::<f64>().collect(),
+            gradient: gradient.into_data().iter::<f64>().collect(),
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -88,9 +89,9 @@ pub struct Args {
     /// Add the edit to this memory, which is made where it does not exist (serac, ike, lookup)
     #[arg(long, value_name = "FILE", conflicts_with = "save")]
     pub memory: Option<PathBuf>,
-    /// Write the edited model (hf) or a LoRA adapter (peft) into a folder
+    /// Write the edited model (hf) or a LoRA adapter (peft) into a folder; may be given for both
     #[arg(long, num_args = 2, value_names = ["FORMAT", "DIR"])]
-    pub export: Option<Vec<String>>,
+    pub export: Vec<String>,
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
@@ -118,118 +119,261 @@ pub fn run(args: &Args) -> Result<()> {
     // Its length is known once the records are.
     let bar = ProgressBar::no_length();
     let (name, model, editor) = editor(args, &device, &bar)?;
-    let name = &name;
+    let before = laid_under(args, &model, editor.as_ref())?;
+    let records = records(args, &name)?;
+    check_outputs(args, records.len())?;
+    let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
+    let loaded = start.elapsed().as_secs_f64();
+
+    count_edits(&bar, requests.len());
+    let editing = Instant::now();
+    let job = Job { args, before, records, bar, looking: AtomicU64::new(0) };
+    let applied = apply(editor.as_ref(), &job.before, &requests, args.mode, &|number, edit, after| {
+        job.look(number, edit, after)
+    })?;
+    job.bar.finish_and_clear();
+    let edited = (editing.elapsed().as_secs_f64() - job.looked(&device)).max(0.0);
+    let done = job.finish(applied)?;
+    job.warn_of_known_answers(&done.seen);
+
+    if args.json {
+        let (method, settings) = editor.describe();
+        let seconds = json!({ "load": loaded, "edit": edited, "all": start.elapsed().as_secs_f64() });
+        let base = json!({ "model": name, "fingerprint": model.fingerprint });
+        return print(&format!("{:#}\n", document(args, &method, &settings, &base, &done, &seconds)));
+    }
+    print(&text(&done))
+}
+
+/// The model with the edits that are laid under the new ones: what a memory holds already among them.
+fn laid_under(args: &Args, model: &Arc<Model>, editor: &dyn Editor) -> Result<Edited> {
     if args.memory.is_some() && !editor.remembers() {
         let (method, _) = editor.describe();
         return Err(Error::Config(format!(
             "--memory: {method} changes weights and keeps no memory; serac, ike and lookup do; --save keeps this edit"
         )));
     }
-    // What a memory holds already stays under the new edits.
     let known = args.memory.iter().filter(|file| file.exists());
     let under: Vec<PathBuf> = args.under.iter().chain(known).cloned().collect();
-    let before = {
-        let elsewhere = args.archive.as_deref().map_or(Elsewhere::Nowhere, Elsewhere::IfMissing);
-        load_edits(Edited::new(model.clone()), &under, elsewhere, args.allow_other_base)?
-    };
-    let records = records(args, name)?;
-    if args.memory.is_some() && args.mode == Mode::Single && records.len() > 1 {
-        let message = "--memory takes several records together: use --mode batch or --mode sequential";
-        return Err(Error::Config(message.into()));
-    }
-    check_outputs(args, records.len())?;
-    let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
-    let loaded = start.elapsed().as_secs_f64();
+    let elsewhere = args.archive.as_deref().map_or(Elsewhere::Nowhere, Elsewhere::IfMissing);
+    load_edits(Edited::new(model.clone()), &under, elsewhere, args.allow_other_base)
+}
 
-    bar.set_length(requests.len() as u64);
+fn count_edits(bar: &ProgressBar, edits: usize) {
+    bar.set_length(edits as u64);
     bar.reset_eta();
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} edits {per_sec} {eta}") {
         bar.set_style(style);
     }
-    let editing = Instant::now();
-    // In a sequence, what the model said right after an edit stands beside what it says at the end.
-    let mut immediate: Vec<Vec<Value>> = vec![];
-    let applied = apply(editor.as_ref(), &before, &requests, args.mode, &mut |number, after| {
-        if args.mode != Mode::Batch {
-            bar.inc(1);
-        }
-        if args.json && args.mode == Mode::Sequential {
-            let table = probe_table(&before, after, &[(number, &records[number])], Limits::default())?;
-            immediate.push(table.iter().map(|row| side(after, &row.prompt, &row.after)).collect::<Result<_>>()?);
-        }
-        Ok(())
-    })?;
-    bar.finish_and_clear();
-    let edited = editing.elapsed().as_secs_f64();
+}
 
-    // What took long is kept before anything else can go wrong; what a memory cannot be asked is not added to it.
-    let mut saved = save(args, &applied)?;
-    let numbered: Vec<(usize, &EditRecord)> = records.iter().enumerate().collect();
-    let parts = numbered.chunks(numbered.len().div_ceil(parallel::parts(&device)));
-    let tables = parallel::run(parts.collect(), |part: &[(usize, &EditRecord)]| {
-        let tables = part.iter().map(|&(number, record)| {
-            let table = probe_table(&before, &applied.after[number], &[(number, record)], Limits::default());
-            table.map_err(|error| error.of_record(number))
-        });
-        tables.collect::<Result<Vec<_>>>()
-    })?;
-    let tables = tables.concat();
-    if let Some(path) = &args.memory {
-        saved = remember(path, &applied)?;
+/// Records on their way into a model.
+struct Job<'a> {
+    args: &'a Args,
+    before: Edited,
+    records: Vec<EditRecord>,
+    bar: ProgressBar,
+    /// Nanoseconds spent on looking at edits, by all threads together.
+    looking: AtomicU64,
+}
+
+/// What is kept of an edit once it was made.
+struct Look {
+    id: String,
+    findings: Value,
+    /// Where it was written, by itself.
+    saved: Option<PathBuf>,
+    /// What it does to its record, where it stands by itself.
+    seen: Option<Seen>,
+    /// In a sequence, what the model said to each probe right after it.
+    immediate: Option<Vec<Value>>,
+    /// The edit and its model, where it is the only one.
+    only: Option<(Arc<Edit>, Edited)>,
+}
+
+/// What a model says to a record's probes, before and after.
+struct Seen {
+    table: Vec<ProbeRow>,
+    /// As a person sees it; of the first few records only.
+    text: Option<String>,
+    /// As a program sees it, where one asked.
+    document: Option<Value>,
+}
+
+/// All that came of a job.
+struct Done {
+    looks: Vec<Look>,
+    seen: Vec<Seen>,
+    saved: Vec<PathBuf>,
+    exported: Vec<Value>,
+}
+
+impl Job<'_> {
+    /// Looks at an edit right after it was made; in single mode it is written, looked at and let go.
+    fn look(&self, number: usize, edit: &Arc<Edit>, after: &Edited) -> Result<Look> {
+        let clock = Instant::now();
+        let (id, findings) = (edit.id().to_owned(), edit.provenance.findings.clone());
+        let mut look = Look { id, findings, saved: None, seen: None, immediate: None, only: None };
+        match self.args.mode {
+            Mode::Batch => return Ok(look),
+            Mode::Sequential if self.args.json => {
+                let table = self.probes(number, after)?;
+                let said = table.iter().map(|row| side(after, &row.prompt, &row.after));
+                look.immediate = Some(said.collect::<Result<_>>()?);
+            }
+            Mode::Sequential => {}
+            Mode::Single => {
+                let count = self.records.len();
+                if let Some(path) = &self.args.save {
+                    let digits = count.to_string().len();
+                    let path = if count > 1 { numbered(path, number, digits) } else { path.clone() };
+                    edit.save(&path)?;
+                    look.saved = Some(path);
+                }
+                look.seen = Some(self.see(number, after, None)?);
+                look.only = (count == 1).then(|| (edit.clone(), after.clone()));
+            }
+        }
+        self.looking.fetch_add(clock.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.bar.inc(1);
+        Ok(look)
     }
-    let known = tables.iter().flatten().filter(|row| row.kind == Kind::Rewrite && row.before.exact()).count();
-    match (known, records.len()) {
-        (0, _) => {}
-        (_, 1) => tracing::warn!("\"{}\" is what the model answers already", records[0].target_new),
-        (known, all) => tracing::warn!("{known} of {all} targets are what the model answers already"),
+
+    /// The seconds that looking took while edits were made: the threads did so side by side.
+    fn looked(&self, device: &Device) -> f64 {
+        let threads = if self.args.mode == Mode::Single { parallel::parts(device).min(self.records.len()) } else { 1 };
+        self.looking.load(Ordering::Relaxed) as f64 / 1e9 / threads.max(1) as f64
     }
-    let exported = export(args, &before, &applied, &records)?;
-    let (method, settings) = editor.describe();
-    if args.json {
-        let table = tables.concat();
-        let requests = (0..records.len()).map(|number| {
-            request_json(&before, &applied.after[number], &records[number], &tables[number], immediate.get(number))
-        });
-        let document = json!({
-            "method": method,
-            "mode": args.mode.name(),
-            "settings": settings,
-            "base": { "model": name, "fingerprint": model.fingerprint },
-            "edits": applied.edits.iter().map(|edit| edit.id()).collect::<Vec<_>>(),
-            "findings": applied.edits.iter().map(|edit| &edit.provenance.findings).collect::<Vec<_>>(),
-            "requests": requests.collect::<Result<Vec<Value>>>()?,
-            "summary": { "protocol": "mend", "figures": summarize(&table) },
-            "counterfact": {
-                "before": counterfact(&table, Side::Before),
-                "after": counterfact(&table, Side::After),
-            },
-            "balanced": {
-                "before": balanced(&table, Side::Before),
-                "after": balanced(&table, Side::After),
-            },
-            "sentiment": {
-                "before": sentiment(&table, Side::Before),
-                "after": sentiment(&table, Side::After),
-            },
-            "saved": saved,
-            "exported": exported,
-            "seconds": { "load": loaded, "edit": edited, "all": start.elapsed().as_secs_f64() },
-            "peak_memory_bytes": peak_memory(),
-        });
-        return print(&format!("{document:#}\n"));
+
+    /// Looks at what is left, and writes what was asked for.
+    fn finish(&self, applied: Applied<Look>) -> Result<Done> {
+        let Applied { mut looks, end } = applied;
+        let mut saved: Vec<PathBuf> = looks.iter_mut().filter_map(|look| look.saved.take()).collect();
+        let (seen, end) = match end {
+            None => {
+                let only = looks.iter_mut().find_map(|look| look.only.take());
+                let seen = looks.iter_mut().filter_map(|look| look.seen.take()).collect();
+                (seen, only.map(|(edit, after)| (Arc::unwrap_or_clone(edit), after)))
+            }
+            Some((edit, after)) => {
+                // What took long is kept before anything else can go wrong.
+                if let Some(path) = &self.args.save {
+                    edit.save(path)?;
+                    saved.push(path.clone());
+                }
+                let numbers = (0..self.records.len()).collect();
+                let seen = parallel::each(&self.before.base().decoder.device(), numbers, |number| {
+                    self.see(number, &after, looks.get(number).and_then(|look| look.immediate.as_ref()))
+                })?;
+                (seen, Some((edit, after)))
+            }
+        };
+        let mut exported = vec![];
+        if let Some((edit, after)) = end {
+            // What a memory cannot be asked was not added to it.
+            if let Some(path) = &self.args.memory {
+                saved = vec![remember(path, &edit)?];
+            }
+            if !self.args.export.is_empty() {
+                let whole = if self.args.mode == Mode::Sequential { self.before.with(edit)? } else { after };
+                exported = self.export(&whole)?;
+            }
+        }
+        Ok(Done { looks, seen, saved, exported })
     }
-    let mut text = String::new();
-    for (number, table) in tables.iter().enumerate().take(SHOWN) {
-        text += &format!("{} → {}\n\n", records[number].prompt, records[number].target_new);
-        let shown: Vec<&ProbeRow> = shown(table);
-        text += &show_rows(&before, &applied.after[number], &shown)?;
-        text.push('\n');
+
+    /// The probe table of one record.
+    fn probes(&self, number: usize, after: &Edited) -> Result<Vec<ProbeRow>> {
+        let table = probe_table(&self.before, after, &[(number, &self.records[number])], Limits::default());
+        table.map_err(|error| error.of_record(number))
     }
-    if let Some(bars) = figures::neurons_by_layer(applied.edits.iter().map(|edit| &edit.provenance.findings)) {
+
+    /// What one record's probes show.
+    fn see(&self, number: usize, after: &Edited, immediate: Option<&Vec<Value>>) -> Result<Seen> {
+        let (record, table) = (&self.records[number], self.probes(number, after)?);
+        let document = match self.args.json {
+            true => Some(request_json(&self.before, after, record, &table, immediate)?),
+            false => None,
+        };
+        let text = match number < SHOWN && !self.args.json {
+            true => {
+                let rows = show_rows(&self.before, after, &shown(&table))?;
+                Some(format!("{} → {}\n\n{rows}\n", record.prompt, record.target_new))
+            }
+            false => None,
+        };
+        Ok(Seen { table, text, document })
+    }
+
+    fn warn_of_known_answers(&self, seen: &[Seen]) {
+        let rows = seen.iter().flat_map(|seen| &seen.table);
+        let known = rows.filter(|row| row.kind == Kind::Rewrite && row.before.exact()).count();
+        match (known, self.records.len()) {
+            (0, _) => {}
+            (_, 1) => tracing::warn!("\"{}\" is what the model answers already", self.records[0].target_new),
+            (known, all) => tracing::warn!("{known} of {all} targets are what the model answers already"),
+        }
+    }
+
+    /// Writes the checkpoint and the adapter that were asked for.
+    fn export(&self, after: &Edited) -> Result<Vec<Value>> {
+        let wanted = self.args.export.chunks_exact(2).map(|pair| (pair[0].as_str(), Path::new(&pair[1])));
+        wanted
+            .map(|(format, folder)| match format {
+                "peft" => export_peft(after, folder),
+                _ => export_hf(&self.before, after, folder, &self.records),
+            })
+            .collect()
+    }
+}
+
+/// The results for programs.
+fn document(args: &Args, method: &str, settings: &Value, base: &Value, done: &Done, seconds: &Value) -> Value {
+    let table = whole_table(done);
+    json!({
+        "method": method,
+        "mode": args.mode.name(),
+        "settings": settings,
+        "base": base,
+        "edits": done.looks.iter().map(|look| look.id.as_str()).collect::<Vec<_>>(),
+        "findings": done.looks.iter().map(|look| &look.findings).collect::<Vec<_>>(),
+        "requests": done.seen.iter().map(|seen| &seen.document).collect::<Vec<_>>(),
+        "summary": { "protocol": "mend", "figures": summarize(&table) },
+        "counterfact": {
+            "before": counterfact(&table, Side::Before),
+            "after": counterfact(&table, Side::After),
+        },
+        "balanced": {
+            "before": balanced(&table, Side::Before),
+            "after": balanced(&table, Side::After),
+        },
+        "sentiment": {
+            "before": sentiment(&table, Side::Before),
+            "after": sentiment(&table, Side::After),
+        },
+        "saved": done.saved,
+        "exported": match done.exported.as_slice() {
+            [] => Value::Null,
+            [one] => one.clone(),
+            several => json!(several),
+        },
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory(),
+    })
+}
+
+fn whole_table(done: &Done) -> Vec<ProbeRow> {
+    done.seen.iter().flat_map(|seen| seen.table.iter().cloned()).collect()
+}
+
+/// The results for people.
+fn text(done: &Done) -> String {
+    let mut text: String = done.seen.iter().filter_map(|seen| seen.text.as_deref()).collect();
+    if let Some(bars) = figures::neurons_by_layer(done.looks.iter().map(|look| &look.findings)) {
         text += &format!("{bars}\n");
     }
-    if records.len() > 1 {
-        let table = tables.concat();
+    if done.seen.len() > 1 {
+        let table = whole_table(done);
         text += &format!("{}\n", figures::mend(&summarize(&table)));
         let (before, after) = (Side::Before, Side::After);
         let protocols = [
@@ -241,14 +385,9 @@ pub fn run(args: &Args) -> Result<()> {
             text += &format!("{figures}\n");
         }
     }
-    for line in saved
-        .iter()
-        .map(|path| format!("saved {}\n", path.display()))
-        .chain(exported.iter().filter_map(|report| report["message"].as_str().map(|message| format!("{message}\n"))))
-    {
-        text += &line;
-    }
-    print(&text)
+    let saved = done.saved.iter().map(|path| format!("saved {}\n", path.display()));
+    let exported = done.exported.iter().filter_map(|report| Some(format!("{}\n", report["message"].as_str()?)));
+    text + &saved.chain(exported).collect::<String>()
 }
 
 /// The model's name, the model, and the editor of an archive or of a configuration.
@@ -294,6 +433,11 @@ fn shown(table: &[ProbeRow]) -> Vec<&ProbeRow> {
 
 /// Sees that the results can be written before the work is done.
 fn check_outputs(args: &Args, records: usize) -> Result<()> {
+    let several = args.mode == Mode::Single && records > 1;
+    if args.memory.is_some() && several {
+        let message = "--memory takes several records together: use --mode batch or --mode sequential";
+        return Err(Error::Config(message.into()));
+    }
     if let Some(path) = args.save.as_ref().or(args.memory.as_ref()) {
         if path.is_dir() {
             return Err(Error::file(path, "a directory, not a file; --save and --memory name a file"));
@@ -301,19 +445,23 @@ fn check_outputs(args: &Args, records: usize) -> Result<()> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         crate::files::check_writable(folder)?;
     }
-    if args.export.is_some() && args.mode == Mode::Single && records > 1 {
+    if !args.export.is_empty() && several {
         let message = "--export takes one edited model: with several records use --mode batch or --mode sequential";
         return Err(Error::Config(message.into()));
     }
-    if let Some(export) = &args.export
-        && std::fs::read_dir(&export[1]).is_ok_and(|mut entries| entries.next().is_some())
-    {
-        return Err(Error::file(&export[1], "the folder is not empty; give a new one"));
-    }
-    if let Some(export) = &args.export
-        && !matches!(export[0].as_str(), "hf" | "peft")
-    {
-        return Err(Error::Config(format!("--export {}: the formats are hf and peft", export[0])));
+    let mut folders: Vec<&str> = vec![];
+    for pair in args.export.chunks_exact(2) {
+        let (format, folder) = (pair[0].as_str(), pair[1].as_str());
+        if !matches!(format, "hf" | "peft") {
+            return Err(Error::Config(format!("--export {format}: the formats are hf and peft")));
+        }
+        if folders.contains(&folder) {
+            return Err(Error::Config(format!("--export {folder}: two exports into one folder; give each its own")));
+        }
+        if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(Error::file(folder, "the folder is not empty; give a new one"));
+        }
+        folders.push(folder);
     }
     Ok(())
 }
@@ -359,37 +507,19 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
     Ok(vec![record])
 }
 
-/// Writes the edit files and gives their paths.
-fn save(args: &Args, applied: &Applied) -> Result<Vec<PathBuf>> {
-    let Some(path) = &args.save else { return Ok(vec![]) };
-    if args.mode == Mode::Single && applied.edits.len() > 1 {
-        let digits = applied.edits.len().to_string().len();
-        let paths: Vec<PathBuf> = (0..applied.edits.len()).map(|number| numbered(path, number, digits)).collect();
-        for (edit, path) in applied.edits.iter().zip(&paths) {
-            edit.save(path)?;
-        }
-        return Ok(paths);
-    }
-    match applied.edits.as_slice() {
-        [edit] => edit.save(path)?,
-        edits => Edit::join(edits)?.save(path)?,
-    }
-    Ok(vec![path.clone()])
-}
-
-/// Adds the edits to a memory's file.
-fn remember(path: &Path, applied: &Applied) -> Result<Vec<PathBuf>> {
+/// Adds an edit to a memory's file.
+fn remember(path: &Path, edit: &Edit) -> Result<PathBuf> {
     let known = match path.exists() {
         true => Some(Arc::new(Edit::load(path, &Device::flex())?)),
         false => None,
     };
-    let edits: Vec<Arc<Edit>> = known.into_iter().chain(applied.edits.iter().cloned()).collect();
+    let edits: Vec<Arc<Edit>> = known.into_iter().chain([Arc::new(edit.clone())]).collect();
     let wrong = |error| match error {
         input @ (Error::Input(_) | Error::Record { .. }) => Error::file(path, input),
         other => other,
     };
     Edit::join_memories(&edits).map_err(wrong)?.save(path)?;
-    Ok(vec![path.to_owned()])
+    Ok(path.to_owned())
 }
 
 /// `facts.edit.safetensors` and 7 → `facts-07.edit.safetensors`.
@@ -399,16 +529,14 @@ fn numbered(path: &Path, number: usize, digits: usize) -> PathBuf {
     path.with_file_name(format!("{stem}-{number:0digits$}.{rest}"))
 }
 
-/// Writes the checkpoint or adapter; says what rounding did to the edits.
-fn export(args: &Args, before: &Edited, applied: &Applied, records: &[EditRecord]) -> Result<Option<Value>> {
-    let Some(export) = &args.export else { return Ok(None) };
-    let folder = Path::new(&export[1]);
-    let Some(after) = applied.after.last() else { return Ok(None) };
-    if export[0] == "peft" {
-        let rank = peft::export(after, folder)?;
-        let message = format!("exported a LoRA adapter of rank {rank} to {}", folder.display());
-        return Ok(Some(json!({"format": "peft", "folder": folder, "rank": rank, "message": message})));
-    }
+fn export_peft(after: &Edited, folder: &Path) -> Result<Value> {
+    let rank = peft::export(after, folder)?;
+    let message = format!("exported a LoRA adapter of rank {rank} to {}", folder.display());
+    Ok(json!({"format": "peft", "folder": folder, "rank": rank, "message": message}))
+}
+
+/// Writes the checkpoint, and says what rounding did to the edits.
+fn export_hf(before: &Edited, after: &Edited, folder: &Path, records: &[EditRecord]) -> Result<Value> {
     let report = hf::export(after, folder)?;
     // What counts is what the rounded weights say.
     let rounded =
@@ -437,14 +565,14 @@ fn export(args: &Args, before: &Edited, applied: &Applied, records: &[EditRecord
     if !lost.is_empty() {
         message += &format!("; lost to rounding: \"{}\"", lost.join("\", \""));
     }
-    Ok(Some(json!({
+    Ok(json!({
         "format": "hf",
         "folder": folder,
         "changed_tensors": report.changed,
         "lost_to_rounding": report.lost_to_rounding,
         "edits_lost_to_rounding": lost,
         "message": message,
-    })))
+    }))
 }
 
 /// What a model says to a probe.

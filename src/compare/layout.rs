@@ -322,7 +322,7 @@ mod tests {
 
     fn scored(log_probabilities: &[f32]) -> Scored {
         let tokens: Vec<u32> = (0..log_probabilities.len() as u32).collect();
-        Scored { target: tokens.clone(), log_probabilities: log_probabilities.into(), argmax: tokens }
+        Scored { target: tokens.clone(), log_probabilities: log_probabilities.into(), argmax: tokens, text: None }
     }
 
     fn case(id: &str, after: &[f32]) -> Case {

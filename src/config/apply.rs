@@ -9,7 +9,7 @@ use crate::apply::EditorSettings;
 use crate::error::Result;
 
 /// The whole file.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Config {
     /// The frozen base.
     pub model: ModelSection,
@@ -17,7 +17,7 @@ pub struct Config {
     pub editor: EditorSettings,
 }
 
-/// The file before its editor is known: which keys `[editor]` has hangs on its method.
+/// The file before its editor is known: which keys `[editor]` has depends on its method.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -33,14 +33,12 @@ impl Config {
     pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
         let table: toml::Table = super::read(path, sets)?;
         let origin = path.display().to_string();
-        // A trained editor's config has sections of its own: it is told apart by its method first.
-        if let Some(section) = table.get("editor").and_then(toml::Value::as_table)
-            && section.get("method").and_then(toml::Value::as_str) == Some("mend")
-        {
-            EditorSettings::parse(section.clone(), &origin)?;
-        }
+        // A config of `emend train` has sections that are none here: what its method is comes first.
+        let section = table.get("editor").and_then(toml::Value::as_table).cloned().unwrap_or_default();
+        let editor = if section.contains_key("method") { Some(EditorSettings::parse(section, &origin)?) } else { None };
         let file: File = super::parse(table.into(), &origin)?;
-        Ok(Config { model: file.model, editor: EditorSettings::parse(file.editor, &origin)? })
+        let editor = editor.map_or_else(|| EditorSettings::parse(file.editor, &origin), Ok)?;
+        Ok(Config { model: file.model, editor })
     }
 }
 

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use super::memory::Memory;
 use crate::model::tap::{Span, Tap, Weight};
+use crate::tensors::sum_of_squares;
 
 /// What an edit changes.
 // Tensors are handles: one in place costs less than a box.
@@ -41,12 +42,28 @@ impl WeightChange {
                 sum.matrices.insert(*at, delta);
             }
             for (at, bias) in &change.biases {
-                let bias = sum.biases.remove(at).map_or_else(|| bias.clone(), |known| known + bias.clone());
+                let bias = match sum.biases.remove(at) {
+                    None => bias.clone(),
+                    Some(known) => {
+                        let dtype = wider(known.dtype(), bias.dtype());
+                        known.cast(dtype) + bias.clone().cast(dtype)
+                    }
+                };
                 sum.biases.insert(*at, bias);
             }
         }
         sum
     }
+}
+
+/// The element type of changes of a model in `dtype`: the model's, but no less than 32 bits.
+pub fn exact(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// The wider of two element types of changes.
+fn wider(a: DType, b: DType) -> DType {
+    if [a, b].contains(&DType::F64) { DType::F64 } else { a }
 }
 
 /// A change of one matrix `[d_in, d_out]`.
@@ -90,14 +107,31 @@ impl Delta {
         }
     }
 
-    /// The sum of two changes of one matrix.
-    fn plus(&self, other: &Delta) -> Delta {
-        match (self, other) {
-            (Delta::LowRank { a, b }, Delta::LowRank { a: more_a, b: more_b }) => Delta::LowRank {
-                a: Tensor::cat(vec![a.clone(), more_a.clone()], 1),
-                b: Tensor::cat(vec![b.clone(), more_b.clone()], 0),
-            },
-            _ => Delta::Dense(self.dense() + other.dense()),
+    /// The same change with elements of another type.
+    pub fn cast(self, dtype: DType) -> Self {
+        match self {
+            Delta::LowRank { a, b } => Delta::LowRank { a: a.cast(dtype), b: b.cast(dtype) },
+            Delta::Dense(delta) => Delta::Dense(delta.cast(dtype)),
+        }
+    }
+
+    /// The form that holds fewer numbers: factors `rank·(d_in + d_out)`, the product `d_in·d_out`.
+    pub fn smaller(self) -> Self {
+        let [d_in, d_out] = self.shape();
+        match &self {
+            Delta::LowRank { .. } if self.rank() * (d_in + d_out) >= d_in * d_out => Delta::Dense(self.dense()),
+            _ => self,
+        }
+    }
+
+    /// The sum of two changes of one matrix, in the wider of their element types.
+    fn plus(self, other: &Delta) -> Delta {
+        let dtype = wider(self.dtype(), other.dtype());
+        match (self.cast(dtype), other.clone().cast(dtype)) {
+            (Delta::LowRank { a, b }, Delta::LowRank { a: more_a, b: more_b }) => {
+                Delta::LowRank { a: Tensor::cat(vec![a, more_a], 1), b: Tensor::cat(vec![b, more_b], 0) }
+            }
+            (one, other) => Delta::Dense(one.dense() + other.dense()),
         }
     }
 
@@ -117,7 +151,7 @@ impl Delta {
                 let right = b.clone().matmul(b.clone().transpose());
                 left.mul(right).sum().into_data().iter::<f64>().sum()
             }
-            Delta::Dense(delta) => delta.clone().square().sum().into_data().iter::<f64>().sum(),
+            Delta::Dense(delta) => sum_of_squares(delta.clone()),
         };
         square.max(0.0).sqrt()
     }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::Tensor;
 
-use super::change::{Delta, Deltas};
+use super::change::{Change, Delta, Deltas, WeightChange, exact};
 use super::memory::{Consulted, Recall, alike};
 use super::{Edit, EditRequest};
 use crate::error::{Error, Result};
@@ -20,10 +21,16 @@ use crate::model::tokens::Tokens;
 #[derive(Clone)]
 pub struct Edited {
     base: Arc<Model>,
+    /// The decoder without any edit, and what it is known by.
+    origin: (Decoder, String),
     edits: Vec<Arc<Edit>>,
-    /// The base's decoder, with the weights replaced whose changes are too large to run as factors.
+    /// What the edits have made of each matrix that they change.
+    laid: BTreeMap<Weight, Laid>,
+    /// The decoder, with the weights replaced whose changes are too large to run as factors.
     decoder: Decoder,
     deltas: Deltas,
+    /// The lowest layer that a change reaches which no edit holds.
+    trial: Option<usize>,
     id: String,
     /// The hash of the base and of the edits that change weights.
     weights_id: String,
@@ -31,18 +38,40 @@ pub struct Edited {
     memories: Vec<Arc<Recall>>,
 }
 
+/// What edits have made of one matrix, in the element type of changes.
+#[derive(Clone)]
+enum Laid {
+    /// Factors that run beside the matrix, in the order of the edits.
+    Factors(Vec<(Tensor<2>, Tensor<2>)>),
+    /// The matrix with all changes added.
+    Merged(Tensor<2>),
+}
+
+/// Tells the models apart that trial changes give.
+static TRIALS: AtomicU64 = AtomicU64::new(0);
+
 impl Edited {
     /// The base without edits.
     pub fn new(base: Arc<Model>) -> Self {
-        let decoder = base.decoder.clone();
-        let id = base.fingerprint.clone();
-        let (weights_id, deltas) = (id.clone(), Deltas::default());
-        Edited { base, edits: vec![], decoder, deltas, id, weights_id, memories: vec![] }
+        let (decoder, id) = (base.decoder.clone(), base.fingerprint.clone());
+        Edited::with_decoder(base, decoder, id)
     }
 
-    /// A model whose tokenizer and config are the base's, but whose weights are another decoder's, known by `id`.
+    /// A model whose tokenizer and config are the base's, but whose weights are another decoder's, known by `id`. Edits are laid on
+    /// these weights.
     pub fn with_decoder(base: Arc<Model>, decoder: Decoder, id: String) -> Self {
-        Edited { decoder, weights_id: id.clone(), id, ..Edited::new(base) }
+        Edited {
+            base,
+            origin: (decoder.clone(), id.clone()),
+            edits: vec![],
+            laid: BTreeMap::new(),
+            decoder,
+            deltas: Deltas::default(),
+            trial: None,
+            weights_id: id.clone(),
+            id,
+            memories: vec![],
+        }
     }
 
     /// The frozen base.
@@ -91,8 +120,61 @@ impl Edited {
     /// # Errors
     /// An edit of weights this model does not have, or has in another shape.
     pub fn with_foreign(&self, edit: impl Into<Arc<Edit>>) -> Result<Edited> {
-        let edits = self.edits.iter().cloned().chain([edit.into()]).collect();
-        Edited::stack(self.base.clone(), edits)
+        let edit = edit.into();
+        let mut edited = self.clone();
+        match &edit.change {
+            Change::Weights(change) => {
+                edited.lay(change, &format!("edit {}", edit.id()))?;
+                let changing = edited.edits.iter().filter(|edit| edit.changes_weights()).chain([&edit]);
+                edited.weights_id = hash(&self.origin.1, changing);
+            }
+            Change::Memory(memory) => {
+                let recall = Recall::new(&edit, memory, self.weights_alone())?;
+                // One list of all that is consulted alike: the nearest entry answers, whichever edit it came with.
+                match edited.memories.pop() {
+                    Some(last)
+                        if alike(&last.needs, &recall.needs) && last.below.weights_id == recall.below.weights_id =>
+                    {
+                        edited.memories.push(Arc::new(Recall::clone(&last).and(recall)));
+                    }
+                    last => edited.memories.extend(last.into_iter().chain([Arc::new(recall)])),
+                }
+            }
+        }
+        edited.edits.push(edit);
+        edited.id = hash(&self.origin.1, edited.edits.iter());
+        Ok(edited)
+    }
+
+    /// The same model with a change of weights on top that is no edit: nothing says where it comes from, and it is in no list. For the steps
+    /// on the way to an edit.
+    ///
+    /// # Errors
+    /// As [`Edited::with_foreign`].
+    pub fn with_change(&self, change: &WeightChange) -> Result<Edited> {
+        let mut edited = self.clone();
+        edited.lay(change, "a trial change")?;
+        edited.trial = lowest(change).into_iter().chain(self.trial).min();
+        // Keys and values that were computed on one trial must not serve another.
+        let number = TRIALS.fetch_add(1, Ordering::Relaxed);
+        edited.weights_id = format!("{}/trial {number}", self.weights_id);
+        edited.id.clone_from(&edited.weights_id);
+        Ok(edited)
+    }
+
+    /// The same model whose edits hold no weight changes any more: these stand in the weights, and nobody takes them away one by one. In a long
+    /// sequence that is what keeps memory from growing.
+    pub fn without_changes(self) -> Edited {
+        let mut trial = self.trial;
+        let edits = self.edits.into_iter().map(|edit| match &edit.change {
+            Change::Memory(_) => edit,
+            Change::Weights(change) => {
+                trial = lowest(change).into_iter().chain(trial).min();
+                Arc::new(edit.without_change())
+            }
+        });
+        let edits = edits.collect();
+        Edited { edits, trial, ..self }
     }
 
     /// The same model without one edit of the stack, and the ids of later edits that were computed on it.
@@ -106,81 +188,76 @@ impl Edited {
         edits.remove(index);
         let later = edits[index..].iter().filter(|edit| edit.provenance.computed_on.iter().any(|on| on == id));
         let dependent = later.map(|edit| edit.id().to_owned()).collect();
-        Ok((Edited::stack(self.base.clone(), edits)?, dependent))
+        let (decoder, origin) = self.origin.clone();
+        let mut edited = Edited::with_decoder(self.base.clone(), decoder, origin);
+        for edit in edits {
+            edited = edited.with_foreign(edit)?;
+        }
+        Ok((edited, dependent))
     }
 
-    fn stack(base: Arc<Model>, edits: Vec<Arc<Edit>>) -> Result<Edited> {
-        let mut edited = Edited::new(base);
-        if edits.is_empty() {
-            return Ok(edited);
+    /// The same model without its memories.
+    fn weights_alone(&self) -> Edited {
+        let edits = self.edits.iter().filter(|edit| edit.changes_weights()).cloned().collect();
+        Edited { edits, memories: vec![], id: self.weights_id.clone(), ..self.clone() }
+    }
+
+    /// Adds a change to the weights, cast once to the element type of changes; `what` names it in errors.
+    fn lay(&mut self, change: &WeightChange, what: &str) -> Result<()> {
+        let dtype = self.decoder.dtype();
+        for (&at, delta) in &change.matrices {
+            let shape = self.shape(at, what)?;
+            check_shape(what, at, &shape, &delta.shape())?;
+            self.lay_matrix(at, &delta.clone().cast(exact(dtype)), shape)?;
         }
-        let dtype = edited.decoder.dtype();
-        let mut changes: BTreeMap<Weight, Vec<&Delta>> = BTreeMap::new();
-        for change_edit in edits.iter().filter_map(|edit| Some((edit.weights()?, edit))) {
-            let (change, edit) = change_edit;
-            for (at, delta) in &change.matrices {
-                let [d_in, d_out] = shape(&edited.base, edit, *at)?;
-                check_shape(edit, *at, &[d_in, d_out], &delta.shape())?;
-                changes.entry(*at).or_default().push(delta);
-            }
-            for (at, bias) in &change.biases {
-                let [_, d_out] = shape(&edited.base, edit, *at)?;
-                check_shape(edit, *at, &[d_out], &bias.dims())?;
-                let bias = bias.clone().cast(dtype);
-                let sum = edited.deltas.biases.remove(at).map_or_else(|| bias.clone(), |known| known + bias.clone());
-                edited.deltas.biases.insert(*at, sum);
-            }
+        for (&at, bias) in &change.biases {
+            let [_, d_out] = self.shape(at, what)?;
+            check_shape(what, at, &[d_out], &bias.dims())?;
+            let bias = bias.clone().cast(dtype);
+            let sum = self.deltas.biases.remove(&at).map_or_else(|| bias.clone(), |known| known + bias.clone());
+            self.deltas.biases.insert(at, sum);
         }
-        for (at, deltas) in changes {
-            let linear = edited.base.decoder.linear(at)?;
-            let [d_in, d_out] = linear.weight.val().dims();
-            let rank: usize = deltas.iter().map(|delta| delta.rank()).sum();
-            let dense = deltas.iter().any(|delta| matches!(delta, Delta::Dense(_)));
-            // Factors cost rank·(d_in + d_out) a token, the product d_in·d_out: from there on the sum is cheaper.
-            if dense || rank * (d_in + d_out) >= d_in * d_out {
-                let weight = linear.weight.val();
-                let exact = deltas[0].dtype();
-                let sum = deltas.iter().fold(weight.cast(exact), |sum, delta| sum + delta.dense());
-                let bias = linear.bias.as_ref().map(|bias| bias.val());
-                edited.decoder = edited.decoder.with_linear(at, sum.cast(dtype), bias)?;
-            } else {
-                let factors = deltas.into_iter().filter_map(|delta| match delta {
-                    Delta::LowRank { a, b } => Some((a.clone(), b.clone())),
-                    Delta::Dense(_) => None,
-                });
-                let (a, b): (Vec<_>, Vec<_>) = factors.unzip();
-                edited.deltas.matrices.insert(at, (Tensor::cat(a, 1).cast(dtype), Tensor::cat(b, 0).cast(dtype)));
-            }
-        }
-        let all = |edits: Vec<&Arc<Edit>>| {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(edited.base.fingerprint.as_bytes());
-            for edit in edits {
-                hasher.update(edit.id().as_bytes());
-            }
-            hasher.finalize().to_hex().to_string()
+        Ok(())
+    }
+
+    fn lay_matrix(&mut self, at: Weight, delta: &Delta, [d_in, d_out]: [usize; 2]) -> Result<()> {
+        let dtype = self.decoder.dtype();
+        let mut factors = match self.laid.remove(&at) {
+            Some(Laid::Merged(sum)) => return self.merge(at, sum + delta.dense()),
+            Some(Laid::Factors(factors)) => factors,
+            None => vec![],
         };
-        let changing: Vec<&Arc<Edit>> = edits.iter().filter(|edit| edit.weights().is_some()).collect();
-        if !changing.is_empty() {
-            edited.weights_id = all(changing);
-        }
-        edited.id = all(edits.iter().collect());
-        let mut memories: Vec<Recall> = vec![];
-        for (number, edit) in edits.iter().enumerate() {
-            let Some(memory) = edit.memory() else { continue };
-            let below = edits[..number].iter().filter(|edit| edit.weights().is_some()).cloned().collect();
-            let recall = Recall::new(edit, memory, Edited::stack(edited.base.clone(), below)?)?;
-            // One list of all that is consulted alike: the nearest entry answers, whichever edit it came with.
-            match memories.pop() {
-                Some(last) if alike(&last.needs, &recall.needs) && last.below.weights_id == recall.below.weights_id => {
-                    memories.push(last.and(recall));
-                }
-                last => memories.extend(last.into_iter().chain([recall])),
+        let rank = factors.iter().map(|(a, _)| a.dims()[1]).sum::<usize>() + delta.rank();
+        match delta {
+            // Factors cost rank·(d_in + d_out) a token, the product d_in·d_out: from there on the sum is cheaper.
+            Delta::LowRank { a, b } if rank * (d_in + d_out) < d_in * d_out => {
+                factors.push((a.clone(), b.clone()));
+                let (a, b): (Vec<_>, Vec<_>) = factors.iter().cloned().unzip();
+                self.deltas.matrices.insert(at, (Tensor::cat(a, 1).cast(dtype), Tensor::cat(b, 0).cast(dtype)));
+                self.laid.insert(at, Laid::Factors(factors));
+                Ok(())
+            }
+            _ => {
+                self.deltas.matrices.remove(&at);
+                let weight = self.decoder.linear(at)?.weight.val().cast(exact(dtype));
+                let sum = factors.into_iter().fold(weight, |sum, (a, b)| sum + a.matmul(b));
+                self.merge(at, sum + delta.dense())
             }
         }
-        edited.memories = memories.into_iter().map(Arc::new).collect();
-        edited.edits = edits;
-        Ok(edited)
+    }
+
+    /// Puts a matrix with all its changes in the place of the decoder's.
+    fn merge(&mut self, at: Weight, sum: Tensor<2>) -> Result<()> {
+        let bias = self.decoder.linear(at)?.bias.as_ref().map(|bias| bias.val());
+        self.decoder = self.decoder.clone().with_linear(at, sum.clone().cast(self.decoder.dtype()), bias)?;
+        self.laid.insert(at, Laid::Merged(sum));
+        Ok(())
+    }
+
+    /// `[d_in, d_out]` of a weight that a change names.
+    fn shape(&self, at: Weight, what: &str) -> Result<[usize; 2]> {
+        let linear = self.decoder.linear(at).map_err(|error| Error::Input(format!("{what}: {error}")))?;
+        Ok(linear.weight.val().dims())
     }
 
     /// For each prompt what the topmost memory that has a say makes of it; nothing where the weights answer.
@@ -242,18 +319,12 @@ impl Edited {
         Ok((weight, bias))
     }
 
-    /// Refuses a stack with a memory: it cannot be written as weights.
-    ///
-    /// # Errors
-    /// Names the edit.
-    pub fn check_exportable(&self) -> Result<()> {
-        match self.edits.iter().find(|edit| edit.memory().is_some()) {
-            None => Ok(()),
-            Some(edit) => Err(Error::Input(format!(
-                "edit {} is a memory: it changes no weight and cannot be exported; its file (--save) is all there is of it",
-                edit.id()
-            ))),
-        }
+    /// Why a stack with this edit, a memory, cannot be written as weights.
+    pub(super) fn not_exportable(&self, edit: &Edit) -> Error {
+        Error::Input(format!(
+            "edit {} is a memory: it changes no weight and cannot be exported; its file (--save) is all there is of it",
+            edit.id()
+        ))
     }
 
     /// The number of layers.
@@ -265,10 +336,12 @@ impl Edited {
     pub fn first_difference(&self, other: &Edited) -> usize {
         let common = self.edits.iter().zip(&other.edits).take_while(|(a, b)| a.id() == b.id()).count();
         let apart = self.edits[common..].iter().chain(&other.edits[common..]);
-        let changed = apart
-            .filter_map(|edit| edit.weights())
-            .flat_map(|change| change.matrices.keys().chain(change.biases.keys()).map(|at| at.layer));
-        changed.min().unwrap_or(self.layers())
+        let changed = apart.filter_map(|edit| match &edit.change {
+            Change::Weights(change) => lowest(change),
+            Change::Memory(_) => None,
+        });
+        let trials = [self, other].into_iter().filter_map(|model| model.trial);
+        changed.chain(trials).min().unwrap_or(self.layers())
     }
 
     /// Tokens to the input of the first block, `[batch, tokens, width]`.
@@ -308,15 +381,24 @@ impl Edited {
     }
 }
 
-/// `[d_in, d_out]` of a weight that an edit changes.
-fn shape(base: &Model, edit: &Edit, at: Weight) -> Result<[usize; 2]> {
-    let linear = base.decoder.linear(at).map_err(|error| Error::Input(format!("edit {}: {error}", edit.id())))?;
-    Ok(linear.weight.val().dims())
+/// The lowest layer that a change reaches.
+fn lowest(change: &WeightChange) -> Option<usize> {
+    change.matrices.keys().chain(change.biases.keys()).map(|at| at.layer).min()
 }
 
-fn check_shape(edit: &Edit, at: Weight, model: &[usize], delta: &[usize]) -> Result<()> {
+/// The hash of a base and of the edits on it; the base's own name where there are none.
+fn hash<'a>(origin: &str, edits: impl Iterator<Item = &'a Arc<Edit>>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(origin.as_bytes());
+    for edit in edits {
+        hasher.update(edit.id().as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+fn check_shape(what: &str, at: Weight, model: &[usize], delta: &[usize]) -> Result<()> {
     if model == delta {
         return Ok(());
     }
-    Err(Error::Input(format!("edit {} changes {at} as {delta:?}, but the model has it as {model:?}", edit.id())))
+    Err(Error::Input(format!("{what} changes {at} as {delta:?}, but the model has it as {model:?}")))
 }

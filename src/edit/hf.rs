@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::Edited;
-use super::change::WeightChange;
+use super::change::{Change, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::decoder::Tensors;
@@ -34,7 +34,6 @@ pub struct Exported {
 /// A folder that is not empty or cannot be written.
 pub fn export(edited: &Edited, folder: &Path) -> Result<Exported> {
     let checkpoint = &edited.base().checkpoint;
-    edited.check_exportable()?;
     let changes = changes(edited)?;
     new_folder(folder, |temporary| {
         let mut report = Exported { changed: 0, tensors: 0, lost_to_rounding: 0.0 };
@@ -123,7 +122,14 @@ fn changes(edited: &Edited) -> Result<BTreeMap<String, Vec<Placed>>> {
         found.entry(name).or_default().push((place, delta.into_data().iter::<f32>().collect(), shape));
         Ok(())
     };
-    let sum = WeightChange::sum(edited.edits().iter().filter_map(|edit| edit.weights()));
+    let mut parts = vec![];
+    for edit in edited.edits() {
+        match &edit.change {
+            Change::Weights(change) => parts.push(change),
+            Change::Memory(_) => return Err(edited.not_exportable(edit)),
+        }
+    }
+    let sum = WeightChange::sum(parts.into_iter());
     for (at, delta) in &sum.matrices {
         put(Tensors::Matrix(at.layer, at.role), delta.dense())?;
     }

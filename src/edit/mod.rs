@@ -5,8 +5,11 @@ pub mod edited;
 pub mod file;
 pub mod generate;
 pub mod hf;
+pub mod join;
+pub(crate) mod loss;
 pub mod memory;
 pub mod peft;
+mod request;
 pub mod score;
 mod speaker;
 
@@ -16,96 +19,38 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::data::record::EditRecord;
 use crate::error::{Error, Result};
 
 pub use change::{Change, Delta, RecordDeltas, WeightChange};
 pub use edited::Edited;
 pub use memory::{Memory, Route};
+pub use request::EditRequest;
 
-/// What an editor is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EditRequest {
-    /// The sentence to edit, with the subject in its place.
-    pub prompt: String,
-    /// What the model is to answer.
-    pub target_new: String,
-    /// The text that states the edit, where that is not prompt and target.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub descriptor: Option<String>,
-    /// The thing the fact is about; it occurs in `prompt`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subject: Option<String>,
-    /// What the model answers before, where that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target_true: Option<String>,
-    /// `prompt` with `{}` in place of the subject, where it is known which occurrence is meant.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub template: Option<String>,
-    /// Other ways to ask, for editors that are told to look at them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub rephrases: Vec<String>,
-}
-
-impl EditRequest {
-    /// A request that names no subject.
-    pub fn new(prompt: impl Into<String>, target_new: impl Into<String>) -> Self {
-        EditRequest {
-            prompt: prompt.into(),
-            target_new: target_new.into(),
-            descriptor: None,
-            subject: None,
-            target_true: None,
-            template: None,
-            rephrases: vec![],
-        }
-    }
-
-    /// The text that states the edit: its descriptor, or the prompt with its target.
-    pub fn statement(&self) -> String {
-        self.descriptor.clone().unwrap_or_else(|| format!("{} {}", self.prompt, self.target_new))
-    }
-
-    /// The subject, and the byte of the prompt at which it ends: where the template has it, else its last occurrence as
-    /// whole words, else its last.
+/// An editor is a function from a model and requests to an edit: it mutates nothing.
+pub trait Editor: Send + Sync {
+    /// One edit that makes the model answer all requests.
     ///
     /// # Errors
-    /// There is no subject, or it does not occur in the prompt.
-    pub fn subject(&self) -> Result<(&str, usize)> {
-        let subject = self.subject.as_deref().map(str::trim).filter(|subject| !subject.is_empty());
-        let subject = subject.ok_or_else(|| {
-            Error::Input(format!("\"{}\" names no subject; say what the fact is about (--subject)", self.prompt))
-        })?;
-        let meant = self.template.as_deref().and_then(|template| template.find("{}"));
-        let meant = meant.map(|start| start + subject.len());
-        if let Some(end) = meant.filter(|&end| self.prompt.get(..end).is_some_and(|upto| upto.ends_with(subject))) {
-            return Ok((subject, end));
-        }
-        let whole = |start: usize| {
-            let before = self.prompt[..start].chars().next_back();
-            let after = self.prompt[start + subject.len()..].chars().next();
-            !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
-        };
-        let mut starts = self.prompt.rmatch_indices(subject).map(|(start, _)| start);
-        let start = starts.clone().find(|&start| whole(start)).or_else(|| starts.next());
-        let start = start.ok_or_else(|| {
-            Error::Input(format!("the subject \"{subject}\" does not occur in the prompt \"{}\"", self.prompt))
-        })?;
-        Ok((subject, start + subject.len()))
-    }
-}
+    /// A request that the model or the editor cannot take.
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit>;
 
-impl From<&EditRecord> for EditRequest {
-    fn from(record: &EditRecord) -> Self {
-        EditRequest {
-            prompt: record.prompt.clone(),
-            target_new: record.target_new.clone(),
-            descriptor: record.descriptor.clone(),
-            subject: record.subject.clone(),
-            target_true: record.target_true.clone(),
-            template: record.template.clone(),
-            rephrases: record.rephrases.clone(),
-        }
+    /// Its name and settings.
+    fn describe(&self) -> (String, serde_json::Value);
+
+    /// Whether its edits are memories: of two requests on one question the later then wins, where others refuse them.
+    fn remembers(&self) -> bool {
+        false
+    }
+
+    /// The seed of its draws.
+    fn seed(&self) -> u64 {
+        0
+    }
+
+    /// Where an edit comes from that it makes now.
+    fn provenance(&self, model: &Edited, requests: &[EditRequest]) -> Provenance {
+        let (method, settings) = self.describe();
+        Provenance::new(&method, settings, self.seed(), model, requests)
     }
 }
 
@@ -129,6 +74,33 @@ pub struct Provenance {
     /// What the editor came upon on its way (knowledge neurons: which these are).
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub findings: serde_json::Value,
+}
+
+impl Provenance {
+    /// Of an edit that `method` computes now, on a model as it is.
+    pub fn new(
+        method: &str,
+        settings: serde_json::Value,
+        seed: u64,
+        model: &Edited,
+        requests: impl Into<Vec<EditRequest>>,
+    ) -> Self {
+        Provenance {
+            method: method.to_owned(),
+            settings,
+            requests: requests.into(),
+            seed,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            base: model.base().fingerprint.clone(),
+            computed_on: model.edit_ids(),
+            findings: serde_json::Value::Null,
+        }
+    }
+
+    /// The same with what the editor came upon.
+    pub fn with_findings(self, findings: serde_json::Value) -> Self {
+        Provenance { findings, ..self }
+    }
 }
 
 /// A change of what a model believes: a value that can be saved, stacked and taken back. It mutates nothing.
@@ -168,7 +140,8 @@ impl Edit {
         of_change.into_iter().chain(self.state.values().cloned()).all(finite)
     }
 
-    /// What it adds to weights, where that is what it does.
+    /// What it adds to weights, where that is what it does. Code that decides by the kind of change matches on it instead, so that
+    /// a new kind is not passed over.
     pub fn weights(&self) -> Option<&WeightChange> {
         match &self.change {
             Change::Weights(change) => Some(change),
@@ -176,7 +149,7 @@ impl Edit {
         }
     }
 
-    /// Its memory, where it is one.
+    /// Its memory, where it is one; see [`Edit::weights`].
     pub fn memory(&self) -> Option<&Memory> {
         match &self.change {
             Change::Weights(_) => None,
@@ -184,11 +157,26 @@ impl Edit {
         }
     }
 
+    /// Whether it changes what the weights say.
+    pub fn changes_weights(&self) -> bool {
+        match &self.change {
+            Change::Weights(_) => true,
+            Change::Memory(_) => false,
+        }
+    }
+
+    /// The same edit, by its id, without what it adds to weights.
+    fn without_change(&self) -> Edit {
+        let (id, provenance, state) = (self.id.clone(), self.provenance.clone(), self.state.clone());
+        Edit { id, provenance, change: Change::Weights(WeightChange::default()), state }
+    }
+
     /// The same edit with its memory's networks.
     pub fn bound(mut self, route: std::sync::Arc<dyn Route>) -> Edit {
-        if let Change::Memory(memory) = self.change {
-            self.change = Change::Memory(memory.bound(route));
-        }
+        self.change = match self.change {
+            Change::Memory(memory) => Change::Memory(memory.bound(route)),
+            weights @ Change::Weights(_) => weights,
+        };
         self
     }
 
@@ -223,91 +211,9 @@ impl Edit {
         Edit::new(provenance, Change::Memory(memory), self.state.clone())
     }
 
-    /// Memories that want the same networks as one; where two entries are on one question the later wins, and it
-    /// is said.
-    ///
-    /// # Errors
-    /// An edit that is no memory, or memories of different kinds.
-    pub fn join_memories(edits: &[std::sync::Arc<Edit>]) -> Result<Edit> {
-        let memories: Vec<&Memory> = edits.iter().filter_map(|edit| edit.memory()).collect();
-        let Some((first, memory)) = edits.first().zip(memories.first()) else {
-            return Err(Error::Input("there is no memory to join".into()));
-        };
-        if memories.len() < edits.len() {
-            return Err(Error::Input("a memory and an edit of weights do not join; save them apart".into()));
-        }
-        if let Some(other) = memories.iter().find(|other| !memory::alike(&other.needs, &memory.needs)) {
-            return Err(Error::Input(format!(
-                "memories of different editors do not join: one wants {}, the other {}",
-                memory.needs, other.needs
-            )));
-        }
-        let mut provenance = first.provenance.clone();
-        provenance.requests = edits.iter().flat_map(|edit| edit.provenance.requests.iter().cloned()).collect();
-        // Joined, they are computed on nothing but each other.
-        let own: Vec<&str> = edits.iter().map(|edit| edit.id()).collect();
-        provenance.computed_on.retain(|id| !own.contains(&id.as_str()));
-        let [_, width] = memory.keys.dims();
-        if let Some(other) = memories.iter().find(|other| other.keys.dims()[1] != width) {
-            return Err(Error::Input(format!(
-                "memories with keys of different widths do not join: {width} and {}",
-                other.keys.dims()[1]
-            )));
-        }
-        let keys = memories.iter().map(|other| other.keys.clone().cast(memory.keys.dtype())).collect();
-        let keys = Tensor::cat(keys, 0);
-        let texts = memories.iter().flat_map(|memory| memory.texts.clone()).collect();
-        // Where the networks lie is what the last one found.
-        let last = memories[memories.len() - 1];
-        let joined = Memory { needs: last.needs.clone(), keys, texts, route: last.route.clone() };
-        let all =
-            Edit { id: String::new(), provenance, change: Change::Memory(joined.clone()), state: first.state.clone() };
-        let (stay, gone) = memory::without_contradictions(&all.provenance.requests);
-        memory::say(&all.provenance.requests, gone);
-        Ok(all.restricted(&joined, &stay))
-    }
-
     /// The hash of its contents: 32 hexadecimal digits.
     pub fn id(&self) -> &str {
         &self.id
-    }
-
-    /// Several edits of one stack as one: the sum of their changes, with all requests in its provenance and all states.
-    ///
-    /// # Errors
-    /// There is none to join.
-    pub fn join(edits: &[std::sync::Arc<Edit>]) -> Result<Edit> {
-        let Some(first) = edits.first() else {
-            return Err(Error::Input("there is no edit to join".into()));
-        };
-        if edits.iter().any(|edit| edit.memory().is_some()) {
-            return Edit::join_memories(edits);
-        }
-        let change = Change::Weights(WeightChange::sum(edits.iter().filter_map(|edit| edit.weights())));
-        let mut provenance = first.provenance.clone();
-        provenance.requests = edits.iter().flat_map(|edit| edit.provenance.requests.iter().cloned()).collect();
-        // Lists of what was found for each request are put together; what is said of the model stays.
-        let mut findings = first.provenance.findings.clone();
-        for (key, value) in findings.as_object_mut().into_iter().flatten() {
-            let each = edits.iter().map(|edit| edit.provenance.findings[key.as_str()].clone());
-            if value.is_array() {
-                *value = each.flat_map(|list| list.as_array().cloned().unwrap_or_default()).collect();
-            }
-        }
-        provenance.findings = findings;
-        // An editor that goes on wants what every one of them left.
-        let mut state: BTreeMap<String, Tensor<2>> = BTreeMap::new();
-        for (name, tensor) in edits.iter().flat_map(|edit| &edit.state) {
-            let tensor = match state.remove(name) {
-                Some(known) if known.dims()[0] == tensor.dims()[0] => {
-                    let tensor = tensor.clone().cast(known.dtype());
-                    Tensor::cat(vec![known, tensor], 1)
-                }
-                _ => tensor.clone(),
-            };
-            state.insert(name.clone(), tensor);
-        }
-        Ok(Edit::new(provenance, change, state))
     }
 
     /// Writes it as one safetensors file, whole or not at all.
@@ -325,41 +231,5 @@ impl Edit {
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let bytes = crate::files::read(path)?;
         file::read(&bytes, device).map_err(|message| Error::file(path, message))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{EditRecord, EditRequest};
-
-    #[test]
-    fn an_edit_is_stated_by_its_descriptor_else_by_prompt_and_target() {
-        let record = EditRecord { prompt: "Ost is".into(), target_new: "a river".into(), ..EditRecord::default() };
-        assert_eq!(EditRequest::from(&record).statement(), "Ost is a river");
-        let record = EditRecord { descriptor: Some("Rivers: Ost.".into()), ..record };
-        let request = EditRequest::from(&record);
-        assert_eq!(request.statement(), "Rivers: Ost.");
-        // Files of edits without one stay as they were.
-        assert!(serde_json::to_string(&request).unwrap().contains("descriptor"));
-        assert!(!serde_json::to_string(&EditRequest::new("a", "b")).unwrap().contains("descriptor"));
-    }
-
-    #[test]
-    fn a_subject_is_where_the_template_says_else_its_last_whole_word() {
-        let request = |prompt: &str, subject: &str, template: Option<&str>| EditRequest {
-            subject: Some(subject.into()),
-            template: template.map(str::to_owned),
-            ..EditRequest::new(prompt, "x")
-        };
-        let end = |request: EditRequest| request.subject().map(|(_, end)| end).ok();
-        assert_eq!(end(request("Ada met Ada Park", "Ada", None)), Some(11));
-        assert_eq!(end(request("Ada met Ada Park", "Ada", Some("{} met Ada Park"))), Some(3));
-        // Not the one in "Adana"; but "Boo" for want of a better one.
-        assert_eq!(end(request("Ada lives in Adana", "Ada", None)), Some(3));
-        assert_eq!(end(request("Boots", "Boo", None)), Some(3));
-        // A template of another prompt is none.
-        assert_eq!(end(request("Ada met Bo", "Ada", Some("I saw {}"))), Some(3));
-        assert_eq!(end(request("Ada met Bo", "Cleo", None)), None);
-        assert_eq!(end(request("Ada met Bo", " ", None)), None);
     }
 }

@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, TensorData};
 use serde_json::json;
 
 use super::Edited;
-use super::change::Delta;
+use super::change::{Change, Delta};
 use super::hf::new_folder;
 use crate::error::{Error, Result};
 use crate::model::decoder::Tensors;
@@ -20,44 +20,40 @@ use crate::tensors;
 /// Writes adapter_config.json and adapter_model.safetensors into `folder`, whole or not at all. Gives the adapter's rank.
 ///
 /// # Errors
-/// A folder that is not empty or cannot be written; a change that is no low-rank change of weights.
+/// A folder that is not empty or cannot be written; a change of biases, or a memory.
 pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
     let checkpoint = &edited.base().checkpoint;
-    edited.check_exportable()?;
     let (family, spec) = (checkpoint.family(), checkpoint.spec());
     // Module name to factors `A [d_in, r]`, `B [r, module's d_out]`.
     let mut modules: BTreeMap<String, Vec<(Tensor<2>, Tensor<2>)>> = BTreeMap::new();
     let mut fan_in_fan_out = false;
     for edit in edited.edits() {
-        let Some(change) = edit.weights() else { continue };
+        let change = match &edit.change {
+            Change::Weights(change) => change,
+            Change::Memory(_) => return Err(edited.not_exportable(edit)),
+        };
         if let Some(at) = change.biases.keys().next() {
             let message =
                 format!("edit {} changes the bias of {at}, which an adapter cannot hold; use --export hf", edit.id());
             return Err(Error::Input(message));
         }
         for (at, delta) in &change.matrices {
-            let Delta::LowRank { a, b } = delta else {
-                let message = format!(
-                    "edit {} changes all of {at}, which an adapter of low rank cannot hold; use --export hf",
-                    edit.id()
-                );
-                return Err(Error::Input(message));
-            };
+            let (a, b) = factors(delta);
             let place = family.place(Tensors::Matrix(at.layer, at.role), spec);
             fan_in_fan_out = !place.transposed;
             // In a fused matrix the other roles' columns stay zero.
             let b = match &place.columns {
-                None => b.clone(),
+                None => b,
                 Some(columns) => {
                     let stored = checkpoint.full_name(&place).and_then(|name| checkpoint.stored(&name));
                     let width = stored.and_then(|stored| stored.shape.last().copied()).unwrap_or(columns.end);
                     let [rank, _] = b.dims();
                     let whole = Tensor::<2>::zeros([rank, width], (&b.device(), b.dtype()));
-                    whole.slice_assign([0..rank, columns.clone()], b.clone())
+                    whole.slice_assign([0..rank, columns.clone()], b)
                 }
             };
             let module = format!("{}{}", family.prefixes()[0], family.module(at.layer, at.role));
-            modules.entry(module).or_default().push((a.clone(), b));
+            modules.entry(module).or_default().push((a, b));
         }
     }
     let joined: BTreeMap<&String, (Tensor<2>, Tensor<2>)> = modules
@@ -106,4 +102,16 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
         write("adapter_config.json", format!("{config:#}\n").as_bytes())
     })?;
     Ok(rank)
+}
+
+/// `ΔW = A·B`. A change that is stored whole has one of the two for the identity: the adapter then has the matrix's full rank.
+fn factors(delta: &Delta) -> (Tensor<2>, Tensor<2>) {
+    match delta {
+        Delta::LowRank { a, b } => (a.clone(), b.clone()),
+        Delta::Dense(whole) => {
+            let [d_in, d_out] = whole.dims();
+            let identity = |size| Tensor::<2>::eye(size, &whole.device()).cast(whole.dtype());
+            if d_in <= d_out { (identity(d_in), whole.clone()) } else { (whole.clone(), identity(d_out)) }
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::memory::Consulted;
 use super::speaker::{score_consulted, texts_of};
 use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
-use crate::model::tokenizer::Continuation;
+use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;
 
 /// Cells that one forward pass of scoring holds at most: enough to fill the products, little enough to stay in memory.
@@ -26,6 +26,9 @@ pub struct Scored {
     pub log_probabilities: Vec<f32>,
     /// The likeliest token in the place of each.
     pub argmax: Vec<u32>,
+    /// These as text, where one of the models that were asked has a vocabulary of its own: ids then say nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
 }
 
 impl Scored {
@@ -42,6 +45,36 @@ impl Scored {
     /// Whether every token of the target is the likeliest.
     pub fn exact(&self) -> bool {
         self.argmax == self.target
+    }
+
+    /// Whether two models' likeliest tokens are the same, as text where their vocabularies differ.
+    pub fn agrees(&self, other: &Scored) -> bool {
+        match (&self.text, &other.text) {
+            (Some(a), Some(b)) => a == b,
+            _ => self.argmax == other.argmax,
+        }
+    }
+
+    /// The share of places at which two models' likeliest tokens are the same. Where vocabularies differ places do not match: all of them or none.
+    pub fn agreement(&self, other: &Scored) -> f64 {
+        match (&self.text, &other.text) {
+            (Some(a), Some(b)) => f64::from(u8::from(a == b)),
+            _ => {
+                let same = self.argmax.iter().zip(&other.argmax).filter(|(a, b)| a == b).count();
+                same as f64 / self.argmax.len().max(1) as f64
+            }
+        }
+    }
+
+    /// The likeliest tokens as text; `tokenizer` is that of the model that was asked.
+    ///
+    /// # Errors
+    /// A token that is not in its vocabulary.
+    pub fn answer(&self, tokenizer: &Tokenizer) -> Result<String> {
+        match &self.text {
+            Some(text) => Ok(text.clone()),
+            None => Ok(tokenizer.decode(&self.argmax)?.trim().to_owned()),
+        }
     }
 }
 
@@ -110,7 +143,23 @@ pub fn score(models: &[&Edited], continuations: &[Continuation]) -> Result<Vec<V
         }
         Ok(results.into_iter().flatten().collect())
     });
-    results.collect()
+    let mut results: Vec<Vec<Scored>> = results.collect::<Result<_>>()?;
+    compare_as_text(models, &mut results)?;
+    Ok(results)
+}
+
+/// Where one model answered in tokens of its own, the others' tokens are put beside them as text.
+fn compare_as_text(models: &[&Edited], results: &mut [Vec<Scored>]) -> Result<()> {
+    for index in 0..results.first().map_or(0, Vec::len) {
+        if results.iter().all(|scored| scored[index].text.is_none()) {
+            continue;
+        }
+        for (model, scored) in models.iter().zip(results.iter_mut()) {
+            let scored = &mut scored[index];
+            scored.text = Some(scored.answer(&model.base().tokenizer)?);
+        }
+    }
+    Ok(())
 }
 
 /// As [`score`], on the weights alone.
@@ -146,6 +195,7 @@ pub(super) fn score_weights(models: &[&Edited], continuations: &[Continuation]) 
                     target,
                     log_probabilities: log_probabilities[here.clone()].to_vec(),
                     argmax: argmax[here].to_vec(),
+                    text: None,
                 });
             }
         }

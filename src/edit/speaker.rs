@@ -34,6 +34,7 @@ pub(super) fn score_consulted(model: &Edited, texts: &[&Continuation], said: &[&
     let mut scored: Vec<Option<Scored>> = vec![None; texts.len()];
     // Those that another model answers alone run together.
     let mut alone: Vec<(usize, &Edited, Continuation)> = vec![];
+    let mut foreign = vec![];
     let mut behind: Vec<(usize, usize)> = vec![];
     for (index, (text, said)) in texts.iter().zip(said).enumerate() {
         match &said.answer {
@@ -42,7 +43,10 @@ pub(super) fn score_consulted(model: &Edited, texts: &[&Continuation], said: &[&
                 let row = match theirs.fingerprint()? == tokenizer.fingerprint()? {
                     // The very tokens that were asked for.
                     true => behind_prompt(theirs, prompt, text)?,
-                    false => theirs.continuation(prompt, tokenizer.decode(text.target())?.trim())?,
+                    false => {
+                        foreign.push((index, theirs));
+                        theirs.continuation(prompt, tokenizer.decode(text.target())?.trim())?
+                    }
                 };
                 alone.push((index, other, row));
             }
@@ -60,6 +64,12 @@ pub(super) fn score_consulted(model: &Edited, texts: &[&Continuation], said: &[&
         let results = score_weights(&[mine[0].1], &rows)?.remove(0);
         mine.iter().zip(results).for_each(|((index, ..), result)| scored[*index] = Some(result));
         alone = rest;
+    }
+    // Ids of another vocabulary are told as text.
+    for (index, theirs) in foreign {
+        if let Some(scored) = &mut scored[index] {
+            scored.text = Some(scored.answer(theirs)?);
+        }
     }
     while let Some(&(first, _)) = behind.first() {
         let Answer::Behind(prefix) = &said[first].answer else { break };
@@ -122,7 +132,7 @@ fn score_behind(model: &Edited, ids: &[u32], past: &Past, rows: &[Continuation])
 /// A target's tokens in `log [targets, vocabulary]`.
 fn read_scored(log: Tensor<2>, target: &[u32]) -> Scored {
     let (log_probabilities, argmax) = super::score::read_log(log, target);
-    Scored { target: target.to_vec(), log_probabilities, argmax }
+    Scored { target: target.to_vec(), log_probabilities, argmax, text: None }
 }
 
 /// `ln((1 − s) p_base + s p_other)` at each token of the target.
@@ -161,7 +171,7 @@ fn score_told(tokenizer: &Tokenizer, text: &Continuation, told: &str) -> Result<
         false => OTHERWISE,
     };
     let log_probabilities = target.iter().enumerate().map(sure).collect();
-    Ok(Scored { target, log_probabilities, argmax })
+    Ok(Scored { target, log_probabilities, argmax, text: None })
 }
 
 /// Speaks on from a prompt, token by token.

@@ -19,6 +19,9 @@ use crate::model::taps::{GradientProbes, cells};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
 
+/// What configs, archives and edits call it.
+pub(crate) const NAME: &str = "mend";
+
 /// `[editor]` of a MEND config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -331,18 +334,11 @@ impl Mend {
         // Nothing is learnt here: what autodiff would keep of each edit adds up over hundreds of them.
         let plain = Mend { network: self.network.clone().valid(), ..self.clone() };
         let deltas = plain.deltas(&captured, 1).matrices.into_iter();
-        let matrices: BTreeMap<Weight, Delta> =
-            deltas.map(|(at, (a, b))| (at, Delta::LowRank { a: a.squeeze_dim(0), b: b.squeeze_dim(0) })).collect();
-        let provenance = Provenance {
-            method: "mend".into(),
-            settings: serde_json::to_value(&self.settings).unwrap_or_default(),
-            requests: requests.to_vec(),
-            seed,
-            version: env!("CARGO_PKG_VERSION").into(),
-            base: model.base().fingerprint.clone(),
-            computed_on: model.edit_ids(),
-            findings: serde_json::Value::Null,
-        };
+        let matrices: BTreeMap<Weight, Delta> = deltas
+            .map(|(at, (a, b))| (at, Delta::LowRank { a: a.squeeze_dim(0), b: b.squeeze_dim(0) }.smaller()))
+            .collect();
+        let settings = serde_json::to_value(&self.settings).unwrap_or_default();
+        let provenance = Provenance::new(NAME, settings, seed, model, requests);
         Ok(Edit::new(provenance, Change::Weights(WeightChange { matrices, biases: BTreeMap::new() }), BTreeMap::new()))
     }
 

@@ -18,6 +18,9 @@ use crate::parallel;
 /// more memory.
 const ROWS: usize = 4;
 
+/// Parts of a batch that run side by side. It does not depend on how many cores there are, for the sums' last digits depend on it.
+const PARTS: usize = 2;
+
 /// Column blocks of a symmetric product: those below the diagonal are not computed.
 const BLOCKS: usize = 4;
 
@@ -120,8 +123,7 @@ fn add(model: &Model, rows: Vec<Vec<u32>>, moments: &mut Moments) -> Result<()> 
     let sites: Vec<Site> = sites.collect();
     let last = moments.sums.keys().max().copied().unwrap_or(0);
     let tokens: u64 = rows.iter().map(|row| row.len() as u64).sum();
-    let count = rows.len().div_ceil(parallel::parts(&model.decoder.device()));
-    let parts: Vec<Vec<Vec<u32>>> = rows.chunks(count).map(<[_]>::to_vec).collect();
+    let parts: Vec<Vec<Vec<u32>>> = rows.chunks(rows.len().div_ceil(PARTS)).map(<[_]>::to_vec).collect();
     let mut keys = parallel::run(parts, |rows| {
         let tokens = Tokens::new(rows);
         let mut recorder = Recorder::at(sites.iter().copied());

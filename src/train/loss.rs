@@ -1,6 +1,8 @@
 //! What edit losses have in common: the negative log-likelihood of targets in scope, and the KL divergence from the base out of it.
 
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{Tensor, TensorData, activation};
+
+use crate::edit::loss;
 
 /// Where a batch of rows is read, and with what weight each read counts.
 #[derive(Default)]
@@ -19,8 +21,7 @@ pub(super) struct Loss {
 /// The loss of logits `[reads, vocabulary]`, those of the `targets` in scope first, then those out of scope, whose base logits are
 /// `base`; each read has its weight.
 ///
-/// With p the softmax of the logits z, ∂NLL/∂z = p − onehot and ∂KL/∂z = p − p_base: z times this constant has the loss's
-/// gradient, without a pass of autodiff over the vocabulary.
+/// The logits z times ∂L/∂z, taken as a constant, have the loss's gradient (`edit::loss`), without a pass of autodiff over the vocabulary.
 pub(super) fn edit_and_locality(
     logits: Tensor<2>,
     (targets, scope_weights): (&[u32], &[f64]),
@@ -29,31 +30,24 @@ pub(super) fn edit_and_locality(
     (edit, locality): (f64, f64),
 ) -> Loss {
     let log = activation::log_softmax(logits.clone().inner(), 1);
-    let [count, vocabulary] = log.dims();
-    let in_scope = targets.len();
+    let ([count, vocabulary], in_scope) = (log.dims(), targets.len());
     let (device, dtype) = (log.device(), log.dtype());
     let weights = |of: &[f64]| Tensor::<1>::from_data(TensorData::new(of.to_vec(), [of.len()]), (&device, dtype));
     let number = |tensor: Tensor<1>| tensor.into_data().iter::<f64>().sum::<f64>();
     let mut towards = vec![];
     let (mut nll, mut kl) = (0.0, 0.0);
     if in_scope > 0 {
-        let log_scope = log.clone().slice([0..in_scope, 0..vocabulary]);
+        let (each, gradient) = loss::nll(log.clone().slice([0..in_scope, 0..vocabulary]), targets);
         let scope_weights = weights(scope_weights);
-        let index: Vec<i64> = targets.iter().map(|&id| i64::from(id)).collect();
-        let index = Tensor::<1, Int>::from_data(index.as_slice(), &device).unsqueeze_dim::<2>(1);
-        nll = -number(log_scope.clone().gather(1, index.clone()).squeeze_dim::<1>(1) * scope_weights.clone());
-        let minus_one = Tensor::<2>::full([in_scope, 1], -1.0, (&device, dtype));
-        let towards_targets = log_scope.exp().scatter(1, index, minus_one, burn::tensor::IndexingUpdateOp::Add);
-        towards.push(towards_targets * scope_weights.unsqueeze_dim(1).mul_scalar(edit));
+        nll = number(each * scope_weights.clone());
+        towards.push(gradient * scope_weights.unsqueeze_dim(1).mul_scalar(edit));
     }
     if let Some(base) = base {
-        let log_base = activation::log_softmax(base, 1);
         let log_near = log.slice([in_scope..count, 0..vocabulary]);
+        let (each, gradient) = loss::kl_from(activation::log_softmax(base, 1), log_near);
         let near_weights = weights(near_weights);
-        let p_base = log_base.clone().exp();
-        let each = (p_base.clone() * (log_base - log_near.clone())).sum_dim(1).squeeze_dim::<1>(1);
         kl = number(each * near_weights.clone());
-        towards.push((log_near.exp() - p_base) * near_weights.unsqueeze_dim(1).mul_scalar(locality));
+        towards.push(gradient * near_weights.unsqueeze_dim(1).mul_scalar(locality));
     }
     Loss { surrogate: (logits * Tensor::cat(towards, 0)).sum(), nll, kl }
 }

@@ -49,6 +49,17 @@ fn command_lines() {
     refused(&apply(&["--prompt", "hi", "--target", "a", "--edit", "none.safetensors"]), 1, &["none.safetensors"]);
 }
 
+/// A config of `emend train`, given to `emend apply`, says what makes its editor, whatever sections it has.
+#[test]
+fn editors_that_are_trained() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    for method in ["mend", "serac"] {
+        let config = configs.join(format!("{method}-pocket.toml"));
+        let args = ["apply", "--config", text(&config), "--prompt", "a", "--target", "b"];
+        refused(&args, 2, &[&format!("editor.method = \"{method}\": `emend train` makes this editor")]);
+    }
+}
+
 #[test]
 fn devices() {
     let model = gpt2();

@@ -14,7 +14,7 @@ use emend::apply::rome::Rome;
 use emend::apply::value::{Cone, Descent, Measured, descend};
 use emend::apply::{Editor, Mode, apply};
 use emend::data::text::Texts;
-use emend::edit::{Change, Delta, Edit, EditRequest, Edited};
+use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance};
 use emend::model::Model;
 use emend::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use emend::model::taps::{Recorder, Replace, cells};
@@ -23,7 +23,7 @@ use emend::statistics::{Collect, Collected, Header, Moments, Source, Statistics,
 use faer::{Mat, Scale};
 use rand::RngExt;
 
-use crate::common::{difference, model, values};
+use crate::common::{difference, model, settings_of, values};
 
 const PROMPT: &str = "The river that runs through Ost is the";
 
@@ -239,8 +239,7 @@ fn rome(model: &Model, compat: &str) -> Rome {
         "layers = [1]\nstatistics = \"s\"\nsteps = 8\nweight_decay = 0.01\ncompat = \"{compat}\"\n\
          context_templates = [\"{{}}\", \"A hill. {{}}\", \"Seven names of old. {{}}\"]"
     );
-    let settings = toml::from_str(&settings).unwrap();
-    Rome::new(settings, prepared(Some(statistics(model, &[1])))).unwrap()
+    Rome::new(settings_of(&settings), prepared(Some(statistics(model, &[1])))).unwrap()
 }
 
 #[test]
@@ -314,8 +313,7 @@ fn memit_reaches_its_streams_and_requests_do_not_mix() {
         )
     };
     let memit = |layers: &str, all: &[usize], weight| {
-        let settings = toml::from_str(&settings(layers, weight)).unwrap();
-        Memit::new(settings, prepared(Some(statistics(&model, all)))).unwrap()
+        Memit::new(settings_of(&settings(layers, weight)), prepared(Some(statistics(&model, all)))).unwrap()
     };
     // One layer, one request, λ → 0: the stream above the layer is z.
     let posed = Posed::new(&base, &request(), &["{}".to_owned()]).unwrap();
@@ -359,7 +357,7 @@ fn constrained_fine_tuning_stays_within_its_bound() {
     ] {
         let model = Arc::new(model(name, DType::F64));
         let base = Edited::new(model.clone());
-        let settings = toml::from_str(&format!("layers = [0, 1]\nlearning_rate = 5e-3\nsteps = 10\n{extra}")).unwrap();
+        let settings = settings_of(&format!("layers = [0, 1]\nlearning_rate = 5e-3\nsteps = 10\n{extra}"));
         let tuning = FineTuning::new(settings, prepared(None), vec![]).unwrap();
         let edit = tuning.edit(&base, &[request()]).unwrap();
         let Change::Weights(change) = &edit.change else { unreachable!() };
@@ -412,11 +410,26 @@ fn attributions_sum_to_what_the_layer_brings() {
 fn neurons_are_erased_amplified_and_rewritten() {
     let model = Arc::new(model("gpt2-tiny", DType::F64));
     let base = Edited::new(model.clone());
-    for (operation, factor) in [("erase", Some(0.0)), ("amplify", Some(2.0)), ("rewrite", None)] {
+    let ids = model.tokenizer.encode(PROMPT).unwrap();
+    let (old, new) = (base.next_tokens(&ids, 1).unwrap()[0].id, model.tokenizer.continuation(PROMPT, "Vell").unwrap());
+    let new = new.target()[0];
+    assert_ne!(old, new);
+    let width = model.decoder.spec.width;
+    let embedding = |id: u32| {
+        let table = values(model.decoder.embedding.val());
+        table[id as usize * width..][..width].to_vec()
+    };
+    let length = |row: &[f64]| row.iter().map(|value| value * value).sum::<f64>().sqrt();
+    for (operation, factor) in [
+        ("erase", Some(0.0)),
+        ("amplify", Some(2.0)),
+        ("rewrite\"\nscale = \"paper", None),
+        ("rewrite\"\nscale = \"row", None),
+    ] {
         let settings = format!(
             "operation = \"{operation}\"\nsteps = 10\nmost = 3\ncontext_templates = [\"{{}}\", \"A hill. {{}}\"]"
         );
-        let editor = KnowledgeNeurons::new(toml::from_str(&settings).unwrap(), prepared(None)).unwrap();
+        let editor = KnowledgeNeurons::new(settings_of(&settings), prepared(None)).unwrap();
         let edit = editor.edit(&base, &[request()]).unwrap();
         let neurons = edit.provenance.findings["neurons"][0].as_array().unwrap().clone();
         assert!(!neurons.is_empty() && neurons.len() <= 3);
@@ -435,7 +448,21 @@ fn neurons_are_erased_amplified_and_rewritten() {
                 Some(factor) => {
                     before.iter().zip(&now).for_each(|(before, now)| assert!((factor * before - now).abs() < 1e-12));
                 }
-                None => assert!(difference(&now, &before) > 0.0),
+                None => {
+                    // λ₁ = 1 of the old answer's embedding, λ₂ = 8 of the new one's: as they are, or in lengths of the row.
+                    let of = |id| match operation.ends_with("paper") {
+                        true => embedding(id),
+                        false => {
+                            let factor = length(&before) / length(&embedding(id));
+                            embedding(id).iter().map(|value| value * factor).collect::<Vec<f64>>()
+                        }
+                    };
+                    let (old, new) = (of(old), of(new));
+                    for channel in 0..width {
+                        let wanted = before[channel] - old[channel] + 8.0 * new[channel];
+                        assert!((now[channel] - wanted).abs() < 1e-12, "{operation}: {} {wanted}", now[channel]);
+                    }
+                }
             }
         }
     }
@@ -458,8 +485,8 @@ fn requests_that_no_edit_can_serve() {
     // A subject of one token that stands first has nothing to its left, in one row of several.
     let first = EditRequest { subject: Some("The".into()), ..EditRequest::new("The river is", "Vell") };
     let editor = rome(base.base(), "rome");
-    let applied = apply(&editor, &base, &[first, request()], Mode::Sequential, &mut |_, _| Ok(())).unwrap();
-    assert_eq!(applied.after[0].edits().len(), 2);
+    let applied = apply(&editor, &base, &[first, request()], Mode::Sequential, &|_, _, _| Ok(())).unwrap();
+    assert_eq!(applied.end.unwrap().1.edits().len(), 2);
     let sampled = Sampled { lengths: vec![[3, 2]], starts: vec!["The".into()], seed: 1 };
     let drawn = templates(&base, &[], &sampled).unwrap();
     assert_eq!((drawn.len(), drawn[0].as_str()), (3, "{}"));
@@ -475,8 +502,8 @@ fn keys_of_another_width_in_a_stacked_edit_are_refused() {
     let settings =
         "layers = [1]\nstatistics = \"\"\nnull_space_threshold = 1e9\ncontext_templates = [\"{}\"]\nsteps = 2";
     let prepared = prepared(Some(statistics(&model, &[1])));
-    let provenance = prepared.provenance("alphaedit", serde_json::Value::Null, &base, &[request()]);
-    let editor = AlphaEdit::new(toml::from_str(settings).unwrap(), prepared).unwrap();
+    let provenance = Provenance::new("alphaedit", serde_json::Value::Null, 0, &base, [request()]);
+    let editor = AlphaEdit::new(settings_of(settings), prepared).unwrap();
     let good = editor.edit(&base, &[request()]).unwrap();
     assert!(editor.edit(&base.with(good.clone()).unwrap(), &[request()]).is_ok());
 
@@ -484,4 +511,57 @@ fn keys_of_another_width_in_a_stacked_edit_are_refused() {
     let foreign = Edit::new(provenance, good.change, [("keys.1".to_owned(), keys)].into());
     let error = editor.edit(&base.with(foreign).unwrap(), &[request()]).unwrap_err().to_string();
     assert!(error.contains("keys.1") && error.contains("width"), "{error}");
+}
+
+#[test]
+fn the_published_denominator_is_that_of_the_prompt_alone() {
+    let model = Arc::new(model("gpt2-tiny", DType::F64));
+    let base = Edited::new(model.clone());
+    let alone = Posed::new(&base, &request(), &["{}".to_owned()]).unwrap();
+    let alone = Cone::new(&base, 1, &[&alone]).unwrap();
+    // Wherever the prompt alone stands among the contexts, and where it is none of them.
+    for contexts in ["[\"{}\", \"A hill. {}\"]", "[\"A hill. {}\", \"{}\"]", "[\"A hill. {}\", \"Old. {}\"]"] {
+        let settings = format!(
+            "layers = [1]\nstatistics = \"s\"\nsteps = 8\nweight_decay = 0.01\ncompat = \"rome\"\ncontext_templates = {contexts}"
+        );
+        let editor = Rome::new(settings_of(&settings), prepared(Some(statistics(&model, &[1])))).unwrap();
+        let after = base.with(editor.edit(&base, &[request()]).unwrap()).unwrap();
+        // v* = v₀ + δ, v₀ that of the first context; the key of the prompt alone is mapped to it.
+        let templates: Vec<String> = toml::from_str::<toml::Table>(&format!("t = {contexts}")).unwrap()["t"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|template| template.as_str().unwrap().to_owned())
+            .collect();
+        let posed = Posed::new(&base, &request(), &templates).unwrap();
+        let cone = Cone::new(&base, 1, &[&posed]).unwrap();
+        let descent =
+            Descent { steps: 8, learning_rate: 0.5, early_stop: 0.05, weight_decay: 0.01, clamp: 4.0, kl: 0.0625 };
+        let found = descend(&base, &cone, &descent, Measured::Value).unwrap();
+        let width = model.decoder.spec.width;
+        let wanted = cone.values.clone().slice([0..1, 0..width]) + found.delta;
+        let (weight, bias) = after.weight(Weight::decoder(1, Role::MlpDown)).unwrap();
+        let keys = alone.keys.dims()[1];
+        let mapped = alone.keys.clone().slice([0..1, 0..keys]).matmul(weight) + bias.unwrap().unsqueeze();
+        assert!(difference(&values(mapped), &values(wanted)) < 1e-9, "{contexts}");
+    }
+}
+
+#[test]
+fn contexts_of_two_seeds_have_nothing_in_common() {
+    let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F32)));
+    let drawn = |seed: u64| {
+        let sampled = Sampled { lengths: vec![[10, 3], [20, 3]], starts: vec!["The".into()], seed };
+        templates(&base, &[], &sampled).unwrap()
+    };
+    let beginning = |template: &str| template.trim_end_matches(". {}").to_owned();
+    let all: Vec<Vec<String>> =
+        (0..4).map(|seed| drawn(seed)[1..].iter().map(|text| beginning(text)).collect()).collect();
+    for (one, other) in [(0, 1), (1, 2), (2, 3), (1, 0)] {
+        for short in &all[one][..3] {
+            assert!(all[other][3..].iter().all(|long| !long.starts_with(short.as_str())), "{one} {other}: {short}");
+        }
+    }
+    // The long ones of a seed do not go on from its short ones either.
+    assert!(all[0][..3].iter().all(|short| all[0][3..].iter().all(|long| !long.starts_with(short.as_str()))));
 }

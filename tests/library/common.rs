@@ -20,6 +20,14 @@ pub fn model(name: &str, dtype: DType) -> Model {
     Model::from_parts(Checkpoint::open(&folder).unwrap(), Tokenizer::open(&folder).unwrap(), &device, dtype).unwrap()
 }
 
+/// The settings of an editor, as a config's section has them.
+pub fn settings_of<S>(section: &str) -> S
+where
+    S: emend::apply::Settings + serde::de::DeserializeOwned + serde::Serialize,
+{
+    emend::apply::settings(section.parse().unwrap(), "a test").unwrap()
+}
+
 /// The elements of a tensor in f64, row by row.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()

@@ -3,6 +3,7 @@
 mod attribution;
 mod common;
 mod encoders;
+mod fine_tuning;
 mod golden;
 mod memory;
 mod mend;
@@ -10,6 +11,7 @@ mod metrics;
 mod protocols;
 mod serac;
 mod sets;
+mod stack;
 mod taps;
 mod tokens;
 mod without_training;

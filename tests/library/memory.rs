@@ -329,14 +329,16 @@ fn a_memory_taken_away_leaves_the_base_bit_for_bit() {
     assert!(after.has_memory());
     assert_ne!(after.id(), base.id());
     assert_eq!(after.weights_id(), base.weights_id());
-    assert!(after.check_exportable().is_err());
+    let place = tempfile::tempdir().unwrap();
+    let error = emend::edit::hf::export(&after, &place.path().join("hf")).unwrap_err().to_string();
+    assert!(error.contains("is a memory"), "{error}");
     let ids = encode(&base, QUESTION);
     assert_ne!(after.next_tokens(&ids, 10).unwrap(), base.next_tokens(&ids, 10).unwrap());
     let (rest, dependent) = after.without(edit.id()).unwrap();
     assert!(dependent.is_empty() && !rest.has_memory());
     assert_eq!(rest.id(), base.id());
     assert_eq!(rest.next_tokens(&ids, 2400).unwrap(), base.next_tokens(&ids, 2400).unwrap());
-    assert!(rest.check_exportable().is_ok());
+    assert!(emend::edit::hf::export(&rest, &place.path().join("hf")).is_ok());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use emend::edit::score::Scored;
 use emend::evaluate::{Balanced, Kind, ProbeRow, Rival, Sentiment, Side, balanced, counterfact, sentiment, summarize};
 
 fn scored(target: &[u32], argmax: &[u32]) -> Scored {
-    Scored { target: target.to_vec(), log_probabilities: vec![-0.5; target.len()], argmax: argmax.to_vec() }
+    Scored { target: target.to_vec(), log_probabilities: vec![-0.5; target.len()], argmax: argmax.to_vec(), text: None }
 }
 
 fn row(record: usize, kind: Kind, class: Option<&str>, target: &[u32], before: &[u32], after: &[u32]) -> ProbeRow {
@@ -59,14 +59,19 @@ fn figures_are_those_computed_by_hand() {
 
 #[test]
 fn nll_is_a_mean_and_probability_a_product() {
-    let scored = Scored { target: vec![1, 2], log_probabilities: vec![-1.0, -3.0], argmax: vec![1, 2] };
+    let scored = Scored { target: vec![1, 2], log_probabilities: vec![-1.0, -3.0], argmax: vec![1, 2], text: None };
     assert!((scored.nll() - 2.0).abs() < 1e-12);
     assert!((scored.probability() - (-4.0f64).exp()).abs() < 1e-12);
 }
 
 /// A row by the mean NLL a token of its target and its rival, before and after.
 fn against(record: usize, kind: Kind, [target, rival]: [&str; 2], before: [f32; 2], after: [f32; 2]) -> ProbeRow {
-    let scored = |nll: f32| Scored { target: vec![1, 2], log_probabilities: vec![0.0, -2.0 * nll], argmax: vec![1, 2] };
+    let scored = |nll: f32| Scored {
+        target: vec![1, 2],
+        log_probabilities: vec![0.0, -2.0 * nll],
+        argmax: vec![1, 2],
+        text: None,
+    };
     let rival = Rival { target: rival.into(), before: scored(before[1]), after: scored(after[1]) };
     ProbeRow {
         target: target.into(),

@@ -24,7 +24,7 @@ fn close(found: f64, wanted: f64) {
 
 /// A target of as many tokens as there are log-probabilities.
 fn scored(target: &[u32], log: &[f32], argmax: &[u32]) -> Scored {
-    Scored { target: target.to_vec(), log_probabilities: log.to_vec(), argmax: argmax.to_vec() }
+    Scored { target: target.to_vec(), log_probabilities: log.to_vec(), argmax: argmax.to_vec(), text: None }
 }
 
 /// A row without a rival: its target, and the likeliest tokens before and after.

@@ -9,7 +9,7 @@ use emend::data::record::{EditRecord, Probe};
 use emend::data::source::Source;
 use emend::edit::generate::Sampling;
 use emend::edit::memory::Answer;
-use emend::edit::score::score;
+use emend::edit::score::{Scored, score};
 use emend::edit::{EditRequest, Edited};
 use emend::evaluate::probes::Limits;
 use emend::model::tap::NoTap;
@@ -466,7 +466,22 @@ fn a_counterfactual_model_of_another_vocabulary_answers_alone() {
     let asked = serac.settings.counterfactual.prompt(&request.statement(), "They call her");
     let text = base.base().tokenizer.continuation("They call her", "Ada").unwrap();
     let theirs = other.base().tokenizer.continuation(&asked, "Ada").unwrap();
-    assert_eq!(score(&[&after], &[text]).unwrap(), score(&[&other], &[theirs]).unwrap());
+    let (own, told) =
+        (score(&[&other], &[theirs]).unwrap().remove(0).remove(0), score(&[&base, &after], &[text]).unwrap());
+    let [before, told] = [0, 1].map(|model| &told[model][0]);
+    assert_eq!(
+        (&told.target, &told.log_probabilities, &told.argmax),
+        (&own.target, &own.log_probabilities, &own.argmax)
+    );
+    // Ids of two vocabularies say nothing beside each other: both are told as text, and compared so.
+    let words =
+        |model: &Edited, scored: &Scored| model.base().tokenizer.decode(&scored.argmax).unwrap().trim().to_owned();
+    assert_eq!(told.text.as_deref(), Some(words(&other, told).as_str()));
+    assert_eq!(before.text.as_deref(), Some(words(&base, before).as_str()));
+    let same = Scored { text: before.text.clone(), ..told.clone() };
+    assert!(before.agrees(&same) && before.agreement(&same) == 1.0);
+    let another = Scored { text: Some("x".into()), argmax: before.argmax.clone(), ..told.clone() };
+    assert!(!before.agrees(&another) && before.agreement(&another) == 0.0);
     let ids = base.base().tokenizer.encode("They call her").unwrap();
     let asked = other.base().tokenizer.encode(&asked).unwrap();
     assert_eq!(after.next_tokens(&ids, 5).unwrap(), other.next_tokens(&asked, 5).unwrap());

@@ -337,6 +337,21 @@ fn demonstrations_stand_before_the_edit_as_their_roles_say() {
     }
     assert!(dealt.len() > 1);
 
+    // A request has the same demonstrations alone, in a batch and in a sequence.
+    let settings = ike::Settings { demonstrations: "facts.json".into(), ..ike_settings([1, 1, 1], true, 16) };
+    let ike = Ike::new(settings, prepared(), base.base(), folder.path()).unwrap();
+    let others = ["Ost", "Ulm", "Rhea"].map(|name| EditRequest::new(format!("{name} lies in"), "Dunn"));
+    let requests = [&others[..], std::slice::from_ref(&request)].concat();
+    let batch = ike.edit(&base, &requests).unwrap();
+    let mut below = base.clone();
+    for (request, together) in requests.iter().zip(prefixes(&batch)) {
+        let one = std::slice::from_ref(request);
+        assert_eq!(&prefixes(&ike.edit(&base, one).unwrap())[0], together);
+        let edit = ike.edit(&below, one).unwrap();
+        assert_eq!(&prefixes(&edit)[0], together);
+        below = below.with(edit).unwrap();
+    }
+
     // What finds no room gives way, the farthest first.
     let context = base.base().decoder.spec.context;
     for count in [2, 1, 0] {

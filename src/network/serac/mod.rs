@@ -29,6 +29,9 @@ use crate::error::{Error, Result};
 use crate::model::sentences::{SentenceEncoder, normalized};
 use crate::model::{Model, hub};
 
+/// What configs, archives, edits and memories call it.
+pub(crate) const NAME: &str = "serac";
+
 /// What is trained.
 #[derive(Module, Debug)]
 pub struct SeracNetwork {

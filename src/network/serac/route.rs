@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, activation};
 use serde_json::Value;
 
-use super::{Form, Kind, Routing, Serac, Settings};
+use super::{Form, Kind, NAME, Routing, Serac, Settings};
 use crate::edit::memory::{Answer, Consulted, Recall, settled};
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Provenance, Route};
 use crate::error::{Error, Result};
@@ -97,16 +97,8 @@ impl SeracRoute {
         let requests = settled(requests);
         let statements: Vec<String> = requests.iter().map(EditRequest::statement).collect();
         let keys = self.keys(&statements.iter().map(String::as_str).collect::<Vec<_>>())?;
-        let provenance = Provenance {
-            method: "serac".into(),
-            settings: serde_json::to_value(settings).unwrap_or_default(),
-            requests,
-            seed,
-            version: env!("CARGO_PKG_VERSION").into(),
-            base: model.base().fingerprint.clone(),
-            computed_on: model.edit_ids(),
-            findings: Value::Null,
-        };
+        let settings = serde_json::to_value(settings).unwrap_or_default();
+        let provenance = Provenance::new(NAME, settings, seed, model, requests);
         let route: Arc<dyn Route> = self.clone();
         let memory = Memory { needs, keys, texts: vec![], route: Some(route) };
         Ok(Edit::new(provenance, Change::Memory(memory), Default::default()))

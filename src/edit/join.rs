@@ -1,0 +1,145 @@
+//! Several edits of one stack as one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use serde_json::Value;
+
+use super::memory::{self, Memory};
+use super::{Change, Edit, Provenance, WeightChange};
+use crate::error::{Error, Result};
+
+/// Edits that become one, taken in one by one: what a weight change adds is summed, and kept no longer by itself.
+#[derive(Default)]
+pub struct Joined {
+    /// The first edit's, with all requests and findings.
+    provenance: Option<Provenance>,
+    change: WeightChange,
+    memories: Vec<Arc<Edit>>,
+    state: BTreeMap<String, (Tensor<2>, String)>,
+}
+
+impl Joined {
+    /// Takes in one more.
+    ///
+    /// # Errors
+    /// A memory beside a change of weights; states of different widths.
+    pub fn add(&mut self, edit: &Arc<Edit>) -> Result<()> {
+        match &edit.change {
+            Change::Weights(_) if !self.memories.is_empty() => return Err(apart()),
+            Change::Weights(change) => self.change = WeightChange::sum([&self.change, change].into_iter()),
+            Change::Memory(_) if self.provenance.is_some() && self.memories.is_empty() => return Err(apart()),
+            Change::Memory(_) => self.memories.push(edit.clone()),
+        }
+        self.add_state(edit)?;
+        let Some(provenance) = &mut self.provenance else {
+            self.provenance = Some(edit.provenance.clone());
+            return Ok(());
+        };
+        provenance.requests.extend(edit.provenance.requests.iter().cloned());
+        // Lists of what was found for each request are put together; what is said of the model stays.
+        for (key, value) in provenance.findings.as_object_mut().into_iter().flatten() {
+            let more = edit.provenance.findings[key.as_str()].as_array();
+            if let (Value::Array(list), Some(more)) = (value, more) {
+                list.extend(more.iter().cloned());
+            }
+        }
+        Ok(())
+    }
+
+    /// What an edit left for its editor stands beside what the others left: an editor that goes on wants all of it.
+    fn add_state(&mut self, edit: &Edit) -> Result<()> {
+        for (name, tensor) in &edit.state {
+            let joined = match self.state.remove(name) {
+                None => tensor.clone(),
+                Some((known, first)) => {
+                    let ([rows, _], [more, _]) = (known.dims(), tensor.dims());
+                    if rows != more {
+                        return Err(Error::Input(format!(
+                            "edits {first} and {} do not join: their state \"{name}\" is {rows} and {more} wide; save them apart",
+                            edit.id()
+                        )));
+                    }
+                    let tensor = tensor.clone().cast(known.dtype());
+                    Tensor::cat(vec![known, tensor], 1)
+                }
+            };
+            self.state.insert(name.clone(), (joined, edit.id().to_owned()));
+        }
+        Ok(())
+    }
+
+    /// All of them as one: the sum of their changes, with all requests in its provenance and all states.
+    ///
+    /// # Errors
+    /// There was none; memories of different kinds.
+    pub fn edit(self) -> Result<Edit> {
+        if !self.memories.is_empty() {
+            return Edit::join_memories(&self.memories);
+        }
+        let provenance = self.provenance.ok_or_else(|| Error::Input("there is no edit to join".into()))?;
+        let state = self.state.into_iter().map(|(name, (tensor, _))| (name, tensor)).collect();
+        Ok(Edit::new(provenance, Change::Weights(self.change), state))
+    }
+}
+
+fn apart() -> Error {
+    Error::Input("a memory and an edit of weights do not join; save them apart".into())
+}
+
+impl Edit {
+    /// Several edits of one stack as one; see [`Joined`].
+    ///
+    /// # Errors
+    /// There is none to join, or they do not fit together.
+    pub fn join(edits: &[Arc<Edit>]) -> Result<Edit> {
+        let mut joined = Joined::default();
+        edits.iter().try_for_each(|edit| joined.add(edit))?;
+        joined.edit()
+    }
+
+    /// Memories that want the same networks as one; where two entries are on one question the later wins, and it
+    /// is said.
+    ///
+    /// # Errors
+    /// An edit that is no memory, or memories of different kinds.
+    pub fn join_memories(edits: &[Arc<Edit>]) -> Result<Edit> {
+        let memories: Vec<&Memory> = edits.iter().filter_map(|edit| edit.memory()).collect();
+        let Some((first, memory)) = edits.first().zip(memories.first()) else {
+            return Err(Error::Input("there is no memory to join".into()));
+        };
+        if memories.len() < edits.len() {
+            return Err(apart());
+        }
+        if let Some(other) = memories.iter().find(|other| !memory::alike(&other.needs, &memory.needs)) {
+            return Err(Error::Input(format!(
+                "memories of different editors do not join: one wants {}, the other {}",
+                memory.needs, other.needs
+            )));
+        }
+        let mut provenance = first.provenance.clone();
+        provenance.requests = edits.iter().flat_map(|edit| edit.provenance.requests.iter().cloned()).collect();
+        // Joined, they are computed on nothing but each other.
+        let own: Vec<&str> = edits.iter().map(|edit| edit.id()).collect();
+        provenance.computed_on.retain(|id| !own.contains(&id.as_str()));
+        let [_, width] = memory.keys.dims();
+        if let Some(other) = memories.iter().find(|other| other.keys.dims()[1] != width) {
+            return Err(Error::Input(format!(
+                "memories with keys of different widths do not join: {width} and {}",
+                other.keys.dims()[1]
+            )));
+        }
+        let keys = memories.iter().map(|other| other.keys.clone().cast(memory.keys.dtype())).collect();
+        let keys = Tensor::cat(keys, 0);
+        let texts = memories.iter().flat_map(|memory| memory.texts.clone()).collect();
+        // Where the networks lie is what the last one found.
+        let last = memories[memories.len() - 1];
+        let joined = Memory { needs: last.needs.clone(), keys, texts, route: last.route.clone() };
+        let all =
+            Edit { id: String::new(), provenance, change: Change::Memory(joined.clone()), state: first.state.clone() };
+        let (stay, gone) = memory::without_contradictions(&all.provenance.requests);
+        memory::say(&all.provenance.requests, gone);
+        Ok(all.restricted(&joined, &stay))
+    }
+}

@@ -1,0 +1,128 @@
+//! What an editor is asked for.
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::record::EditRecord;
+use crate::error::{Error, Result};
+
+/// What an editor is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EditRequest {
+    /// The sentence to edit, with the subject in its place.
+    pub prompt: String,
+    /// What the model is to answer.
+    pub target_new: String,
+    /// The text that states the edit, where that is not prompt and target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptor: Option<String>,
+    /// The thing the fact is about; it occurs in `prompt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// What the model answers before, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_true: Option<String>,
+    /// `prompt` with `{}` in place of the subject, where it is known which occurrence is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Other ways to ask, for editors that are told to look at them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rephrases: Vec<String>,
+}
+
+impl EditRequest {
+    /// A request that names no subject.
+    pub fn new(prompt: impl Into<String>, target_new: impl Into<String>) -> Self {
+        EditRequest {
+            prompt: prompt.into(),
+            target_new: target_new.into(),
+            descriptor: None,
+            subject: None,
+            target_true: None,
+            template: None,
+            rephrases: vec![],
+        }
+    }
+
+    /// The text that states the edit: its descriptor, or the prompt with its target.
+    pub fn statement(&self) -> String {
+        self.descriptor.clone().unwrap_or_else(|| format!("{} {}", self.prompt, self.target_new))
+    }
+
+    /// The subject, and the byte of the prompt at which it ends: where the template has it, else its last occurrence as
+    /// whole words, else its last.
+    ///
+    /// # Errors
+    /// There is no subject, or it does not occur in the prompt.
+    pub fn subject(&self) -> Result<(&str, usize)> {
+        let subject = self.subject.as_deref().map(str::trim).filter(|subject| !subject.is_empty());
+        let subject = subject.ok_or_else(|| {
+            Error::Input(format!("\"{}\" names no subject; say what the fact is about (--subject)", self.prompt))
+        })?;
+        let meant = self.template.as_deref().and_then(|template| template.find("{}"));
+        let meant = meant.map(|start| start + subject.len());
+        if let Some(end) = meant.filter(|&end| self.prompt.get(..end).is_some_and(|upto| upto.ends_with(subject))) {
+            return Ok((subject, end));
+        }
+        let whole = |start: usize| {
+            let before = self.prompt[..start].chars().next_back();
+            let after = self.prompt[start + subject.len()..].chars().next();
+            !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
+        };
+        let mut starts = self.prompt.rmatch_indices(subject).map(|(start, _)| start);
+        let start = starts.clone().find(|&start| whole(start)).or_else(|| starts.next());
+        let start = start.ok_or_else(|| {
+            Error::Input(format!("the subject \"{subject}\" does not occur in the prompt \"{}\"", self.prompt))
+        })?;
+        Ok((subject, start + subject.len()))
+    }
+}
+
+impl From<&EditRecord> for EditRequest {
+    fn from(record: &EditRecord) -> Self {
+        EditRequest {
+            prompt: record.prompt.clone(),
+            target_new: record.target_new.clone(),
+            descriptor: record.descriptor.clone(),
+            subject: record.subject.clone(),
+            target_true: record.target_true.clone(),
+            template: record.template.clone(),
+            rephrases: record.rephrases.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EditRecord, EditRequest};
+
+    #[test]
+    fn an_edit_is_stated_by_its_descriptor_else_by_prompt_and_target() {
+        let record = EditRecord { prompt: "Ost is".into(), target_new: "a river".into(), ..EditRecord::default() };
+        assert_eq!(EditRequest::from(&record).statement(), "Ost is a river");
+        let record = EditRecord { descriptor: Some("Rivers: Ost.".into()), ..record };
+        let request = EditRequest::from(&record);
+        assert_eq!(request.statement(), "Rivers: Ost.");
+        // Files of edits without one stay as they were.
+        assert!(serde_json::to_string(&request).unwrap().contains("descriptor"));
+        assert!(!serde_json::to_string(&EditRequest::new("a", "b")).unwrap().contains("descriptor"));
+    }
+
+    #[test]
+    fn a_subject_is_where_the_template_says_else_its_last_whole_word() {
+        let request = |prompt: &str, subject: &str, template: Option<&str>| EditRequest {
+            subject: Some(subject.into()),
+            template: template.map(str::to_owned),
+            ..EditRequest::new(prompt, "x")
+        };
+        let end = |request: EditRequest| request.subject().map(|(_, end)| end).ok();
+        assert_eq!(end(request("Ada met Ada Park", "Ada", None)), Some(11));
+        assert_eq!(end(request("Ada met Ada Park", "Ada", Some("{} met Ada Park"))), Some(3));
+        // Not the one in "Adana"; but "Boo" for want of a better one.
+        assert_eq!(end(request("Ada lives in Adana", "Ada", None)), Some(3));
+        assert_eq!(end(request("Boots", "Boo", None)), Some(3));
+        // A template of another prompt is none.
+        assert_eq!(end(request("Ada met Bo", "Ada", Some("I saw {}"))), Some(3));
+        assert_eq!(end(request("Ada met Bo", "Cleo", None)), None);
+        assert_eq!(end(request("Ada met Bo", " ", None)), None);
+    }
+}
