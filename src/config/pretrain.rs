@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{beside, within};
 use crate::error::Result;
-use crate::model::spec::{Activation, Biases, DecoderSpec, NormKind, Positions, Residual};
+use crate::model::spec::{Activation, Biases, DecoderSpec, NormKind, Positions};
 use crate::train::pretrain::Settings;
 
 /// The whole file.
@@ -118,8 +118,6 @@ impl Config {
             positions: Positions::Learned,
             activation: Activation::GeluTanh,
             gated: false,
-            residual: Residual::Sequential,
-            windows: vec![None; model.layers],
             biases: Biases { query_key_value: true, attention_out: true, mlp: true },
             tied_head: true,
         }

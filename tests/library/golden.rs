@@ -126,7 +126,6 @@ fn llama3_frequencies_are_those_of_transformers() {
         let rotary = Rotary {
             theta: case["rope_theta"].as_f64().unwrap(),
             width: case["head_dim"].as_u64().unwrap() as usize,
-            interleaved: false,
             scaling: RotaryScaling::Llama3 {
                 factor: number("factor"),
                 low: number("low_freq_factor"),

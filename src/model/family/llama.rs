@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::decoder::Tensors;
-use super::super::spec::{Activation, Biases, DecoderSpec, NormKind, Positions, Residual, Rotary, RotaryScaling};
+use super::super::spec::{Activation, Biases, DecoderSpec, NormKind, Positions, Rotary, RotaryScaling};
 use super::super::tap::Role;
 use super::{Family, Place, agreed, checked, head_width, read};
 
@@ -142,11 +142,9 @@ impl Family for Llama {
             context: config.max_position_embeddings,
             norm: NormKind::RmsNorm,
             norm_epsilon: config.rms_norm_eps,
-            positions: Positions::Rotary(Rotary { theta, width: head_width, interleaved: false, scaling }),
+            positions: Positions::Rotary(Rotary { theta, width: head_width, scaling }),
             activation,
             gated: true,
-            residual: Residual::Sequential,
-            windows: vec![None; config.num_hidden_layers.min(10_001)],
             biases: Biases {
                 query_key_value: config.attention_bias,
                 attention_out: config.attention_bias,
@@ -199,8 +197,8 @@ mod tests {
     /// The rotary scaling and θ of a config with these keys.
     fn rotary(more: Value) -> Result<Rotary, String> {
         let mut config = json!({
-            "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "max_position_embeddings": 32,
+            "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "max_position_embeddings": 32,
         });
         for (key, value) in more.as_object().unwrap() {
             config[key] = value.clone();
