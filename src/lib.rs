@@ -20,6 +20,7 @@ pub mod command;
 pub mod compare;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod edit;
 pub mod error;
 pub mod evaluate;

@@ -10,12 +10,13 @@ use serde_json::json;
 use super::print;
 use crate::config::pretrain::Config;
 use crate::data::world::World;
+use crate::device;
 use crate::edit::Edited;
 use crate::edit::score::score;
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Model, device};
 use crate::train::pretrain::{END, pretrain, sentences, tokenizer};
 
 /// Make a small model that knows a world of facts.
@@ -48,7 +49,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let config = Config::read(&args.config, &args.sets)?;
-    let device = device(&args.device)?;
+    let device = device::open(&args.device)?;
     let path = config.world(&args.config);
     let contents = std::fs::read(&path).map_err(Error::io(&path))?;
     let world = World::parse(&contents, &path)?;

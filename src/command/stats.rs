@@ -9,8 +9,9 @@ use serde_json::json;
 use super::{keep_state, print, stop};
 use crate::config::within;
 use crate::data::text::Texts;
+use crate::device;
 use crate::error::{Error, Result};
-use crate::model::{Model, device};
+use crate::model::Model;
 use crate::process::peak_memory;
 use crate::report::table::{percent, table};
 use crate::statistics::{Collect, Collected, Header, Moments, Source, collect};
@@ -79,7 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(until) = args.until {
         within("--until", until, 0.0, 1.0)?;
     }
-    let device = device(&args.device)?;
+    let device = device::open(&args.device)?;
     let model = Model::load(&args.model, &device, burn::tensor::DType::F32)?;
     let spec = &model.decoder.spec;
     if let Some(layer) = layers.iter().find(|&&layer| layer >= spec.layers) {
