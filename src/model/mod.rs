@@ -8,6 +8,7 @@ pub mod family;
 pub mod folder;
 pub mod hub;
 pub mod past;
+pub mod pocket;
 pub mod save;
 pub mod sentences;
 pub mod spec;
@@ -16,11 +17,8 @@ pub mod taps;
 pub mod tokenizer;
 pub mod tokens;
 
-use std::path::PathBuf;
-
 use burn::tensor::{DType, Device};
 
-use crate::data::pocket;
 pub use crate::device::open as device;
 use crate::error::Result;
 use checkpoint::Checkpoint;
@@ -46,7 +44,7 @@ impl Model {
     /// What of the name or of the files is wrong.
     pub fn load(name: &str, device: &Device, dtype: DType) -> Result<Self> {
         let _span = tracing::debug_span!("load", name).entered();
-        let (checkpoint, tokenizer) = if name == pocket::NAME && !PathBuf::from(name).is_dir() {
+        let (checkpoint, tokenizer) = if pocket::is_meant(name) {
             (pocket::checkpoint()?, pocket::tokenizer()?)
         } else {
             let folder = hub::resolve(name)?;
