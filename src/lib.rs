@@ -30,6 +30,7 @@ pub mod model;
 pub mod network;
 mod panics;
 mod parallel;
+pub mod paths;
 pub mod process;
 pub mod random;
 pub mod report;

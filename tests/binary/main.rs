@@ -9,4 +9,5 @@ mod hostile_files;
 mod in_context;
 mod memory;
 mod memory_input;
+mod records;
 mod resume;
