@@ -62,15 +62,13 @@ pub fn run(args: &Args) -> Result<()> {
     let learnt = tokenizer(&world, config.model.vocabulary)?;
     let end = learnt.token_to_id(END).unwrap_or(0);
     let rows = sentences(&world, &learnt)?;
-    let spec = config.spec();
-    let settings = config.settings();
 
-    let bar = ProgressBar::new(settings.steps as u64);
+    let bar = ProgressBar::new(config.train.max_steps as u64);
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} {msg}") {
         bar.set_style(style);
     }
     let mut average = 0.0;
-    let decoder = pretrain(spec.clone(), &rows, &settings, &device, |step, loss| {
+    let decoder = pretrain(config.spec(), &rows, &config.train, &device, |step, loss| {
         average = if step == 0 { loss } else { 0.98 * average + 0.02 * loss };
         bar.inc(1);
         bar.set_message(format!("loss {average:.3}"));
