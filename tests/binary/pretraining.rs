@@ -68,7 +68,7 @@ fn every_setting_of_a_pretraining_counts() {
         "model.layers=2",
         "model.width=32",
         "model.heads=4",
-        "model.context=32",
+        "model.context=48",
     ] {
         assert!(weights(&place, &[change]) != plain, "{change} changes nothing");
     }

@@ -8,6 +8,7 @@ mod memory;
 mod mend;
 mod metrics;
 mod protocols;
+mod sampling;
 mod serac;
 mod sets;
 mod taps;
