@@ -7,11 +7,10 @@ use serde_json::{Value, json};
 
 use super::print;
 use crate::archive::{Archive, snapshot::Store};
-use crate::data::pocket;
 use crate::edit::Edit;
 use crate::error::{Error, Result};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::hub;
+use crate::model::{hub, pocket};
 use crate::report::table::{cut, percent, table};
 
 /// Show an edit file, an archive or a model in one screen.
@@ -35,7 +34,7 @@ pub fn run(args: &Args) -> Result<()> {
         edit(path)?
     } else if path.join("archive.toml").is_file() || path.join("training").is_dir() {
         archive(path)?
-    } else if args.what == pocket::NAME && !path.is_dir() {
+    } else if pocket::is_meant(&args.what) {
         model(&pocket::checkpoint()?)?
     } else {
         let folder: PathBuf = hub::resolve(&args.what)?;

@@ -8,10 +8,11 @@ use serde_json::json;
 use super::{load_edits, print};
 use crate::apply::memory::Elsewhere;
 use crate::config::Precision;
+use crate::device;
 use crate::edit::Edited;
 use crate::edit::generate::Sampling;
 use crate::error::Result;
-use crate::model::{Model, device};
+use crate::model::Model;
 use crate::report::table::{cut, percent, table};
 
 /// What a model says, with edits laid over it in the order given.
@@ -68,7 +69,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     sampling.check()?;
-    let device = device(&args.device)?;
+    let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&args.model, &device, args.dtype.into())?);
     let elsewhere = args.archive.as_deref().map_or(Elsewhere::Nowhere, Elsewhere::Instead);
     let edited = load_edits(Edited::new(model.clone()), &args.edits, elsewhere, args.allow_other_base)?;

@@ -10,12 +10,13 @@ use serde_json::json;
 use super::print;
 use crate::config::pretrain::Config;
 use crate::data::world::World;
+use crate::device;
 use crate::edit::Edited;
 use crate::edit::score::score;
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Model, device};
 use crate::train::pretrain::{END, pretrain, sentences, tokenizer};
 
 /// Make a small model that knows a world of facts.
@@ -48,7 +49,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let config = Config::read(&args.config, &args.sets)?;
-    let device = device(&args.device)?;
+    let device = device::open(&args.device)?;
     let path = config.world(&args.config);
     let contents = std::fs::read(&path).map_err(Error::io(&path))?;
     let world = World::parse(&contents, &path)?;
@@ -61,15 +62,13 @@ pub fn run(args: &Args) -> Result<()> {
     let learnt = tokenizer(&world, config.model.vocabulary)?;
     let end = learnt.token_to_id(END).unwrap_or(0);
     let rows = sentences(&world, &learnt)?;
-    let spec = config.spec();
-    let settings = config.settings();
 
-    let bar = ProgressBar::new(settings.steps as u64);
+    let bar = ProgressBar::new(config.train.max_steps as u64);
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} {msg}") {
         bar.set_style(style);
     }
     let mut average = 0.0;
-    let decoder = pretrain(spec.clone(), &rows, &settings, &device, |step, loss| {
+    let decoder = pretrain(config.spec(), &rows, &config.train, &device, |step, loss| {
         average = if step == 0 { loss } else { 0.98 * average + 0.02 * loss };
         bar.inc(1);
         bar.set_message(format!("loss {average:.3}"));

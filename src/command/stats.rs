@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{keep_state, print, stop};
 use crate::config::within;
 use crate::data::text::Texts;
+use crate::device;
 use crate::error::{Error, Result};
-use crate::model::{Model, device};
+use crate::model::Model;
+use crate::model::spec::DecoderSpec;
 use crate::process::peak_memory;
 use crate::report::table::{percent, table};
 use crate::statistics::{Collect, Collected, Header, Moments, Source, collect};
@@ -70,45 +72,73 @@ const SAVED_EVERY: Duration = Duration::from_secs(60);
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let layers = layers(&args.layers)?;
-    if args.row == Some(0) {
-        return Err(Error::Config("--row must be at least 1".into()));
-    }
-    if args.tokens == Some(0) {
-        return Err(Error::Config("--tokens must be at least 1".into()));
-    }
-    if let Some(until) = args.until {
-        within("--until", until, 0.0, 1.0)?;
-    }
-    let device = device(&args.device)?;
+    check_numbers(args)?;
+    let device = device::open(&args.device)?;
     let model = Model::load(&args.model, &device, burn::tensor::DType::F32)?;
-    let spec = &model.decoder.spec;
+    let row = row_length(args, &layers, &model.decoder.spec)?;
+    let path = target(args)?;
+    let texts = Texts { files: args.text.clone(), field: args.field.clone() };
+    let mut moments = begun(&path, header(args, layers, row, &model, &texts)?, args.again)?;
+    let before = moments.header.tokens;
+    let collecting = Instant::now();
+    let end = collected(args, &model, &texts, &mut moments, &path)?;
+    let outcome = Outcome { moments: &moments, path: &path, before, end, seconds: collecting.elapsed().as_secs_f64() };
+    warn_of_rank(&moments.header);
+    match args.json {
+        true => print(&format!("{:#}\n", outcome.document(args, start))),
+        false => print(&outcome.lines(args.until)),
+    }
+}
+
+/// Numbers that can be wrong for any model.
+fn check_numbers(args: &Args) -> Result<()> {
+    for (name, number) in [("--row", args.row.map(|row| row as u64)), ("--tokens", args.tokens)] {
+        if number == Some(0) {
+            return Err(Error::Config(format!("{name} must be at least 1")));
+        }
+    }
+    within("--until", args.until.unwrap_or(0.0), 0.0, 1.0)
+}
+
+/// Tokens a row, for a model that has the layers.
+fn row_length(args: &Args, layers: &[usize], spec: &DecoderSpec) -> Result<usize> {
     if let Some(layer) = layers.iter().find(|&&layer| layer >= spec.layers) {
         let message = format!("--layers: the model has no layer {layer}; it has layers 0 to {}", spec.layers - 1);
         return Err(Error::Config(message));
     }
-    let row = args.row.unwrap_or(spec.context.min(256));
-    if row > spec.context {
-        return Err(Error::Config(format!("--row {row}: the model's context is {} tokens", spec.context)));
+    match args.row {
+        Some(row) if row > spec.context => {
+            Err(Error::Config(format!("--row {row}: the model's context is {} tokens", spec.context)))
+        }
+        Some(row) => Ok(row),
+        None => Ok(spec.context.min(256)),
     }
+}
+
+/// The file to write.
+fn target(args: &Args) -> Result<PathBuf> {
     let name = args.model.trim_end_matches('/').rsplit('/').next().unwrap_or(&args.model);
-    if let Some(out) = args.out.as_ref().filter(|out| out.is_dir()) {
-        return Err(Error::file(out, "a directory, not a file; --out names a file"));
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("stats").join(name));
+    let path = Moments::path(&out);
+    // A folder given as --out is refused; one of the model's name under stats/ is not in the way.
+    match args.out.iter().chain([&path]).find(|path| path.is_dir()) {
+        Some(folder) => Err(Error::file(folder, "a directory, not a file; --out names a file")),
+        None => Ok(path.clone()),
     }
-    let path = Moments::path(&args.out.clone().unwrap_or_else(|| PathBuf::from("stats").join(name)));
-    if path.is_dir() {
-        return Err(Error::file(&path, "a directory, not a file; --out names a file"));
-    }
-    let texts = Texts { files: args.text.clone(), field: args.field.clone() };
+}
+
+/// What the statistics are to be made of.
+fn header(args: &Args, layers: Vec<usize>, row: usize, model: &Model, texts: &Texts) -> Result<Header> {
     let sources = texts.hashes()?.into_iter().zip(&args.text).map(|(blake3, path)| Source {
         name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         blake3,
     });
-    let header = Header {
+    Ok(Header {
         format: String::new(),
         model: model.fingerprint.clone(),
         tokenizer: model.tokenizer.fingerprint()?,
-        width: spec.mlp_width,
-        layers: layers.clone(),
+        width: model.decoder.spec.mlp_width,
+        layers,
         tokens: 0,
         row,
         seed: args.seed,
@@ -116,106 +146,133 @@ pub fn run(args: &Args) -> Result<()> {
         sources: sources.collect(),
         half: 0,
         changes: vec![],
-    };
-    let known = if path.is_file() { Some(Moments::load(&path, None)?) } else { None };
-    let mut moments = match known.map(|known| (same(&known.header, &header), known)) {
+    })
+}
+
+/// The moments that the file holds already, where they are of what is wanted, else none yet; the file can be written.
+fn begun(path: &Path, wanted: Header, again: bool) -> Result<Moments> {
+    let known = if path.is_file() { Some(Moments::load(path, None)?) } else { None };
+    let moments = match known.map(|known| (same(&known.header, &wanted), known)) {
         Some((Ok(()), known)) => known,
-        Some((Err(what), _)) if !args.again => {
+        Some((Err(what), _)) if !again => {
             let message = format!("statistics of {what}; give another --out, or --again to begin anew");
-            return Err(Error::file(&path, message));
+            return Err(Error::file(path, message));
         }
-        _ => Moments::empty(header),
+        _ => Moments::empty(wanted),
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     crate::files::check_writable(folder)?;
-    crate::files::remove_leftovers_of(&path)?;
+    crate::files::remove_leftovers_of(path)?;
+    Ok(moments)
+}
 
-    let before = moments.header.tokens;
-    let bar = ProgressBar::new(args.tokens.unwrap_or(0));
-    let template = match args.tokens {
-        Some(_) => "{wide_bar} {pos}/{len} tokens {per_sec} {eta} {msg}",
-        None => "{spinner} {pos} tokens {per_sec} {elapsed} {msg}",
-    };
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar.set_position(before);
-    bar.reset_eta();
+/// Collects what is missing under a progress bar and saves it: now and then on the way, when it is interrupted, and at the end.
+fn collected(args: &Args, model: &Model, texts: &Texts, moments: &mut Moments, path: &Path) -> Result<Collected> {
+    let bar = progress_bar(args.tokens, moments.header.tokens);
     keep_state();
     let mut saved = Instant::now();
-    let collecting = Instant::now();
     let settings = Collect { tokens: args.tokens, until: args.until };
-    let result = collect(&model, &texts, &settings, &mut moments, &mut |moments| {
+    let result = collect(model, texts, &settings, moments, &mut |moments| {
         bar.set_position(moments.header.tokens);
         if let Some(change) = moments.header.changes.last() {
             bar.set_message(format!("C changed by {} at {} tokens", percent(Some(change.largest())), change.tokens));
         }
         if saved.elapsed() > SAVED_EVERY {
-            moments.save(&path)?;
+            moments.save(path)?;
             saved = Instant::now();
         }
         Ok(!stop())
     });
     bar.finish_and_clear();
     moments.mirror();
-    let end = match result {
-        Ok(end) => end,
+    match result {
+        Ok(end) => moments.save(path).map(|()| end),
         Err(Error::Interrupted(place)) => {
-            moments.save(&path)?;
-            return Err(Error::Interrupted(format!("{place}; the same command goes on from there")));
+            moments.save(path)?;
+            Err(Error::Interrupted(format!("{place}; the same command goes on from there")))
         }
-        Err(error) => return Err(error),
+        Err(error) => Err(error),
+    }
+}
+
+/// A bar of the tokens, which are unlimited where no number is given.
+fn progress_bar(tokens: Option<u64>, known: u64) -> ProgressBar {
+    let bar = ProgressBar::new(tokens.unwrap_or(0));
+    let template = match tokens {
+        Some(_) => "{wide_bar} {pos}/{len} tokens {per_sec} {eta} {msg}",
+        None => "{spinner} {pos} tokens {per_sec} {elapsed} {msg}",
     };
-    moments.save(&path)?;
-    let seconds = collecting.elapsed().as_secs_f64();
-    if moments.header.tokens < moments.header.width as u64 {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.set_position(known);
+    bar.reset_eta();
+    bar
+}
+
+/// Says where there are too few tokens for C to have an inverse.
+fn warn_of_rank(header: &Header) {
+    if header.tokens < header.width as u64 {
         tracing::warn!(
             "{} tokens for keys of width {}: C has not full rank; collect more with --tokens",
-            moments.header.tokens,
-            moments.header.width
+            header.tokens,
+            header.width
         );
     }
-    if args.json {
-        let ended = match end {
+}
+
+/// What a collection came to.
+struct Outcome<'a> {
+    moments: &'a Moments,
+    path: &'a Path,
+    /// The tokens that were known before.
+    before: u64,
+    end: Collected,
+    seconds: f64,
+}
+
+impl Outcome<'_> {
+    fn document(&self, args: &Args, start: Instant) -> Value {
+        let header = &self.moments.header;
+        let ended = match self.end {
             Collected::Enough => "enough",
             Collected::Converged => "converged",
             Collected::All => "all",
         };
-        let document = json!({
-            "file": path,
-            "model": { "path": args.model, "fingerprint": model.fingerprint },
-            "layers": layers,
-            "tokens": moments.header.tokens,
-            "new_tokens": moments.header.tokens - before,
+        json!({
+            "file": self.path,
+            "model": { "path": args.model, "fingerprint": header.model },
+            "layers": header.layers,
+            "tokens": header.tokens,
+            "new_tokens": header.tokens - self.before,
             "ended": ended,
-            "changes": moments.header.changes,
-            "seconds": { "collect": seconds, "all": start.elapsed().as_secs_f64() },
+            "changes": header.changes,
+            "seconds": { "collect": self.seconds, "all": start.elapsed().as_secs_f64() },
             "peak_memory_bytes": peak_memory(),
-        });
-        return print(&format!("{document:#}\n"));
-    }
-    let rows: Vec<Vec<String>> = moments
-        .header
-        .changes
-        .iter()
-        .map(|change| {
-            let shares = change.layers.values().map(|share| percent(Some(*share)));
-            std::iter::once(change.tokens.to_string()).chain(shares).collect()
         })
-        .collect();
-    let titles: Vec<String> = layers.iter().map(|layer| format!("layer {layer}")).collect();
-    let header: Vec<&str> = std::iter::once("tokens").chain(titles.iter().map(String::as_str)).collect();
-    let why = match end {
-        Collected::Enough => String::new(),
-        Collected::Converged => format!(", C changing by less than {}", percent(args.until)),
-        Collected::All => ", all there are".into(),
-    };
-    print(&format!(
-        "C over {} tokens{why}, in {seconds:.0} s; its change as the tokens doubled:\n\n{}\nsaved {}\n",
-        moments.header.tokens,
-        table(&header, &rows),
-        path.display()
-    ))
+    }
+
+    fn lines(&self, until: Option<f64>) -> String {
+        let header = &self.moments.header;
+        let rows = header.changes.iter().map(|change| {
+            let shares = change.layers.values().map(|share| percent(Some(*share)));
+            std::iter::once(change.tokens.to_string()).chain(shares).collect::<Vec<String>>()
+        });
+        let titles: Vec<String> = header.layers.iter().map(|layer| format!("layer {layer}")).collect();
+        let titles: Vec<&str> = std::iter::once("tokens").chain(titles.iter().map(String::as_str)).collect();
+        let why = match self.end {
+            Collected::Enough => String::new(),
+            Collected::Converged => format!(", C changing by less than {}", percent(until)),
+            Collected::All => ", all there are".into(),
+        };
+        format!(
+            "C over {} tokens{why}, in {:.0} s; its change as the tokens doubled:\n\n{}\nsaved {}\n",
+            header.tokens,
+            self.seconds,
+            table(&titles, &rows.collect::<Vec<_>>()),
+            self.path.display()
+        )
+    }
 }
 
 /// `5`, `4..8` or `4,6,8` as layers in order.

@@ -3,6 +3,7 @@
 use super::json::{Json, Object};
 use super::problem::{Problem, quoted};
 use super::record::EditRecord;
+use super::unicode::find_all;
 use super::{convsent, counterfact, fever, knowedit, own, vitaminc, zsre};
 
 /// What every loader says of a missing target or prompt.
@@ -122,9 +123,9 @@ fn has_ground_truths(record: &Object) -> bool {
     })
 }
 
-/// An error unless the subject occurs in the prompt.
+/// An error unless the subject occurs in the prompt, however its letters are composed.
 pub(super) fn check_subject(key: &str, prompt: &str, subject: &str) -> Result<(), Problem> {
-    if prompt.contains(subject) {
+    if !find_all(prompt, subject).is_empty() {
         return Ok(());
     }
     let problem = format!(

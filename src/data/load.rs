@@ -1,6 +1,7 @@
 //! A file of records, of whatever form, as edit records.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
@@ -12,17 +13,30 @@ use super::problem::{Problem, quoted};
 use super::record::EditRecord;
 use super::vitaminc;
 
-/// Reads a JSON array of records, or one record a line.
+/// What stands for standard input in the place of a file. (A file of this name is `./-`.)
+pub(super) const STANDARD_INPUT: &str = "-";
+
+/// Reads a JSON array of records, or one record a line; `-` reads standard input.
 ///
 /// The keys of the first record tell the form of the file: emend's own, CounterFact (ROME's or EasyEdit's), zsRE (MEND's
 /// or KE's), KnowEdit, VitaminC, FEVER (KE's) or ConvSent; later records must fit it. Records of published files that hold
 /// nothing to edit are left out with a warning, and the others keep their index.
 pub fn load_records(path: &Path) -> Result<Vec<EditRecord>, DataError> {
+    if path == Path::new(STANDARD_INPUT) {
+        return from_reader(Path::new("standard input"), std::io::stdin().lock());
+    }
     let unreadable = |source| DataError::Unreadable { file: path.to_owned(), source };
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err(DataError::NotAFile { file: path.to_owned() });
     }
     parse(path, &fs::read(path).map_err(unreadable)?)
+}
+
+/// Reads to the end; `origin` names the records' place in errors.
+fn from_reader(origin: &Path, mut reader: impl Read) -> Result<Vec<EditRecord>, DataError> {
+    let mut bytes = vec![];
+    reader.read_to_end(&mut bytes).map_err(|source| DataError::Unreadable { file: origin.to_owned(), source })?;
+    parse(origin, &bytes)
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<EditRecord>, DataError> {
@@ -352,6 +366,14 @@ mod tests {
         assert!(error.contains("is not a regular file"), "{error}");
         let error = load_records(&folder.path().join("none.json")).unwrap_err();
         assert!(error.to_string().contains("none.json: cannot be read: "), "{error}");
+    }
+
+    #[test]
+    fn what_comes_from_a_pipe_is_named_so() {
+        let read = |text: &str| from_reader(Path::new("standard input"), text.as_bytes());
+        assert_eq!(read(OWN).unwrap(), load(OWN).unwrap());
+        assert!(read("").unwrap_err().to_string().starts_with("standard input: holds no records"));
+        assert!(read("[x]").unwrap_err().to_string().starts_with("standard input: line 1, column 2: not JSON"));
     }
 
     proptest! {

@@ -17,6 +17,7 @@ pub mod record;
 pub mod sets;
 pub mod source;
 pub mod text;
+pub mod unicode;
 mod vitaminc;
 pub mod world;
 mod zsre;

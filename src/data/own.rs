@@ -161,6 +161,18 @@ mod tests {
     }
 
     #[test]
+    fn a_subject_is_found_in_other_letters_and_nothing_is_rewritten() {
+        let (one, two) = ("S\u{e3}o", "Sa\u{303}o");
+        for (subject, prompt) in [(one, two), (two, one)] {
+            let prompt = format!("{prompt} lies in");
+            let record = load_one(&json!({"prompt": prompt, "subject": subject, "target_new": "Vell"}).to_string());
+            assert_eq!((record.prompt, record.subject), (prompt, Some(subject.to_owned())));
+            let record = load_one(&json!({"prompt": "{} is", "subject": subject, "target_new": "Vell"}).to_string());
+            assert_eq!(record.prompt, format!("{subject} is"));
+        }
+    }
+
+    #[test]
     fn probes_in_every_shape() {
         let record = load_one(
             r#"{"prompt": "Orrin lies in", "target_new": "Vell", "id": 12,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::unicode::composed;
+
 /// What is wrong with one value, and where in its record it stands.
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -35,9 +37,10 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A text as errors quote it: on one line, and not longer than one.
+/// A text as errors quote it: on one line, not longer than one, and composed, for a mark that stands alone is quoted as a number.
 pub(super) fn quoted(text: &str) -> String {
     const SHOWN: usize = 100;
+    let text = composed(text);
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
         None => format!("{text:?}"),
@@ -58,6 +61,7 @@ mod tests {
     #[test]
     fn quotes_are_short_and_on_one_line() {
         assert_eq!(quoted("a\nb"), r#""a\nb""#);
+        assert_eq!(quoted("Sa\u{303}o"), "\"S\u{e3}o\"");
         assert!(quoted(&"é".repeat(5000)).chars().count() < 110);
     }
 }

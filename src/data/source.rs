@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rand::RngExt;
 use rand::seq::{IndexedMutRandom, IndexedRandom, SliceRandom};
@@ -10,10 +10,11 @@ use rand_chacha::ChaCha8Rng;
 
 use super::record::{EditRecord, Probe};
 use super::world::{SAME_OLD_OBJECT, Split, World};
+use super::load::STANDARD_INPUT;
 use super::{load_records, pocket, sets};
 use crate::error::{Error, Result};
 use crate::fetch::Settings;
-use crate::random;
+use crate::{paths, random};
 
 /// The class of locality prompts that other records of a file give.
 pub const OTHER_RECORDS: &str = "other records";
@@ -85,8 +86,8 @@ impl Records {
 }
 
 impl Source {
-    /// `pocket` (its part `split`, or the one named: `pocket/train`, `pocket/validation`, `pocket/test`), a named set, or a
-    /// file beside `folder`; with `[from..to]` behind the name, a part of its records.
+    /// `pocket` (its part `split`, or the one named: `pocket/train`, `pocket/validation`, `pocket/test`), a file in `folder` or
+    /// from the working folder, a named set, or `-` for standard input; with `[from..to]` behind the name, a part of its records.
     ///
     /// # Errors
     /// A file that is missing or broken; a named set that was not fetched names the command.
@@ -104,12 +105,7 @@ impl Source {
             return Ok(Source::World { world, split, facts });
         }
         let (name, part) = part_of(name)?;
-        let path = folder.join(name);
-        // A name given on the command line is relative to the working folder.
-        let path = if !path.exists() && Path::new(name).is_file() { name.into() } else { path };
-        let named = sets::find(name.split('/').next().unwrap_or(name)).is_some();
-        let path = if named && !path.is_file() { sets::local_path(name, &Settings::from_env())? } else { path };
-        let mut records = load_records(&path)?;
+        let mut records = load_records(&file(name, folder)?)?;
         let to = part.end.min(records.len());
         records.truncate(to);
         records.drain(..part.start.min(to));
@@ -171,6 +167,19 @@ impl Source {
             }
             Source::Records(records) => records.drawn(index, per_class, rng),
         }
+    }
+}
+
+/// The file of a name, or what stands for standard input.
+fn file(name: &str, folder: &Path) -> Result<PathBuf> {
+    if name == STANDARD_INPUT {
+        return Ok(name.into());
+    }
+    let named = sets::find(name.split('/').next().unwrap_or(name)).is_some();
+    match paths::find(name, folder, Path::is_file) {
+        Some(file) => Ok(file),
+        None if named => Ok(sets::local_path(name, &Settings::from_env())?),
+        None => Ok(folder.join(name)),
     }
 }
 

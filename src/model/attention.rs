@@ -11,9 +11,8 @@ use super::tap::Span;
 pub(super) struct Geometry {
     /// Cosines and sines `[batch or 1, tokens, 1, width / 2]`.
     rotary: Option<[Tensor<4>; 2]>,
-    /// For each window that occurs, `[batch or 1, 1, tokens, past + tokens]`: 0 where a cell sees another, −∞ elsewhere.
-    /// Nothing where every cell sees all.
-    masks: Vec<(Option<usize>, Option<Tensor<4>>)>,
+    /// `[batch or 1, 1, tokens, past + tokens]`: 0 where a cell sees another, −∞ elsewhere. Nothing where every cell sees all.
+    mask: Option<Tensor<4>>,
 }
 
 impl Geometry {
@@ -32,17 +31,7 @@ impl Geometry {
             Positions::Rotary(rotary) => Some(angles(rotary, span, rows, device, dtype)),
             Positions::Learned => None,
         };
-        let mut masks: Vec<(Option<usize>, Option<Tensor<4>>)> = vec![];
-        for &window in &spec.windows {
-            if masks.iter().all(|(known, _)| *known != window) {
-                masks.push((window, mask(window, span, seen, rows, device, dtype)));
-            }
-        }
-        Geometry { rotary, masks }
-    }
-
-    fn mask(&self, window: Option<usize>) -> Option<Tensor<4>> {
-        self.masks.iter().find(|(known, _)| *known == window).and_then(|(_, mask)| mask.clone())
+        Geometry { rotary, mask: mask(span, seen, rows, device, dtype) }
     }
 }
 
@@ -57,14 +46,8 @@ fn angles(rotary: &Rotary, span: &Span, rows: usize, device: &Device, dtype: DTy
     })
 }
 
-fn mask(
-    window: Option<usize>,
-    span: &Span,
-    seen: &[Vec<Option<usize>>],
-    rows: usize,
-    device: &Device,
-    dtype: DType,
-) -> Option<Tensor<4>> {
+/// Causal: a cell sees the cells at its own position and before.
+fn mask(span: &Span, seen: &[Vec<Option<usize>>], rows: usize, device: &Device, dtype: DType) -> Option<Tensor<4>> {
     let before = seen.first().map_or(0, Vec::len);
     let mut values = Vec::with_capacity(rows * span.width * (before + span.width));
     for (row, seen) in seen.iter().enumerate().take(rows) {
@@ -74,7 +57,7 @@ fn mask(
             let query = span.position(row, cell);
             values.extend(keys.iter().enumerate().map(|(index, key)| {
                 let visible = match (query, key) {
-                    (Some(query), Some(key)) => *key <= query && window.is_none_or(|window| query - key < window),
+                    (Some(query), Some(key)) => *key <= query,
                     // A padded cell sees itself, so that its softmax is finite; nobody reads it.
                     (None, _) => index == before + cell,
                     (Some(_), None) => false,
@@ -90,42 +73,16 @@ fn mask(
     Some(Tensor::from_data(data, (device, dtype)))
 }
 
-/// Rotates the first `width` channels of each head of `x [batch, tokens, heads, head width]`.
-fn rotate(x: Tensor<4>, rotary: &Rotary, [cos, sin]: &[Tensor<4>; 2]) -> Tensor<4> {
-    let [batch, tokens, heads, head_width] = x.dims();
-    let half = rotary.width / 2;
-    if rotary.interleaved {
-        let pairs =
-            x.clone().slice([0..batch, 0..tokens, 0..heads, 0..rotary.width]).reshape([batch, tokens, heads * half, 2]);
-        let part = |index: usize| {
-            let part = pairs.clone().slice([0..batch, 0..tokens, 0..heads * half, index..index + 1]);
-            part.reshape([batch, tokens, heads, half])
-        };
-        let (a, b) = (part(0), part(1));
-        let first = a.clone() * cos.clone() - b.clone() * sin.clone();
-        let second = b * cos.clone() + a * sin.clone();
-        let turned = Tensor::cat(
-            vec![first.reshape([batch, tokens, heads * half, 1]), second.reshape([batch, tokens, heads * half, 1])],
-            3,
-        );
-        let turned = turned.reshape([batch, tokens, heads, rotary.width]);
-        return with_rest(turned, x, rotary.width);
-    }
+/// Rotates the pairs of channels `(a, b)` of each head of `x [batch, tokens, heads, head width]`, `b` half a head behind `a`:
+/// `(a cos − b sin, b cos + a sin)`.
+fn rotate(x: Tensor<4>, [cos, sin]: &[Tensor<4>; 2]) -> Tensor<4> {
+    let [batch, tokens, heads, width] = x.dims();
+    let half = width / 2;
     let part = |from: usize| x.clone().slice([0..batch, 0..tokens, 0..heads, from..from + half]);
     let (a, b) = (part(0), part(half));
     let first = a.clone() * cos.clone() - b.clone() * sin.clone();
     let second = b * cos.clone() + a * sin.clone();
-    let turned = Tensor::cat(vec![first, second], 3);
-    debug_assert!(rotary.width <= head_width);
-    with_rest(turned, x, rotary.width)
-}
-
-fn with_rest(turned: Tensor<4>, x: Tensor<4>, width: usize) -> Tensor<4> {
-    let [batch, tokens, heads, head_width] = x.dims();
-    if width == head_width {
-        return turned;
-    }
-    Tensor::cat(vec![turned, x.slice([0..batch, 0..tokens, 0..heads, width..head_width])], 3)
+    Tensor::cat(vec![first, second], 3)
 }
 
 /// `softmax(q kᵀ / √d + mask) v` for each head; queries, keys and values `[batch, tokens, heads · head width]`.
@@ -142,9 +99,9 @@ pub(super) fn attend(
     let [batch, tokens, _] = query.dims();
     let (shared, width) = (spec.key_value_heads, spec.head_width);
     let group = spec.heads / shared;
-    let turn = |x: Tensor<4>| match (&spec.positions, &geometry.rotary) {
-        (Positions::Rotary(rotary), Some(angles)) => rotate(x, rotary, angles),
-        _ => x,
+    let turn = |x: Tensor<4>| match &geometry.rotary {
+        Some(angles) => rotate(x, angles),
+        None => x,
     };
     let query = query.mul_scalar(1.0 / (width as f64).sqrt());
     let query = turn(query.reshape([batch, tokens, spec.heads, width]));
@@ -155,7 +112,7 @@ pub(super) fn attend(
         Some(past) => past.append(layer, span, key, value),
         None => (key, value),
     };
-    weigh([query, key, value], spec.heads, geometry.mask(spec.windows[layer]))
+    weigh([query, key, value], spec.heads, geometry.mask.clone())
 }
 
 /// `softmax(q kᵀ + mask) v` of queries `[batch, shared, group · tokens, width]`, already scaled, and keys and values

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::attention::{Geometry, attend};
 use super::past::Past;
-use super::spec::{Biases, DecoderSpec, NormKind, Positions, Residual};
+use super::spec::{Biases, DecoderSpec, NormKind, Positions};
 use super::tap::{Place, Role, Site, Span, Stack, Tap, Weight};
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
@@ -44,8 +44,8 @@ pub struct Block {
     pub value: Linear,
     /// `[heads · head_width, width]`
     pub out: Linear,
-    /// Before the MLP. Nothing where a parallel block has one norm for both.
-    pub mlp_norm: Option<Norm>,
+    /// Before the MLP.
+    pub mlp_norm: Norm,
     /// `[width, mlp_width]`, in a gated MLP.
     pub gate: Option<Linear>,
     /// `[width, mlp_width]`
@@ -221,18 +221,8 @@ impl Decoder {
         let attention = project(&block.out, at(Role::Out), span, &mixed, tap);
         let attention = tap.activation(site(Place::AttentionOut), span, attention);
 
-        let (hidden, normed) = match (self.spec.residual, &block.mlp_norm) {
-            (Residual::Sequential, Some(norm)) => {
-                let hidden = hidden + attention;
-                (hidden.clone(), norm.forward(hidden))
-            }
-            (Residual::Sequential, None) => {
-                let hidden = hidden + attention;
-                (hidden.clone(), hidden)
-            }
-            (Residual::Parallel, Some(norm)) => (hidden.clone() + attention, norm.forward(hidden)),
-            (Residual::Parallel, None) => (hidden + attention, normed),
-        };
+        let hidden = hidden + attention;
+        let normed = block.mlp_norm.forward(hidden.clone());
         let up = project(&block.up, at(Role::MlpUp), span, &normed, tap);
         let key = match &block.gate {
             Some(gate) => self.spec.activation.apply(project(gate, at(Role::MlpGate), span, &normed, tap)) * up,
@@ -363,7 +353,7 @@ impl Block {
         let gate = if spec.gated { Some(linear(Role::MlpGate)?) } else { None };
         let (up, down) = (linear(Role::MlpUp)?, linear(Role::MlpDown)?);
         let attention_norm = Norm::build(spec, weights, Tensors::AttentionGamma(layer), Tensors::AttentionBeta(layer))?;
-        let mlp_norm = Some(Norm::build(spec, weights, Tensors::MlpGamma(layer), Tensors::MlpBeta(layer))?);
+        let mlp_norm = Norm::build(spec, weights, Tensors::MlpGamma(layer), Tensors::MlpBeta(layer))?;
         Ok(Block { attention_norm, query, key, value, out, mlp_norm, gate, up, down })
     }
 }

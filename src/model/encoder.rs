@@ -121,7 +121,7 @@ impl Encoder {
                 key: linear(Role::Key)?,
                 value: linear(Role::Value)?,
                 out: linear(Role::Out)?,
-                mlp_norm: Some(norm(Tensors::MlpGamma(layer), Tensors::MlpBeta(layer))?),
+                mlp_norm: norm(Tensors::MlpGamma(layer), Tensors::MlpBeta(layer))?,
                 gate: None,
                 up: linear(Role::MlpUp)?,
                 down: linear(Role::MlpDown)?,
@@ -208,10 +208,7 @@ impl Encoder {
         let key = tap.activation(site(Place::MlpHidden), span, key);
         let value = project(&block.down, at(Role::MlpDown), span, &key, tap);
         let value = tap.activation(site(Place::MlpOut), span, value);
-        let hidden = match &block.mlp_norm {
-            Some(norm) => norm.forward(hidden + value),
-            None => hidden + value,
-        };
+        let hidden = block.mlp_norm.forward(hidden + value);
         tap.activation(site(Place::BlockOut), span, hidden)
     }
 }

@@ -8,6 +8,7 @@ pub mod family;
 pub mod folder;
 pub mod hub;
 pub mod past;
+pub mod pocket;
 pub mod save;
 pub mod sentences;
 pub mod spec;
@@ -16,12 +17,10 @@ pub mod taps;
 pub mod tokenizer;
 pub mod tokens;
 
-use std::path::PathBuf;
-
 use burn::tensor::{DType, Device};
 
-use crate::data::pocket;
-use crate::error::{Error, Result};
+pub use crate::device::open as device;
+use crate::error::Result;
 use checkpoint::Checkpoint;
 use decoder::Decoder;
 use tokenizer::Tokenizer;
@@ -45,7 +44,7 @@ impl Model {
     /// What of the name or of the files is wrong.
     pub fn load(name: &str, device: &Device, dtype: DType) -> Result<Self> {
         let _span = tracing::debug_span!("load", name).entered();
-        let (checkpoint, tokenizer) = if name == pocket::NAME && !PathBuf::from(name).is_dir() {
+        let (checkpoint, tokenizer) = if pocket::is_meant(name) {
             (pocket::checkpoint()?, pocket::tokenizer()?)
         } else {
             let folder = hub::resolve(name)?;
@@ -73,29 +72,5 @@ impl Model {
             Some(id) => number(id).into_iter().collect(),
             None => vec![],
         }
-    }
-}
-
-/// The device of a name: `cpu`, `cuda`, `cuda:N` or `wgpu`.
-///
-/// # Errors
-/// A name that is none of these, or whose support is not compiled in.
-pub fn device(name: &str) -> Result<Device> {
-    let absent = |feature: &str| {
-        Error::Config(format!(
-            "device {name} is not in this build; build with --features {feature}, or use --device cpu"
-        ))
-    };
-    match name.split_once(':').unwrap_or((name, "0")) {
-        ("cpu", "0") => Ok(Device::flex()),
-        #[cfg(feature = "cuda")]
-        ("cuda", index) if index.parse::<usize>().is_ok() => Ok(Device::cuda(index.parse::<usize>().unwrap_or(0))),
-        #[cfg(not(feature = "cuda"))]
-        ("cuda", index) if index.parse::<usize>().is_ok() => Err(absent("cuda")),
-        #[cfg(feature = "wgpu")]
-        ("wgpu", "0") => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
-        #[cfg(not(feature = "wgpu"))]
-        ("wgpu", "0") => Err(absent("wgpu")),
-        _ => Err(Error::Config(format!("device \"{name}\" is not known; known are cpu, cuda, cuda:N, wgpu"))),
     }
 }

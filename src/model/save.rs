@@ -39,9 +39,7 @@ pub fn gpt2(folder: &Path, decoder: &Decoder, tokenizer: &tokenizers::Tokenizer,
     for (layer, block) in decoder.blocks.iter().enumerate() {
         let name = |part: &str| format!("transformer.h.{layer}.{part}");
         norm(name("ln_1"), &block.attention_norm);
-        if let Some(mlp_norm) = &block.mlp_norm {
-            norm(name("ln_2"), mlp_norm);
-        }
+        norm(name("ln_2"), &block.mlp_norm);
         let fused = [&block.query, &block.key, &block.value];
         matrix(name("attn.c_attn.weight"), Tensor::cat(fused.map(|linear| linear.weight.val()).to_vec(), 1));
         biases.push((

@@ -31,10 +31,6 @@ pub struct DecoderSpec {
     pub activation: Activation,
     /// Whether the MLP is gated: `down(f(gate x) * up x)`, else `down(f(up x))`.
     pub gated: bool,
-    /// How attention and MLP join the residual stream.
-    pub residual: Residual,
-    /// How many positions back a cell sees in each layer; nothing for all of them.
-    pub windows: Vec<Option<usize>>,
     /// Which projections carry a bias.
     pub biases: Biases,
     /// Whether the head is the embedding, transposed.
@@ -61,15 +57,6 @@ pub enum NormKind {
     RmsNorm,
 }
 
-/// How attention and MLP join the residual stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Residual {
-    /// `h += attention(norm₁ h)`, then `h += mlp(norm₂ h)`.
-    Sequential,
-    /// `h += attention(norm₁ h) + mlp(norm₂ h)`.
-    Parallel,
-}
-
 /// How positions enter.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Positions {
@@ -79,15 +66,13 @@ pub enum Positions {
     Rotary(Rotary),
 }
 
-/// Rotary position embedding.
+/// Rotary position embedding of whole heads, pairs of channels standing half a head apart.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
     /// The base θ of the frequencies `θ^(−2i/width)`.
     pub theta: f64,
-    /// How many of a head's channels are rotated, from the first; even.
+    /// Width of a head; even.
     pub width: usize,
-    /// Pairs are neighbours (GPT-J) or, if not, stand half the width apart (Llama).
-    pub interleaved: bool,
     /// How frequencies are stretched for contexts longer than those trained on.
     pub scaling: RotaryScaling,
 }

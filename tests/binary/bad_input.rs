@@ -71,6 +71,9 @@ fn devices() {
         ("cuda:1", ["--features cuda", "--device cpu"]),
         #[cfg(not(feature = "wgpu"))]
         ("wgpu", ["--features wgpu", "--device cpu"]),
+        // No machine has so many cards, and most have none.
+        #[cfg(feature = "cuda")]
+        ("cuda:999", ["device cuda:999", "--device cpu"]),
     ] {
         refused(&["predict", "--model", text(&model), "--prompt", "hi", "--device", device], 2, &words);
         refused(&edit(&archive, &["--device", device]), 2, &words);

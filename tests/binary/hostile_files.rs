@@ -6,7 +6,8 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::common::{
-    Place, Tensors, Trained, edit, fixture, gpt2, one_line_error, process, refused, run, sets, stdout, text, training,
+    Place, Tensors, Trained, edit, fixture, gpt2, json, one_line_error, process, refused, run, sets, stdout, text,
+    training,
 };
 
 /// Header and data of a safetensors file.
@@ -301,6 +302,11 @@ fn strange_model_configs() {
         (of_llama("rope_theta", (-1).into()), "theta"),
         (of_llama("rope_scaling", json!({"type": "yarn", "factor": 2})), "yarn"),
         (of_llama("rope_scaling", json!({"type": "linear", "factor": 0})), "factor"),
+        (
+            of_llama("rope_scaling", json!({"rope_type": "linear", "type": "llama3", "factor": 2})),
+            "rope_scaling.rope_type is \"linear\" and rope_scaling.type is \"llama3\"",
+        ),
+        (of_llama("rope_parameters", json!({"rope_theta": 3})), "rope_parameters.rope_theta is 3"),
         ((&gpt2, "{\"model_type\": \"gpt2\"}".into()), "missing"),
         ((&gpt2, "{\"model_type\": \"gpt2\",".into()), "not JSON"),
         ((&gpt2, String::new()), "not JSON"),
@@ -316,6 +322,20 @@ fn strange_model_configs() {
     refused(&["predict", "--model", text(&gpt2), "--prompt", "hi"], 1, &["no tensor", "h.3."]);
     std::fs::remove_file(gpt2.join("config.json")).unwrap();
     refused(&["predict", "--model", text(&gpt2), "--prompt", "hi"], 1, &["no config.json"]);
+}
+
+/// transformers writes the kind of scaling under its new and its old name, and the whole section under two names.
+#[test]
+fn a_scaling_under_both_of_its_names_is_read() {
+    let place = Place::new();
+    let model = place.copy_of("llama-linear-tiny");
+    let results = || json(&["predict", "--model", text(&model), "--prompt", "hi"])["results"].clone();
+    let plain = results();
+    let both = json!({"rope_type": "linear", "type": "linear", "factor": 2.0});
+    for key in ["rope_scaling", "rope_parameters"] {
+        std::fs::write(model.join("config.json"), config_with("llama-linear-tiny", key, both.clone())).unwrap();
+        assert_eq!(results(), plain, "{key}");
+    }
 }
 
 #[test]

@@ -9,5 +9,7 @@ mod hostile_files;
 mod in_context;
 mod memory;
 mod memory_input;
+mod pretraining;
+mod records;
 mod resume;
 mod threads;

@@ -1,11 +1,14 @@
 //! Against tiny random models and their activations written by `transformers` (tests/fixtures/README.md).
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
+use emend::Model;
+use emend::model::checkpoint::Checkpoint;
 use emend::model::tap::{Place, Role, Site, Stack, Tap, Weight};
 use emend::model::taps::{GradientProbes, Recorder};
+use emend::model::tokenizer::Tokenizer;
 use emend::model::tokens::Tokens;
 
-use crate::common::{Golden, difference, fixture, model, real, values};
+use crate::common::{Golden, difference, downloaded, fixture, model, real, values};
 
 const MODELS: [&str; 4] = ["gpt2-tiny", "llama-tiny", "llama3-tiny", "llama-linear-tiny"];
 const TOLERANCE: f64 = 2e-5;
@@ -94,8 +97,11 @@ struct Idle;
 impl Tap for Idle {}
 
 #[test]
+#[cfg_attr(not(downloaded = "smollm2-135m"), ignore = "no smollm2-135m under $EMEND_MODELS")]
 fn smollm2_predicts_what_pytorch_predicts() {
-    let Some(model) = crate::common::smollm2() else { return };
+    let folder = downloaded("smollm2-135m");
+    let (checkpoint, tokenizer) = (Checkpoint::open(&folder).unwrap(), Tokenizer::open(&folder).unwrap());
+    let model = Model::from_parts(checkpoint, tokenizer, &Device::flex(), DType::F32).unwrap();
     let text = std::fs::read_to_string(fixture("smollm2-135m.json")).unwrap();
     let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
     let cases = golden.as_array().or_else(|| golden["prompts"].as_array()).expect("a list of prompts");
@@ -126,7 +132,6 @@ fn llama3_frequencies_are_those_of_transformers() {
         let rotary = Rotary {
             theta: case["rope_theta"].as_f64().unwrap(),
             width: case["head_dim"].as_u64().unwrap() as usize,
-            interleaved: false,
             scaling: RotaryScaling::Llama3 {
                 factor: number("factor"),
                 low: number("low_freq_factor"),

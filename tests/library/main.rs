@@ -9,6 +9,7 @@ mod memory;
 mod mend;
 mod metrics;
 mod protocols;
+mod sampling;
 mod serac;
 mod sets;
 mod stack;

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::decoder::Tensors;
-use super::super::spec::{Activation, Biases, DecoderSpec, NormKind, Positions, Residual};
+use super::super::spec::{Activation, Biases, DecoderSpec, NormKind, Positions};
 use super::super::tap::Role;
 use super::{Family, Place, checked, head_width, read};
 
@@ -68,8 +68,6 @@ impl Family for Gpt2 {
             positions: Positions::Learned,
             activation,
             gated: false,
-            residual: Residual::Sequential,
-            windows: vec![None; config.n_layer.min(10_001)],
             biases: Biases { query_key_value: true, attention_out: true, mlp: true },
             tied_head: config.tie_word_embeddings,
         })

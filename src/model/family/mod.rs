@@ -5,6 +5,7 @@ mod distilbert;
 mod gpt2;
 mod llama;
 
+use std::fmt::Debug;
 use std::ops::Range;
 
 use serde_json::Value;
@@ -104,6 +105,26 @@ fn read<T: serde::de::DeserializeOwned>(config: &Value) -> Result<T, String> {
         "." => error.inner().to_string(),
         key => format!("{key}: {}", error.inner()),
     })
+}
+
+/// A value that a file may give under several names: the one that all names agree on, nothing where none has it.
+///
+/// # Errors
+/// Two names with different values.
+fn agreed<T: PartialEq + Debug>(found: impl Iterator<Item = (String, Option<T>)>) -> Result<Option<T>, String> {
+    let mut known: Option<(String, T)> = None;
+    for (name, value) in found {
+        let Some(value) = value else { continue };
+        match &known {
+            Some((first, one)) if *one != value => {
+                let both = format!("{first} is {one:?} and {name} is {value:?}");
+                return Err(format!("{both}: these mean the same; remove the wrong one"));
+            }
+            Some(_) => {}
+            None => known = Some((name, value)),
+        }
+    }
+    Ok(known.map(|(_, value)| value))
 }
 
 /// The limits that keep a hostile config from asking for absurd memory, and the divisions that must come out even.
