@@ -8,7 +8,8 @@ use super::curves::Point;
 use crate::config::compare::UNEDITED;
 use crate::evaluate::case::Case;
 use crate::evaluate::{
-    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate, best, failed, measure_all,
+    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate, best, failed, known_unedited,
+    measure_all,
 };
 
 /// One editor's part.
@@ -61,9 +62,12 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
     let before = measure_all(&unedited(entries), snippets);
     let costs = |figure: &Figure| figure.protocol == Protocol::Efficiency;
     for figure in aggregate(&before, seed).into_iter().filter(|figure| !costs(figure)) {
+        // What cannot come out otherwise has no interval.
+        let known = known_unedited(figure.protocol, &figure.name);
+        let [low, high] = [figure.low, figure.high].map(|end| end.filter(|_| !known));
         rows.push(json!({
             "method": UNEDITED, "protocol": figure.protocol, "name": figure.name, "mean": figure.mean,
-            "low": figure.low, "high": figure.high, "cases": figure.cases, "best": false, "proven": null,
+            "low": low, "high": high, "cases": figure.cases, "best": false, "proven": null,
         }));
     }
     let first = entries.first().map_or(&Value::Null, |entry| &entry.params);
@@ -137,7 +141,7 @@ fn protocols(figures: &[Figure]) -> Vec<Value> {
             }
             let about = about(protocol, &figure.name);
             let unit = match about.unit {
-                Unit::Share => "share",
+                Unit::Share | Unit::Difference => "share",
                 Unit::Bits => "bits",
                 Unit::Seconds => "seconds",
                 Unit::Bytes => "bytes",

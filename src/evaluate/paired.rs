@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::aggregate::{columns, in_order, made_of_parts, sort};
-use super::bootstrap::{Mean, Sheet, Statistic, interval};
-use super::protocol::{Measured, Protocol};
+use super::bootstrap::{Bounds, Mean, Sheet, Statistic, interval};
+use super::protocol::{Measured, Protocol, about};
 use super::significance::{Test, bootstrap_test, test};
 
 /// A number of one method less that of another, over the cases that both have it for.
@@ -19,10 +19,10 @@ pub struct Difference {
     pub name: String,
     /// The mean difference; of `score` and the figures of `balanced` the difference of the two.
     pub mean: f64,
-    /// Where the 95 % percentile interval over draws of the cases begins.
-    pub low: f64,
+    /// Where the 95 % percentile interval over draws of the cases begins, as a figure's; nothing where it does not vary and may be any number.
+    pub low: Option<f64>,
     /// Where it ends.
-    pub high: f64,
+    pub high: Option<f64>,
     /// How many cases it is over.
     pub cases: usize,
     /// The chance of a difference as large, either way, if there were none.
@@ -75,7 +75,8 @@ pub fn paired(a: &[Measured], b: &[Measured], seed: u64) -> Vec<Difference> {
             Parts::Cases(_, differences) => test(differences),
             Parts::Whole(..) => (bootstrap_test(&draws), Test::Bootstrap),
         };
-        let (low, high) = interval(mean, draws);
+        let bounds = Bounds::of_difference(about(protocol, &name).unit);
+        let (low, high) = interval(mean, draws, cases, bounds).unzip();
         Difference { protocol, name, mean, low, high, cases, p, test }
     };
     parts.into_iter().map(difference).collect()

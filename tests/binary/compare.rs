@@ -782,8 +782,20 @@ fn figures_are_those_computed_in_python() {
         let (mean, right) = (number(&found["mean"]), number(&wanted["mean"]));
         assert!((mean - right).abs() <= 1e-9 * right.abs().max(1.0), "{wanted}: {found}");
         assert_eq!(found["cases"], wanted["cases"], "{wanted}");
-        assert!(number(&found["low"]) <= mean && mean <= number(&found["high"]), "{found}");
+        let [low, high] = ["low", "high"].map(|end| found[end].as_f64());
+        assert!(low.is_none_or(|low| low <= mean) && high.is_none_or(|high| mean <= high), "{found}");
+        assert_eq!(low.is_some(), high.is_some(), "{found}");
     }
+    // Four of five, each yes or no: Wilson's interval. What is compared with itself has none.
+    let efficacy = figure(&summary, "alpha", "counterfact", "efficacy");
+    for (end, wanted) in [("low", 0.375535), ("high", 0.963776)] {
+        assert!((efficacy[end].as_f64().unwrap() - wanted).abs() < 1e-5, "{efficacy}");
+    }
+    for (protocol, name) in [("mend", "locality"), ("mend", "drawdown/near"), ("generate", "locality_same")] {
+        let known = figure(&summary, "unedited", protocol, name);
+        assert!(known["mean"].is_number() && known["low"].is_null() && known["high"].is_null(), "{known}");
+    }
+    assert!(figure(&summary, "unedited", "mend", "edit_success")["low"].is_number());
     let failed: Vec<&Value> = summary["methods"].as_array().unwrap().iter().map(|method| &method["failed"]).collect();
     // The unedited model cannot fail.
     assert_eq!(failed, [&Value::Null, &json!(0), &json!(0), &json!(1)]);

@@ -9,7 +9,7 @@ use emend::edit::score::{Scored, score};
 use emend::evaluate::case::{Case, FreeAnswer, FreeText};
 use emend::evaluate::significance::{sign_test, t_test, test};
 use emend::evaluate::{
-    Better, Kind, Measured, Method, ProbeRow, Protocol, Rival, Snippets, Test, Value, about, aggregate, best, failed,
+    Better, Kind, Measured, Method, ProbeRow, Protocol, Rival, Snippets, Test, Unit, Value, about, aggregate, best, failed,
     holm, measure, measure_all, paired, perplexity, reference_score, values, windows,
 };
 use emend::model::tokenizer::Continuation;
@@ -188,7 +188,12 @@ fn every_value_is_described() {
     let figures = aggregate(&measure_all(&[full], None), 0);
     for figure in &figures {
         assert!(!about(figure.protocol, &figure.name).what.is_empty(), "{}", figure.name);
-        assert_eq!((figure.low, figure.high, figure.cases), (figure.mean, figure.mean, 1), "{}", figure.name);
+        assert_eq!(figure.cases, 1, "{}", figure.name);
+        // One case says next to nothing of others: of what is no share nothing at all.
+        let bounded = matches!(about(figure.protocol, &figure.name).unit, Unit::Share | Unit::Difference);
+        let width = figure.high.zip(figure.low).map(|(high, low)| high - low);
+        assert_eq!(width.is_some_and(|width| width > 0.7), bounded, "{figure:?}");
+        assert_eq!(width.is_some(), bounded, "{figure:?}");
     }
     let of = |protocol| figures.iter().filter(|figure| figure.protocol == protocol).count();
     assert_eq!(Protocol::ALL.map(of), [13, 6, 6, 7, 1, 3, 7]);
@@ -237,7 +242,7 @@ fn score_and_balanced_accuracy_are_made_of_means_and_sums() {
     let figures = aggregate(&cases, 0);
     assert_eq!(figures[0].name, "score");
     close(figures[0].mean, 3.0 / (1.0 / (2.0 / 3.0) + 1.0 / 0.4 + 1.0 / 0.5));
-    assert!(figures[0].low < figures[0].mean && figures[0].mean < figures[0].high);
+    assert!(figures[0].low.unwrap() < figures[0].mean && figures[0].mean < figures[0].high.unwrap());
     // A mean of zero makes the score zero.
     let nothing = numbers("x", &[("efficacy", 0.0), ("paraphrase", 1.0), ("neighborhood", 1.0)]);
     assert_eq!(aggregate(&[nothing], 0)[0].mean, 0.0);
@@ -309,7 +314,7 @@ fn two_methods_are_compared_on_the_cases_they_share() {
     for (there, back) in found.iter().zip(&back) {
         close(there.mean, -back.mean);
         close(there.p, back.p);
-        close(there.low, -back.high);
+        close(there.low.unwrap(), -back.high.unwrap());
     }
     assert!(paired(&a[..1], &b[..1], 0).is_empty());
 }
@@ -471,25 +476,29 @@ proptest! {
         prop_assert_eq!(&figures, &aggregate(&measure_all(&shuffled, None), seed));
         let sound = cases.len() - failed(&cases);
         for figure in &figures {
-            prop_assert!(figure.low <= figure.mean && figure.mean <= figure.high, "{:?}", figure);
+            let inside = |(low, high): (f64, f64)| low <= figure.mean && figure.mean <= high;
+            prop_assert!(figure.low.zip(figure.high).is_none_or(inside), "{:?}", figure);
             prop_assert!(0 < figure.cases && figure.cases <= sound);
         }
         // A method compared with itself.
         let measured = measure_all(&cases, None);
         for difference in paired(&measured, &measured, seed) {
-            prop_assert_eq!((difference.mean, difference.low, difference.high, difference.p), (0.0, 0.0, 0.0, 1.0));
+            prop_assert_eq!((difference.mean, difference.p), (0.0, 1.0));
+            prop_assert_eq!(difference.low, difference.high.map(|high| -high));
         }
     }
 
     #[test]
-    fn equal_values_have_an_interval_of_no_width(value in 0.01f64..1.0, count in 1usize..40) {
+    fn equal_values_are_no_certainty(value in 0.01f64..0.99, count in 1usize..40) {
         let parts = [("efficacy", value), ("paraphrase", value), ("neighborhood", value)];
         let cases: Vec<Measured> = (0..count).map(|id| numbers(&id.to_string(), &parts)).collect();
         let figures = aggregate(&cases, 1);
         prop_assert_eq!(figures.len(), 4);
         for figure in figures {
-            prop_assert_eq!((figure.low, figure.high), (figure.mean, figure.mean));
+            let (low, high) = (figure.low.unwrap(), figure.high.unwrap());
             prop_assert!((figure.mean - value).abs() < 1e-12);
+            let unseen = 1.96 * 1.96 / (count as f64 + 1.96 * 1.96);
+            prop_assert!((low - value * (1.0 - unseen)).abs() < 1e-9 && (high - value - (1.0 - value) * unseen).abs() < 1e-9);
         }
     }
 }

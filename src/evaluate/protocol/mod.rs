@@ -94,8 +94,10 @@ pub enum Better {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// A share or a probability, or a difference of two.
+    /// A share or a probability.
     Share,
+    /// A difference of two shares or probabilities.
+    Difference,
     /// Bits.
     Bits,
     /// Seconds.
@@ -122,17 +124,17 @@ pub struct About {
 const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
     use Better::{Higher, Lower, Neither};
     use Protocol::{Balanced, Counterfact, Easyedit, Efficiency, Generate, Mend, Sentiment};
-    use Unit::{Bits, Bytes, Number, Seconds, Share};
+    use Unit::{Bits, Bytes, Difference, Number, Seconds, Share};
     &[
         (Counterfact, "score", Higher, Share, "harmonic mean of efficacy, paraphrase and neighborhood"),
         (Counterfact, "efficacy", Higher, Share, "own prompt, new answer likelier than the old"),
-        (Counterfact, "efficacy_magnitude", Higher, Share, "own prompt, by how much it is likelier"),
+        (Counterfact, "efficacy_magnitude", Higher, Difference, "own prompt, by how much it is likelier"),
         (Counterfact, "efficacy_exact", Higher, Share, "own prompt, whole new answer the likeliest"),
         (Counterfact, "paraphrase", Higher, Share, "rephrases, new answer likelier than the old"),
-        (Counterfact, "paraphrase_magnitude", Higher, Share, "rephrases, by how much it is likelier"),
+        (Counterfact, "paraphrase_magnitude", Higher, Difference, "rephrases, by how much it is likelier"),
         (Counterfact, "paraphrase_exact", Higher, Share, "rephrases, whole new answer the likeliest"),
         (Counterfact, "neighborhood", Higher, Share, "other subjects, old answer likelier than the new"),
-        (Counterfact, "neighborhood_magnitude", Higher, Share, "other subjects, by how much it is likelier"),
+        (Counterfact, "neighborhood_magnitude", Higher, Difference, "other subjects, by how much it is likelier"),
         (Counterfact, "neighborhood_exact", Higher, Share, "other subjects, whole old answer the likeliest"),
         (Counterfact, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes"),
         (Counterfact, "reference_score", Higher, Share, "likeness of what it writes to texts on the new answer"),
@@ -146,7 +148,7 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Mend, "edit_success", Higher, Share, "own prompt, whole target exact"),
         (Mend, "generalization", Higher, Share, "rephrases, whole target exact"),
         (Mend, "locality", Higher, Share, "out of scope, all likeliest tokens as before"),
-        (Mend, "drawdown", Lower, Share, "out-of-scope facts no longer answered exactly"),
+        (Mend, "drawdown", Lower, Difference, "out-of-scope facts no longer answered exactly"),
         (Mend, "perplexity", Lower, Number, "perplexity of a text"),
         (Mend, "perplexity_drawdown", Lower, Number, "how far the perplexity of a text rose"),
         (Generate, "rewrite_exact", Higher, Share, "own prompt, says the target and nothing else"),
@@ -181,6 +183,19 @@ pub fn about(protocol: Protocol, name: &str) -> About {
     match TABLE.get(place(protocol, name)) {
         Some(&(_, _, better, unit, what)) => About { better, unit, what },
         None => About { better: Better::Neither, unit: Unit::Number, what: "" },
+    }
+}
+
+/// Whether a number is the same of any model before its edits: there it is compared with itself.
+pub fn known_unedited(protocol: Protocol, name: &str) -> bool {
+    let stem = name.split_once('/').map_or(name, |(stem, _)| stem);
+    match protocol {
+        Protocol::Counterfact => stem == "essence_rise",
+        Protocol::Easyedit => stem == "locality",
+        Protocol::Mend => matches!(stem, "locality" | "drawdown" | "perplexity_drawdown"),
+        Protocol::Generate => stem == "locality_same",
+        Protocol::Sentiment => stem == "topic",
+        Protocol::Balanced | Protocol::Efficiency => false,
     }
 }
 
