@@ -37,17 +37,21 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
         .zip(&measured)
         .map(|((entry, figures), cases)| Method { name: &entry.name, figures, cases })
         .collect();
-    let bests = best(&methods, seed);
+    let bests = best(&methods, seed, &|_, _| true);
     let mut rows = vec![];
     for (entry, figures) in entries.iter().zip(&figures) {
         for figure in figures {
             let best = bests.iter().find(|best| best.protocol == figure.protocol && best.name == figure.name);
             let is_best = best.is_some_and(|best| best.method == entry.name);
-            let proven = best.is_some_and(|best| match is_best {
-                true => !best.others.is_empty() && best.others.iter().all(|other| other.proven),
-                false => best.others.iter().any(|other| other.method == entry.name && other.proven),
-            });
             let other = best.and_then(|best| best.others.iter().find(|other| other.method == entry.name));
+            // Nothing where no test was made.
+            let proven = match best.filter(|_| is_best) {
+                Some(best) => {
+                    let tested = best.others.iter().any(|other| other.p.is_some());
+                    tested.then(|| best.others.iter().all(|other| other.proven))
+                }
+                None => other.and_then(|other| other.p.map(|_| other.proven)),
+            };
             let behind = other.and_then(|other| Some((other.difference.as_ref()?, other.p)));
             rows.push(json!({
                 "method": entry.name, "protocol": figure.protocol, "name": figure.name, "mean": figure.mean,
@@ -85,8 +89,11 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
     json!({
         "format": "report/1",
         "title": title,
-        "statistics": "means over cases; 95 % percentile bootstrap intervals over 1,000 draws of cases; best is marked where its \
-                       difference from every other editor is proven: paired tests on shared cases, p < 0.05 after Holm's correction",
+        "statistics": "means over cases; 95 % intervals: Wilson's where each case is yes or no, else percentiles of 1,000 draws of the \
+                       cases, no narrower at the ends than a share of as many cases; best is marked where its difference from every \
+                       other editor is proven: paired tests on shared cases (t, exact signs; exchanges of the editors within cases for \
+                       score and balanced accuracy), p < 0.05 after Holm's correction for all pairs of editors; no mark where no test \
+                       was made",
         "model": first["model"],
         "data": first["data"],
         "mode": first["mode"],

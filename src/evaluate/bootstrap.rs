@@ -83,6 +83,13 @@ impl Mean {
         Some(Mean { base, sum, count, cases: values.len() })
     }
 
+    /// What each case adds to the sum of the values and to their number.
+    fn summands(&self, sheet: &Sheet) -> [Vec<f64>; 2] {
+        let count = self.count.map_or(vec![1.0; self.cases], |count| sheet.columns[count].clone());
+        let values = sheet.columns[self.sum].iter().zip(&count).map(|(value, known)| value + self.base * known);
+        [values.collect(), count]
+    }
+
     /// NaN where no case that was drawn has a value.
     pub fn at(&self, sums: &[f64]) -> f64 {
         self.base + sums[self.sum] / self.count.map_or(self.cases as f64, |count| sums[count])
@@ -107,6 +114,30 @@ impl Statistic {
             Statistic::Harmonic(parts) => harmonic(parts.map(|part| part.at(sums))),
             Statistic::Balanced(labels) => {
                 balanced_accuracy(labels.map(|(right, asked)| (sums[right], sums[asked]))).unwrap_or(f64::NAN)
+            }
+        }
+    }
+
+    /// What each case adds to the sums that [`Statistic::of`] makes the number of: those of which there is a share, and how many there
+    /// are, in turn.
+    pub fn summands(&self, sheet: &Sheet) -> Vec<Vec<f64>> {
+        let shares: Vec<[Vec<f64>; 2]> = match self {
+            Statistic::Mean(mean) => vec![mean.summands(sheet)],
+            Statistic::Harmonic(parts) => parts.iter().map(|part| part.summands(sheet)).collect(),
+            Statistic::Balanced(labels) => {
+                labels.iter().map(|&(right, asked)| [right, asked].map(|at| sheet.columns[at].clone())).collect()
+            }
+        };
+        (0..sheet.cases).map(|case| shares.iter().flatten().map(|column| column[case]).collect()).collect()
+    }
+
+    /// The number, of the sums of [`Statistic::summands`].
+    pub fn of(&self, sums: &[f64]) -> f64 {
+        match self {
+            Statistic::Mean(_) => sums[0] / sums[1],
+            Statistic::Harmonic(_) => harmonic([0, 2, 4].map(|at| sums[at] / sums[at + 1])),
+            Statistic::Balanced(_) => {
+                balanced_accuracy([0, 2].map(|at| (sums[at], sums[at + 1]))).unwrap_or(f64::NAN)
             }
         }
     }

@@ -27,7 +27,7 @@
 //! ```
 //!
 //! Any part may be missing or null. `best` is the best mean of a metric; `proven` says of the best that its difference from every
-//! other method is proven, and of the others that their difference from the best is; null of what takes no part in that, a method
+//! other method is proven, and of the others that their difference from the best is; null where no test was made, as for a method
 //! with `"baseline": true`. `behind` is the best one's number less this one's: mean, low, high, cases, test and corrected p. A curve
 //! without a protocol is given the one that alone has its metric. Methods are shown, and coloured, in the order of `methods`; those
 //! that only other parts speak of come behind.
