@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::probes::{Kind, ProbeRow};
 use super::protocol::balanced::{Labels, accuracy};
 use super::protocol::counterfact::{magnitude, success};
-use super::protocol::{counterfact as likelier, sentiment as replies};
+use super::protocol::counterfact as likelier;
+use super::protocol::sentiment::{Reply, reply};
 use super::rows::{Side, mean, share};
 
 /// The figures of a table, shares from 0 to 1. A figure without probes is absent.
@@ -157,33 +158,34 @@ pub fn balanced(table: &[ProbeRow], side: Side) -> Balanced {
     Balanced { in_scope: accuracy(labels.in_scope), out_of_scope: accuracy(labels.out_of_scope) }
 }
 
-/// The figures of the `sentiment` protocol (Mitchell et al., 2022, SERAC), of one side of an edit. On in-scope probes of
-/// records that a descriptor states, with l⁺ and l⁻ the mean log-likelihoods a token of the right and the wrong reply,
+/// The figures of the `sentiment` protocol (Mitchell et al., 2022, SERAC), of one side of an edit, as the authors' code has them. On
+/// in-scope probes of a record that a descriptor states, with l⁺ the mean log-likelihood of all tokens of all its right replies
+/// together and l⁻ that of the wrong ones,
 ///
 /// ```text
 /// z_sentiment = σ(l⁺ − l⁻)
-/// z_topic     = min(1, exp(½(l⁺ + l⁻) − ½(l⁺ + l⁻ before the edit)))
+/// z_topic     = min(1, exp(l⁺ − l⁺ before the edit))
 /// success     = z_sentiment · z_topic
 /// ```
 ///
-/// each first meant over the probes of an edit, then over edits. z_topic falls where an edit makes all talk of the topic
-/// unlikely, whatever its sentiment. Probes of the `balanced` protocol are none of this one.
+/// each meant over edits. z_topic falls where an edit makes the right replies themselves unlikely; that the wrong ones become so is
+/// what was asked for. Probes of the `balanced` protocol are none of this one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sentiment {
     /// z_sentiment.
     pub sentiment: Option<f64>,
     /// z_topic; 1 before the edit.
     pub topic: Option<f64>,
-    /// The product of the two, probe by probe.
+    /// The product of the two, edit by edit.
     pub success: Option<f64>,
 }
 
 /// The `sentiment` figures of one side of a table; absent where no edit is stated by a descriptor.
 pub fn sentiment(table: &[ProbeRow], side: Side) -> Sentiment {
-    let figure = |of: fn(f64, f64) -> f64| over_edits(table, |rows| replies::over_probes(rows.into_iter(), side, of));
+    let figure = |of: fn(Reply) -> f64| over_edits(table, |rows| reply(rows.into_iter(), side).map(of));
     Sentiment {
-        sentiment: figure(|sentiment, _| sentiment),
-        topic: figure(|_, topic| topic),
-        success: figure(|sentiment, topic| sentiment * topic),
+        sentiment: figure(|reply| reply.sentiment),
+        topic: figure(|reply| reply.topic),
+        success: figure(|reply| reply.sentiment * reply.topic),
     }
 }
