@@ -8,7 +8,7 @@ use super::curves::Point;
 use crate::config::compare::UNEDITED;
 use crate::evaluate::case::Case;
 use crate::evaluate::{
-    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate, best, failed, known_unedited,
+    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate, best, failed, in_headline, known_unedited,
     measure_all,
 };
 
@@ -234,7 +234,7 @@ fn outcome(case: &Case) -> &'static str {
         return "error";
     }
     let exact = |kind: Kind| case.rows.iter().filter(|row| row.kind == kind).all(|row| row.after.exact());
-    let mut kept = case.rows.iter().filter(|row| row.kind == Kind::Locality);
+    let mut kept = case.rows.iter().filter(|row| in_headline(row));
     match (exact(Kind::Rewrite), exact(Kind::Rephrase)) {
         (true, true) if kept.all(|row| row.before.argmax == row.after.argmax) => "success",
         (true, _) => "partial",

@@ -14,7 +14,7 @@ use super::protocol::balanced::{Labels, accuracy};
 use super::protocol::counterfact::{magnitude, success};
 use super::protocol::counterfact as likelier;
 use super::protocol::sentiment::{Reply, reply};
-use super::rows::{Side, mean, share};
+use super::rows::{Side, in_headline, mean, share};
 
 /// The figures of a table, shares from 0 to 1. A figure without probes is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -47,20 +47,23 @@ pub fn generalization(table: &[ProbeRow]) -> Option<f64> {
     share(table.iter().filter(|row| row.kind == Kind::Rephrase), |row| row.after.exact())
 }
 
-/// Likeliest tokens unchanged, on out-of-scope prompts; of one class where one is named.
+/// Likeliest tokens unchanged, on out-of-scope prompts; of one class where one is named, else of all but CounterFact's attribute prompts.
 pub fn locality(table: &[ProbeRow], class: Option<&str>) -> Option<f64> {
     share(out_of_scope(table, class), |row| row.before.argmax == row.after.argmax)
 }
 
-/// Exact accuracy lost on out-of-scope facts whose answer is known; of one class where one is named.
+/// Exact accuracy lost on out-of-scope facts whose answer is known; of one class where one is named, else of all but CounterFact's
+/// attribute prompts.
 pub fn drawdown(table: &[ProbeRow], class: Option<&str>) -> Option<f64> {
     let known = || out_of_scope(table, class).filter(|row| row.given);
     Some(share(known(), |row| row.before.exact())? - share(known(), |row| row.after.exact())?)
 }
 
+/// Out-of-scope rows of a class; without one those of the headline.
 fn out_of_scope<'a>(table: &'a [ProbeRow], class: Option<&'a str>) -> impl Iterator<Item = &'a ProbeRow> {
-    let fits = move |row: &&ProbeRow| {
-        row.kind == Kind::Locality && class.is_none_or(|class| row.class.as_deref() == Some(class))
+    let fits = move |row: &&ProbeRow| match class {
+        Some(class) => row.kind == Kind::Locality && row.class.as_deref() == Some(class),
+        None => in_headline(row),
     };
     table.iter().filter(fits)
 }
@@ -69,7 +72,7 @@ fn out_of_scope<'a>(table: &'a [ProbeRow], class: Option<&'a str>) -> impl Itera
 /// ([`super::protocol::mend`]).
 pub fn summarize(table: &[ProbeRow]) -> Summary {
     let classes: std::collections::BTreeSet<&str> =
-        out_of_scope(table, None).filter_map(|row| row.class.as_deref()).collect();
+        table.iter().filter(|row| row.kind == Kind::Locality).filter_map(|row| row.class.as_deref()).collect();
     let by_class = |figure: fn(&[ProbeRow], Option<&str>) -> Option<f64>| -> BTreeMap<String, f64> {
         classes.iter().filter_map(|class| Some(((*class).to_owned(), figure(table, Some(class))?))).collect()
     };

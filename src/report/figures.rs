@@ -25,7 +25,7 @@ pub fn mend(summary: &Summary) -> String {
     rows.push(vec![
         "drawdown".into(),
         percent(summary.drawdown),
-        "out-of-scope facts no longer answered exactly".into(),
+        "out of scope, exact answers before less those after".into(),
     ]);
     rows.extend(
         summary

@@ -57,6 +57,27 @@ fn figures_are_those_computed_by_hand() {
     assert_eq!(summarize(&[]).edit_success, None);
 }
 
+/// CounterFact's attribute prompts ask for the new answer: they have figures of their own, beside the headline.
+#[test]
+fn attribute_prompts_stand_beside_the_headline() {
+    let table = vec![
+        row(0, Kind::Locality, Some("neighborhood"), &[3], &[3], &[3]),
+        row(0, Kind::Locality, Some("attribute"), &[4], &[4], &[5]),
+    ];
+    let summary = summarize(&table);
+    assert_eq!((summary.locality, summary.drawdown), (Some(1.0), Some(0.0)));
+    assert_eq!((summary.locality_by_class["attribute"], summary.drawdown_by_class["attribute"]), (0.0, 1.0));
+}
+
+/// Of an answer against itself nobody can say which is likelier.
+#[test]
+fn an_answer_is_not_up_against_itself() {
+    let same = against(0, Kind::Locality, ["Rome", " Rome"], [1.0, 1.0], [1.0, 1.0]);
+    let other = against(0, Kind::Locality, ["Rome", "Oslo"], [1.0, 2.0], [1.0, 2.0]);
+    assert_eq!(counterfact(std::slice::from_ref(&same), Side::After).neighborhood, None);
+    assert_eq!(counterfact(&[same, other], Side::After).neighborhood, Some(1.0));
+}
+
 #[test]
 fn nll_is_a_mean_and_probability_a_product() {
     let scored = Scored { target: vec![1, 2], log_probabilities: vec![-1.0, -3.0], argmax: vec![1, 2] };
@@ -154,7 +175,7 @@ fn only_the_right_replies_keep_to_the_topic() {
 
 #[test]
 fn counterfact_means_over_prompts_and_then_over_edits() {
-    let row = |record, kind, before, after| against(record, kind, ["", ""], before, after);
+    let row = |record, kind, before, after| against(record, kind, ["new", "old"], before, after);
     let table = vec![
         row(0, Kind::Rewrite, [5.0, 1.0], [0.1, 3.0]),
         row(1, Kind::Rewrite, [4.0, 1.0], [2.0, 2.0]),

@@ -4,7 +4,7 @@ use super::text::{contained, same_answer};
 use super::{Protocol, Value, Values};
 use crate::evaluate::case::{Case, FreeAnswer};
 use crate::evaluate::probes::{Kind, ProbeRow};
-use crate::evaluate::rows::mean;
+use crate::evaluate::rows::{in_headline, mean};
 
 /// The values of a case, over its free answers.
 ///
@@ -14,11 +14,12 @@ use crate::evaluate::rows::mean;
 /// rephrase_…         the same on rephrases
 /// portability_…      the same on consequences
 /// locality_same      share of answers to out-of-scope prompts that are, letter for letter, those from before the edit
+///                    (CounterFact's attribute prompts left out)
 /// ```
 pub fn values(case: &Case) -> Vec<Value> {
     let asked = |kind: Kind| {
         let rows = case.answers.iter().filter_map(|answer| Some((answer, case.rows.get(answer.row)?)));
-        rows.filter(move |(_, row)| row.kind == kind)
+        rows.filter(move |(_, row)| if kind == Kind::Locality { in_headline(row) } else { row.kind == kind })
     };
     let figure = |kind: Kind, holds: fn(&FreeAnswer, &ProbeRow) -> bool| {
         mean(asked(kind).map(|(answer, row)| f64::from(u8::from(holds(answer, row)))))

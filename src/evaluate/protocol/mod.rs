@@ -119,7 +119,7 @@ pub struct About {
     pub what: &'static str,
 }
 
-/// Every name, in the order of tables; of a name with a class what stands before the slash.
+/// Every name, in the order of tables; of a name with a class what stands before the slash, unless the whole name is there.
 #[rustfmt::skip]
 const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
     use Better::{Higher, Lower, Neither};
@@ -127,47 +127,49 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
     use Unit::{Bits, Bytes, Difference, Number, Seconds, Share};
     &[
         (Counterfact, "score", Higher, Share, "harmonic mean of efficacy, paraphrase and neighborhood"),
-        (Counterfact, "efficacy", Higher, Share, "own prompt, new answer likelier than the old"),
-        (Counterfact, "efficacy_magnitude", Higher, Difference, "own prompt, by how much it is likelier"),
+        (Counterfact, "efficacy", Higher, Share, "own prompt, new answer likelier than the old by token"),
+        (Counterfact, "efficacy_magnitude", Higher, Difference, "own prompt, probability a token of the new answer less that of the old"),
         (Counterfact, "efficacy_exact", Higher, Share, "own prompt, whole new answer the likeliest"),
-        (Counterfact, "paraphrase", Higher, Share, "rephrases, new answer likelier than the old"),
-        (Counterfact, "paraphrase_magnitude", Higher, Difference, "rephrases, by how much it is likelier"),
+        (Counterfact, "paraphrase", Higher, Share, "rephrases, new answer likelier than the old by token"),
+        (Counterfact, "paraphrase_magnitude", Higher, Difference, "rephrases, probability a token of the new answer less that of the old"),
         (Counterfact, "paraphrase_exact", Higher, Share, "rephrases, whole new answer the likeliest"),
-        (Counterfact, "neighborhood", Higher, Share, "other subjects, old answer likelier than the new"),
-        (Counterfact, "neighborhood_magnitude", Higher, Difference, "other subjects, by how much it is likelier"),
+        (Counterfact, "neighborhood", Higher, Share, "other subjects, old answer likelier than the new by token"),
+        (Counterfact, "neighborhood_magnitude", Higher, Difference, "other subjects, probability a token of the old answer less that of the new"),
         (Counterfact, "neighborhood_exact", Higher, Share, "other subjects, whole old answer the likeliest"),
         (Counterfact, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes"),
         (Counterfact, "reference_score", Higher, Share, "likeness of what it writes to texts on the new answer"),
-        (Counterfact, "essence", Lower, Number, "perplexity of what it writes of the subject"),
-        (Counterfact, "essence_rise", Lower, Number, "how far that perplexity rose"),
-        (Easyedit, "rewrite_acc", Higher, Share, "own prompt, tokens of the target"),
-        (Easyedit, "rephrase_acc", Higher, Share, "rephrases, tokens of the target"),
-        (Easyedit, "locality", Higher, Share, "out of scope, likeliest tokens as before"),
-        (Easyedit, "portability", Higher, Share, "consequences, tokens of the target"),
+        (Counterfact, "essence", Lower, Number, "the unedited model's perplexity of what it writes of the subject"),
+        (Counterfact, "essence_rise", Lower, Number, "that perplexity less that of what the unedited model writes"),
+        (Easyedit, "rewrite_acc", Higher, Share, "own prompt, share of the target's tokens that are the likeliest"),
+        (Easyedit, "rephrase_acc", Higher, Share, "rephrases, share of the target's tokens that are the likeliest"),
+        (Easyedit, "locality", Higher, Share, "out of scope, share of likeliest tokens that are as before"),
+        (Easyedit, "portability", Higher, Share, "consequences, share of the target's tokens that are the likeliest"),
         (Easyedit, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes"),
         (Mend, "edit_success", Higher, Share, "own prompt, whole target exact"),
         (Mend, "generalization", Higher, Share, "rephrases, whole target exact"),
         (Mend, "locality", Higher, Share, "out of scope, all likeliest tokens as before"),
-        (Mend, "drawdown", Lower, Difference, "out-of-scope facts no longer answered exactly"),
-        (Mend, "perplexity", Lower, Number, "perplexity of a text"),
-        (Mend, "perplexity_drawdown", Lower, Number, "how far the perplexity of a text rose"),
-        (Generate, "rewrite_exact", Higher, Share, "own prompt, says the target and nothing else"),
-        (Generate, "rewrite_contained", Higher, Share, "own prompt, says the target"),
-        (Generate, "rephrase_exact", Higher, Share, "rephrases, says the target and nothing else"),
-        (Generate, "rephrase_contained", Higher, Share, "rephrases, says the target"),
-        (Generate, "portability_exact", Higher, Share, "consequences, says the target and nothing else"),
-        (Generate, "portability_contained", Higher, Share, "consequences, says the target"),
-        (Generate, "locality_same", Higher, Share, "out of scope, says what it said before"),
-        (Balanced, "in_scope", Higher, Share, "claims that the edit decides, mean over True and False"),
-        (Balanced, "out_of_scope", Higher, Share, "claims about others, mean over True and False"),
-        (Sentiment, "success", Higher, Share, "product of sentiment and topic"),
+        (Mend, "drawdown", Lower, Difference, "out of scope, exact answers before less those after"),
+        (Mend, "perplexity", Lower, Number, "perplexity of a text after the edit"),
+        (Mend, "perplexity_drawdown", Lower, Number, "perplexity of a text after the edit less that before"),
+        (Generate, "rewrite_exact", Higher, Share, "own prompt, says the target and nothing else but for case and final punctuation"),
+        (Generate, "rewrite_contained", Higher, Share, "own prompt, says the target among its words"),
+        (Generate, "rephrase_exact", Higher, Share, "rephrases, says the target and nothing else but for case and final punctuation"),
+        (Generate, "rephrase_contained", Higher, Share, "rephrases, says the target among its words"),
+        (Generate, "portability_exact", Higher, Share, "consequences, says the target and nothing else but for case and final punctuation"),
+        (Generate, "portability_contained", Higher, Share, "consequences, says the target among its words"),
+        (Generate, "locality_same", Higher, Share, "out of scope, says letter for letter what it said before"),
+        (Balanced, "in_scope", Higher, Share, "claims that the edit decides answered rightly, mean over True and False"),
+        (Balanced, "out_of_scope", Higher, Share, "claims about others answered rightly, mean over True and False"),
+        (Sentiment, "success", Higher, Share, "product of sentiment and topic, edit by edit"),
         (Sentiment, "sentiment", Higher, Share, "right replies against wrong ones, tokens of all replies together"),
         (Sentiment, "topic", Higher, Share, "right replies as likely as before, tokens of all replies together"),
-        (Efficiency, "seconds", Lower, Seconds, "seconds an edit"),
+        (Efficiency, "seconds/edit", Lower, Seconds, "seconds of making the edit; of edits made together their mean"),
+        (Efficiency, "seconds/evaluation", Lower, Seconds, "seconds of asking both models about a case"),
+        (Efficiency, "seconds", Lower, Seconds, "seconds of a phase"),
         (Efficiency, "peak_memory", Lower, Bytes, "the most memory the process held since its editor began"),
-        (Efficiency, "rank", Neither, Number, "ranks of the changed matrices together"),
-        (Efficiency, "norm", Neither, Number, "norm of the change"),
-        (Efficiency, "relative_norm", Neither, Number, "norm of the change against that of the weights"),
+        (Efficiency, "rank", Neither, Number, "sum of the ranks of the change's matrices"),
+        (Efficiency, "norm", Neither, Number, "Frobenius norm of the change"),
+        (Efficiency, "relative_norm", Neither, Number, "that norm divided by the norm of the weights that changed"),
         (Efficiency, "entries", Neither, Number, "edits that a memory holds"),
     ]
 };
@@ -175,7 +177,8 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
 /// Where a name stands in the table; names that are not in it stand last.
 pub(super) fn place(protocol: Protocol, name: &str) -> usize {
     let stem = name.split_once('/').map_or(name, |(stem, _)| stem);
-    TABLE.iter().position(|row| (row.0, row.1) == (protocol, stem)).unwrap_or(TABLE.len())
+    let at = |name: &str| TABLE.iter().position(|row| (row.0, row.1) == (protocol, name));
+    at(name).or_else(|| at(stem)).unwrap_or(TABLE.len())
 }
 
 /// What a value of a protocol is; of a name that no protocol gives, a number of which nothing is known.
@@ -274,7 +277,10 @@ mod tests {
     #[test]
     fn a_class_is_described_by_what_stands_before_it() {
         assert_eq!(about(Protocol::Mend, "drawdown/near").better, Better::Lower);
-        assert_eq!(about(Protocol::Efficiency, "seconds/edit").unit, Unit::Seconds);
+        assert_eq!(about(Protocol::Efficiency, "seconds/other").unit, Unit::Seconds);
+        // Making an edit and looking at it are two things.
+        let seconds = ["edit", "evaluation"].map(|phase| about(Protocol::Efficiency, &format!("seconds/{phase}")).what);
+        assert!(seconds[0].contains("making the edit") && seconds[1].contains("asking"), "{seconds:?}");
         assert_eq!(about(Protocol::Mend, "nothing"), About { better: Better::Neither, unit: Unit::Number, what: "" });
         for (index, row) in TABLE.iter().enumerate() {
             assert_eq!(place(row.0, row.1), index);
