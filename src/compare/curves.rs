@@ -100,7 +100,7 @@ pub fn curves(
             let reached = match mode {
                 Mode::Batch => Reached::at_once(editor, base, requests)?,
                 _ => {
-                    sequence.go_on(editor, requests)?;
+                    sequence.go_on(editor, requests, &mut |_, _| Ok(()))?;
                     sequence.clone()
                 }
             };

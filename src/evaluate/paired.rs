@@ -1,6 +1,6 @@
 //! Two methods on the same cases: how far apart they are, and whether that is more than chance.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -106,8 +106,8 @@ fn parts(a: &[Measured], b: &[Measured]) -> (Sheet, Vec<Part>) {
     (sheet, parts)
 }
 
-/// The differences `a − b` of all values that both have, in the order of tables. Cases are matched by id; a case that failed under
-/// either is in none.
+/// The differences `a − b` of all values that both have, in the order of tables. Cases are matched by their records; a case that failed
+/// under either is in none.
 pub fn paired(a: &[Measured], b: &[Measured], seed: u64) -> Vec<Difference> {
     let (sheet, parts) = parts(a, b);
     let (sums, draws) = (sheet.sums(), sheet.resampled(seed));
@@ -132,9 +132,12 @@ pub(super) fn tested([a, b]: [&[Measured]; 2], seed: u64) -> Vec<Tested> {
     parts.into_iter().map(test).collect()
 }
 
-/// Cases of the same id in both lists that failed in neither.
+/// Cases of the same record in both lists that failed in neither. A record that is there several times is matched in the order of ids.
 fn matched<'a>(a: &'a [Measured], b: &'a [Measured]) -> Vec<(&'a Measured, &'a Measured)> {
-    let theirs: HashMap<&str, &Measured> = b.iter().map(|case| (case.id.as_str(), case)).collect();
-    let pairs = in_order(a).into_iter().filter_map(|ours| Some((ours, *theirs.get(ours.id.as_str())?)));
-    pairs.filter(|(ours, theirs)| !ours.failed && !theirs.failed).collect()
+    let mut theirs: HashMap<&str, VecDeque<&Measured>> = HashMap::new();
+    for case in in_order(b).into_iter().filter(|case| !case.failed) {
+        theirs.entry(&case.record).or_default().push_back(case);
+    }
+    let ours = in_order(a).into_iter().filter(|case| !case.failed);
+    ours.filter_map(|ours| Some((ours, theirs.get_mut(ours.record.as_str())?.pop_front()?))).collect()
 }

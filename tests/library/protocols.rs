@@ -55,7 +55,7 @@ fn against(row: ProbeRow, own: &[f32], rival: &[f32]) -> ProbeRow {
 
 fn case(id: &str, rows: Vec<ProbeRow>) -> Case {
     let record = EditRecord { id: id.into(), ..EditRecord::default() };
-    Case { request: EditRequest::new("The capital is", "Rome"), rows, ..Case::new(&record, 1) }
+    Case { request: EditRequest::new(format!("The capital of {id} is"), "Rome"), rows, ..Case::new(&record, 1) }
 }
 
 /// The values of a case but for those of `efficiency`, which it always has.
@@ -124,6 +124,52 @@ fn values_are_those_computed_by_hand() {
     wanted.iter().for_each(|&(name, value)| close(found[name], value));
 }
 
+/// Texts of which only one end is known are none of ROME's.
+#[test]
+fn fluency_is_of_whole_texts_under_romes_name() {
+    let text = |after: &str, own: Option<&str>| FreeText {
+        prompt: "It is".into(),
+        after: after.into(),
+        to_own_end: own.map(str::to_owned),
+    };
+    let of = |texts: Vec<FreeText>| named(&Case { texts, ..case("a", vec![]) });
+    let found = of(vec![text(" so. And then it was not.", Some(" so."))]);
+    assert!(found["counterfact fluency"] > found["generate fluency"] && found["generate fluency"] > 0.0);
+    assert_eq!(found["easyedit fluency"], found["counterfact fluency"]);
+    let old = of(vec![text(" so.", None)]);
+    assert_eq!(old.keys().collect::<Vec<_>>(), ["generate fluency"]);
+    close(old["generate fluency"], found["generate fluency"]);
+}
+
+/// A peak is a method's where nobody had worked in the process before, and what the process held then is no part of it.
+#[test]
+fn memory_is_what_an_editor_adds() {
+    let of = |memory_before_bytes: Option<u64>| {
+        let case = Case { peak_memory_bytes: 73 << 20, memory_before_bytes, ..case("a", vec![]) };
+        values(&case).into_iter().find(|value| value.name == "peak_memory").map(|value| value.value)
+    };
+    assert_eq!((of(Some(61 << 20)), of(None)), (Some((12 << 20) as f64), None));
+}
+
+/// Files without ids number their records: case 0 of one may be another fact than case 0 of the other.
+#[test]
+fn pairs_are_made_by_what_was_asked() {
+    let asked = |id: &str, prompt: &str, efficacy: f64| {
+        let case = Case { request: EditRequest::new(prompt, "Rome"), ..case(id, vec![]) };
+        let value = Value { protocol: Protocol::Counterfact, name: "efficacy".into(), value: efficacy };
+        Measured { values: vec![value], ..measure(&case, None) }
+    };
+    let a = [asked("0", "Lyon is in", 1.0), asked("1", "Oslo is in", 0.0)];
+    let b = [asked("0", "Oslo is in", 0.0), asked("1", "Bern is in", 0.0), asked("2", "Lyon is in", 1.0)];
+    let found = paired(&a, &b, 0);
+    assert_eq!((found[0].cases, found[0].mean), (2, 0.0));
+    assert!(paired(&a[..1], &b[..2], 0).is_empty());
+    // The same record twice is two cases.
+    let twice = [asked("0", "Lyon is in", 1.0), asked("1", "Lyon is in", 1.0)];
+    assert_eq!(paired(&twice, &twice, 0)[0].cases, 2);
+    assert_eq!(paired(&twice, &b, 0)[0].cases, 1);
+}
+
 #[test]
 fn a_case_has_values_only_of_what_it_has_data_for() {
     assert!(named(&case("a", vec![])).is_empty());
@@ -180,7 +226,8 @@ fn every_value_is_described() {
     let answers = (0..4).map(|row| FreeAnswer { row, before: "a".into(), after: "a".into() }).collect();
     let full = Case {
         answers,
-        texts: vec![FreeText { prompt: "It is".into(), after: "so".into() }],
+        texts: vec![FreeText { prompt: "It is".into(), after: "so".into(), to_own_end: Some("so".into()) }],
+        memory_before_bytes: Some(0),
         essence: Some([1.0, 1.0]),
         seconds: BTreeMap::from([("edit".into(), 1.0), ("evaluation".into(), 2.0)]),
         ..case("a", table)
@@ -196,12 +243,12 @@ fn every_value_is_described() {
         assert_eq!(width.is_some(), bounded, "{figure:?}");
     }
     let of = |protocol| figures.iter().filter(|figure| figure.protocol == protocol).count();
-    assert_eq!(Protocol::ALL.map(of), [13, 6, 6, 7, 1, 3, 7]);
+    assert_eq!(Protocol::ALL.map(of), [13, 6, 6, 8, 1, 3, 7]);
 }
 
 #[test]
 fn the_reference_score_is_the_cosine_of_tf_idf() {
-    let text = |prompt: &str, after: &str| FreeText { prompt: prompt.into(), after: after.into() };
+    let text = |prompt: &str, after: &str| FreeText { prompt: prompt.into(), after: after.into(), to_own_end: None };
     let wine = Case { texts: vec![text("Red", "wine, a WINE")], ..case("a", vec![]) };
     let own = r#"{"target": "Rome", "relation_id": "P1", "texts": ["red wine", "red cheese"]}
         {"target": "Oslo", "texts": ["red fish"]}"#;

@@ -36,7 +36,7 @@ pub(in crate::evaluate) fn over_probes<'a>(
 /// efficacy_exact         share of the same prompts on which every token of y is the likeliest
 /// paraphrase, …          PS, PM and the exact share, on rephrases
 /// neighborhood, …        NS, NM and the exact share on prompts about others, with o and y in each other's place
-/// fluency                entropy of what it writes, bits
+/// fluency                GE: entropy of what it writes, bits, every text to 100 tokens and past its end
 /// essence, essence_rise  perplexity after the edit of what it writes of the subject, and how far that rose
 /// ```
 ///
@@ -55,7 +55,7 @@ pub fn values(case: &Case) -> Vec<Value> {
         values.push(format!("{name}_magnitude"), of(kind, magnitude));
         values.push(format!("{name}_exact"), exact(kind));
     }
-    values.push("fluency", fluency(&case.texts));
+    values.push("fluency", fluency(case.whole_texts()));
     values.push("essence", case.essence.map(|[_, after]| after));
     values.push("essence_rise", case.essence.map(|[before, after]| after - before));
     values.all()

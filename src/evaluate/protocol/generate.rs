@@ -1,12 +1,12 @@
 //! The protocol `generate`: what the model says by itself, with nothing of the answer given away.
 
-use super::text::{contained, same_answer};
+use super::text::{contained, fluency, same_answer};
 use super::{Protocol, Value, Values};
 use crate::evaluate::case::{Case, FreeAnswer};
 use crate::evaluate::probes::{Kind, ProbeRow};
 use crate::evaluate::rows::{in_headline, mean};
 
-/// The values of a case, over its free answers.
+/// The values of a case, over its free answers and texts.
 ///
 /// ```text
 /// rewrite_exact      share of answers to own prompts that are the target, but for case and final punctuation
@@ -15,6 +15,7 @@ use crate::evaluate::rows::{in_headline, mean};
 /// portability_…      the same on consequences
 /// locality_same      share of answers to out-of-scope prompts that are, letter for letter, those from before the edit
 ///                    (CounterFact's attribute prompts left out)
+/// fluency            entropy of what it writes up to its own end, bits; a short text has little, however well it is written
 /// ```
 pub fn values(case: &Case) -> Vec<Value> {
     let asked = |kind: Kind| {
@@ -31,5 +32,6 @@ pub fn values(case: &Case) -> Vec<Value> {
     }
     let same = figure(Kind::Locality, |answer, _| answer.before.trim() == answer.after.trim());
     values.push("locality_same", same);
+    values.push("fluency", fluency(case.own_texts()));
     values.all()
 }

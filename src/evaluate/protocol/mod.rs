@@ -136,7 +136,7 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Counterfact, "neighborhood", Higher, Share, "other subjects, old answer likelier than the new by token"),
         (Counterfact, "neighborhood_magnitude", Higher, Difference, "other subjects, probability a token of the old answer less that of the new"),
         (Counterfact, "neighborhood_exact", Higher, Share, "other subjects, whole old answer the likeliest"),
-        (Counterfact, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes"),
+        (Counterfact, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes to 100 tokens, never stopping"),
         (Counterfact, "reference_score", Higher, Share, "likeness of what it writes to texts on the new answer"),
         (Counterfact, "essence", Lower, Number, "the unedited model's perplexity of what it writes of the subject"),
         (Counterfact, "essence_rise", Lower, Number, "that perplexity less that of what the unedited model writes"),
@@ -144,7 +144,7 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Easyedit, "rephrase_acc", Higher, Share, "rephrases, share of the target's tokens that are the likeliest"),
         (Easyedit, "locality", Higher, Share, "out of scope, share of likeliest tokens that are as before"),
         (Easyedit, "portability", Higher, Share, "consequences, share of the target's tokens that are the likeliest"),
-        (Easyedit, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes"),
+        (Easyedit, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes to 100 tokens, never stopping"),
         (Mend, "edit_success", Higher, Share, "own prompt, whole target exact"),
         (Mend, "generalization", Higher, Share, "rephrases, whole target exact"),
         (Mend, "locality", Higher, Share, "out of scope, all likeliest tokens as before"),
@@ -158,6 +158,7 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Generate, "portability_exact", Higher, Share, "consequences, says the target and nothing else but for case and final punctuation"),
         (Generate, "portability_contained", Higher, Share, "consequences, says the target among its words"),
         (Generate, "locality_same", Higher, Share, "out of scope, says letter for letter what it said before"),
+        (Generate, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes to its own end"),
         (Balanced, "in_scope", Higher, Share, "claims that the edit decides answered rightly, mean over True and False"),
         (Balanced, "out_of_scope", Higher, Share, "claims about others answered rightly, mean over True and False"),
         (Sentiment, "success", Higher, Share, "product of sentiment and topic, edit by edit"),
@@ -166,7 +167,7 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Efficiency, "seconds/edit", Lower, Seconds, "seconds of making the edit; of edits made together their mean"),
         (Efficiency, "seconds/evaluation", Lower, Seconds, "seconds of asking both models about a case"),
         (Efficiency, "seconds", Lower, Seconds, "seconds of a phase"),
-        (Efficiency, "peak_memory", Lower, Bytes, "the most memory the process held since its editor began"),
+        (Efficiency, "peak_memory", Lower, Bytes, "the most memory held over what the process held before the editor; only of the first one to work in it (--only NAME)"),
         (Efficiency, "rank", Neither, Number, "sum of the ranks of the change's matrices"),
         (Efficiency, "norm", Neither, Number, "Frobenius norm of the change"),
         (Efficiency, "relative_norm", Neither, Number, "that norm divided by the norm of the weights that changed"),
@@ -237,6 +238,8 @@ pub fn values(case: &Case) -> Vec<Value> {
 pub struct Measured {
     /// The record's id.
     pub id: String,
+    /// What is the same for two methods that were asked the same ([`Case::record`]).
+    pub record: String,
     /// How many edits the model had taken.
     pub edits: usize,
     /// Whether the edit failed; then there are no numbers.
@@ -255,7 +258,7 @@ pub fn measure(case: &Case, snippets: Option<&Snippets>) -> Measured {
         values.push(Value { protocol: Protocol::Counterfact, name: "reference_score".into(), value });
     }
     let labels = if failed { Labels::default() } else { Labels::of(&case.rows, Side::After) };
-    Measured { id: case.id.clone(), edits: case.edits, failed, values, labels }
+    Measured { id: case.id.clone(), record: case.record(), edits: case.edits, failed, values, labels }
 }
 
 /// The numbers of many cases, in their order.
