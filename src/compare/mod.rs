@@ -5,6 +5,7 @@ pub mod curves;
 pub mod document;
 pub mod layout;
 mod reached;
+mod unlike;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
