@@ -16,7 +16,7 @@ use crate::compare::layout::Run;
 use crate::compare::{Looks, Reading, run as run_cases};
 use crate::config::beside;
 use crate::config::compare::{Competitor, Config};
-use crate::data::pocket;
+use crate::data::{plain_questions, pocket};
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::data::text::Texts;
@@ -169,7 +169,10 @@ fn records(config: &Config, place: &Path) -> Result<(Vec<EditRecord>, Vec<EditRe
     let source = Source::open(&config.data.cases, Split::Test, place)?;
     let limit = if config.data.limit == 0 { usize::MAX } else { config.data.limit };
     let most = limit.max(config.compare.curve.last().copied().unwrap_or(0));
-    let records = source.fixed(config.compare.seed, most, config.data.per_class.min(3));
+    let mut records = source.fixed(config.compare.seed, most, config.data.per_class.min(3));
+    if config.data.plain_questions {
+        plain_questions(&mut records);
+    }
     if records.is_empty() {
         return Err(Error::Input(format!("{}: no case is left to compare on", config.data.cases)));
     }

@@ -703,6 +703,26 @@ fn other_facts_under_the_same_id_are_no_pair() {
     assert_eq!(cases.as_array().unwrap().len(), 6);
 }
 
+/// zsRE's locality questions are asked as its file has them, plainly only where that is asked for.
+#[test]
+fn questions_are_those_of_the_file() {
+    let place = place();
+    let fact = json!([{
+        "subject": "Lyon", "src": "In which country is Lyon?", "rephrase": "Lyon is in which country?", "alt": "Japan",
+        "answers": ["France"], "loc": "nq question: who is a king", "loc_ans": "a man",
+    }]);
+    place.write("zsre.json", fact.to_string());
+    for (more, wanted) in [("", "nq question: who is a king"), ("\nplain_questions = true", "who is a king?")] {
+        let config = place.write("zsre.toml", config(&format!("cases = \"zsre.json\"{more}"), "", &["lookup"]));
+        let out = place.path("out");
+        stdout(&run(&compare(&config, &out, &[])));
+        let run = if more.is_empty() { "run_000" } else { "run_001" };
+        let case = read(&out.join("lookup").join(run).join("case_0.json"))["emend"]["case"].clone();
+        let rows = case["rows"].as_array().unwrap();
+        assert_eq!(rows.iter().find(|row| row["kind"] == "locality").unwrap()["prompt"], wanted);
+    }
+}
+
 /// An edit to the answer that is there already shows nothing.
 #[test]
 fn the_same_answer_twice_is_told() {
