@@ -926,37 +926,71 @@ fn what_an_editor_lacks_is_told_first() {
     refuse("archive = \"checkpoints/other\"", &["no archive here", "emend train --config FILE"]);
 }
 
-/// The numbers of `tests/fixtures/compare`, which were computed in Python from the same case files.
+/// Every figure is there with the mean, the cases and, where it is told, the interval that was computed otherwise; and no other is.
+#[track_caller]
+fn same_figures(summary: &Value, expected: &Value) {
+    let expected = expected["figures"].as_array().unwrap();
+    for wanted in expected {
+        let [method, protocol, name] = ["method", "protocol", "name"].map(|key| wanted[key].as_str().unwrap());
+        let found = figure(summary, method, protocol, name);
+        assert_eq!(found["cases"], wanted["cases"], "{wanted}: {found}");
+        for (key, wanted) in wanted.as_object().unwrap() {
+            match (key.as_str(), wanted.as_f64()) {
+                ("mean" | "low" | "high", Some(right)) => {
+                    let number = found[key].as_f64().unwrap_or_else(|| panic!("{key} {right}: {found}"));
+                    assert!((number - right).abs() <= 1e-9 * right.abs().max(1.0), "{key} {right}: {found}");
+                }
+                ("low" | "high", None) => assert!(found[key].is_null(), "{key}: {found}"),
+                _ => {}
+            }
+        }
+        let [low, mean, high] = ["low", "mean", "high"].map(|key| found[key].as_f64());
+        assert!(low.is_none_or(|low| Some(low) <= mean) && high.is_none_or(|high| mean <= Some(high)), "{found}");
+        assert_eq!(low.is_some(), high.is_some(), "{found}");
+    }
+    assert_eq!(summary["figures"].as_array().unwrap().len(), expected.len());
+}
+
+/// The numbers of `tests/fixtures/compare`, which `tests/recompute.py` computed from the same case files.
 #[test]
 fn figures_are_those_computed_in_python() {
     let place = Place::new();
     let folder = place.copy(&fixture("compare"), "golden");
     let summary = json(&["compare", "--summarize", text(&folder)]);
-    let expected = read(&folder.join("expected.json"));
-    let expected = expected["figures"].as_array().unwrap();
-    assert_eq!(summary["figures"].as_array().unwrap().len(), expected.len());
-    for wanted in expected {
-        let [method, protocol, name] = ["method", "protocol", "name"].map(|key| wanted[key].as_str().unwrap());
-        let found = figure(&summary, method, protocol, name);
-        let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{wanted}: {found}"));
-        let (mean, right) = (number(&found["mean"]), number(&wanted["mean"]));
-        assert!((mean - right).abs() <= 1e-9 * right.abs().max(1.0), "{wanted}: {found}");
-        assert_eq!(found["cases"], wanted["cases"], "{wanted}");
-        let [low, high] = ["low", "high"].map(|end| found[end].as_f64());
-        assert!(low.is_none_or(|low| low <= mean) && high.is_none_or(|high| mean <= high), "{found}");
-        assert_eq!(low.is_some(), high.is_some(), "{found}");
-    }
+    same_figures(&summary, &read(&folder.join("expected.json")));
     // Four of five, each yes or no: Wilson's interval. What is compared with itself has none.
     let efficacy = figure(&summary, "alpha", "counterfact", "efficacy");
-    for (end, wanted) in [("low", 0.375535), ("high", 0.963776)] {
+    for (end, wanted) in [("low", 0.375528), ("high", 0.963777)] {
         assert!((efficacy[end].as_f64().unwrap() - wanted).abs() < 1e-5, "{efficacy}");
     }
     for (protocol, name) in [("mend", "locality"), ("mend", "drawdown/near"), ("generate", "locality_same")] {
         let known = figure(&summary, "unedited", protocol, name);
         assert!(known["mean"].is_number() && known["low"].is_null() && known["high"].is_null(), "{known}");
     }
-    assert!(figure(&summary, "unedited", "mend", "edit_success")["low"].is_number());
     let failed: Vec<&Value> = summary["methods"].as_array().unwrap().iter().map(|method| &method["failed"]).collect();
-    // The unedited model cannot fail.
-    assert_eq!(failed, [&Value::Null, &json!(0), &json!(0), &json!(1)]);
+    // Neither the unedited model nor a second look at edits can fail.
+    assert_eq!(failed, [&Value::Null, &json!(0), &json!(0), &Value::Null, &json!(1)]);
+}
+
+/// The same script on a comparison that was just made. Without Python the stored numbers above are all there is to hold figures against.
+#[test]
+fn a_new_comparison_is_recomputed_in_python() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recompute.py");
+    if std::process::Command::new("python3").arg("--version").output().is_err() {
+        eprintln!("skipped: no python3 here");
+        return;
+    }
+    let place = place();
+    let looks = "mode = \"sequential\"\ngenerate = 2\ntexts = 3\nperplexity = 2\ntext = \"pocket\"";
+    let mut facts = facts();
+    facts[0]["generation"] = json!(["The city of Lyon", "Lyon is"]);
+    facts[1]["portability"] = json!({"claims": [{"prompt": "True or false: Osaka lies in France.", "target": "True", "rival": "False"}]});
+    place.write("facts.json", facts.to_string());
+    let config = place.write("all.toml", config("cases = \"facts.json\"", looks, &["ft", "lookup"]));
+    let out = place.path("out");
+    let summary = json(&compare(&config, &out, &[]));
+    let output = std::process::Command::new("python3").arg(script).arg(&out).output().unwrap();
+    let expected: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(expected["figures"].as_array().unwrap().len() > 100);
+    same_figures(&summary, &expected);
 }
