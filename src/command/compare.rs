@@ -16,7 +16,7 @@ use crate::compare::layout::Run;
 use crate::compare::{Looks, Reading, run as run_cases};
 use crate::config::beside;
 use crate::config::compare::{Competitor, Config};
-use crate::data::pocket;
+use crate::data::{plain_questions, pocket};
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::data::text::Texts;
@@ -124,6 +124,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         perplexity: compare.perplexity,
         text: &text,
         seed: compare.seed,
+        memory_before: None,
     };
     let sizes: Vec<usize> = compare.curve.iter().copied().filter(|&edits| edits <= more.len()).collect();
     if let Some(edits) = compare.curve.iter().find(|edits| !sizes.contains(edits)) {
@@ -132,10 +133,11 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     crate::files::check_writable(&folder)?;
     let _lock = crate::files::lock(&folder, "another comparison writes here; wait for it, or use another --out")?;
     let mut failed = 0;
-    for (editor, contender) in chosen.iter().zip(contenders) {
+    for (number, (editor, contender)) in chosen.iter().zip(contenders).enumerate() {
         let clock = Instant::now();
-        // Begun anew for each editor, from what the process holds by then.
-        forget_peak_memory();
+        // Begun anew for each editor. What one has freed the allocator may keep: only the first is measured by itself.
+        let held = forget_peak_memory();
+        let looks = Looks { memory_before: held.filter(|_| number == 0), ..looks };
         let (made, params) = contender.editor(&config, &model, &records, &text.rows)?;
         let run = Run::continued(&folder.join(&editor.name), params)?;
         // A broken file is told before hours of work, not after them.
@@ -167,7 +169,10 @@ fn records(config: &Config, place: &Path) -> Result<(Vec<EditRecord>, Vec<EditRe
     let source = Source::open(&config.data.cases, Split::Test, place)?;
     let limit = if config.data.limit == 0 { usize::MAX } else { config.data.limit };
     let most = limit.max(config.compare.curve.last().copied().unwrap_or(0));
-    let records = source.fixed(config.compare.seed, most, config.data.per_class.min(3));
+    let mut records = source.fixed(config.compare.seed, most, config.data.per_class.min(3));
+    if config.data.plain_questions {
+        plain_questions(&mut records);
+    }
     if records.is_empty() {
         return Err(Error::Input(format!("{}: no case is left to compare on", config.data.cases)));
     }
@@ -255,17 +260,6 @@ fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()
     }
     if entries.is_empty() {
         return Err(Error::file(folder, "no case is left to summarize"));
-    }
-    for entry in &entries[1..] {
-        let first = &entries[0];
-        let differs = |key: &&str| match *key {
-            "model" => ["fingerprint", "dtype"].iter().any(|of| entry.params[*key][*of] != first.params[*key][*of]),
-            "data" => entry.params[*key]["hash"] != first.params[*key]["hash"],
-            key => entry.params[key] != first.params[key],
-        };
-        if let Some(key) = ["model", "data", "mode"].iter().find(|key| differs(key)) {
-            tracing::warn!("{} and {} differ in {key}: their figures are not comparable", first.name, entry.name);
-        }
     }
     // ROME's snippets name their targets by ids alone.
     let cases = entries.iter().flat_map(|entry| &entry.cases);

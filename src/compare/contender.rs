@@ -14,6 +14,10 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Model;
 
+/// What is looked at in a case, as a number that rises when that changes: cases of one run are looked at alike. From 2 on texts are written
+/// to a fixed length, and a sequence is also read right after each edit.
+const LOOKS: u32 = 2;
+
 /// An editor that takes part.
 pub struct Contender<'a> {
     named: &'a Competitor,
@@ -99,6 +103,7 @@ impl<'a> Contender<'a> {
                 "per_class": config.data.per_class,
                 "note": config.data.note,
             },
+            "looks": LOOKS,
             "mode": compare.mode,
             "seed": compare.seed,
             "generate": compare.generate,

@@ -20,9 +20,6 @@ use crate::{files, parallel};
 /// A model has collapsed where its perplexity is this many times the unedited one's.
 const COLLAPSE: f64 = 10.0;
 
-/// Edits whose probes are asked at a point: all of a short sequence, the first and the last of a long one.
-const ASKED: usize = 100;
-
 /// A point of a curve.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,11 +30,11 @@ pub struct Point {
     pub edits: usize,
     /// A hash of these edits and of the text.
     pub made_of: String,
-    /// The edits that were looked at: in a sequence the first ones show what is retained.
+    /// The edits whose probes were asked: all that were made, but for those whose probes the model cannot take.
     pub asked: usize,
-    /// Protocol `mend`, over what was looked at.
+    /// Protocol `mend`, over these.
     pub figures: Summary,
-    /// Edits that could not be made, or not be asked for.
+    /// Edits that could not be made: no figure knows of them.
     pub failed: usize,
     /// Edit success of all but the last edit, in a sequence: what is retained of the earlier ones.
     pub retained: Option<f64>,
@@ -52,6 +49,13 @@ pub struct Point {
     pub collapsed: bool,
     /// Why there are no figures.
     pub error: Option<String>,
+}
+
+impl Point {
+    /// Edits that the model took.
+    pub fn made(&self) -> usize {
+        self.edits - self.failed.min(self.edits)
+    }
 }
 
 /// The points that a file holds; none where there is no file.
@@ -100,7 +104,7 @@ pub fn curves(
             let reached = match mode {
                 Mode::Batch => Reached::at_once(editor, base, requests)?,
                 _ => {
-                    sequence.go_on(editor, requests)?;
+                    sequence.go_on(editor, requests, &mut |_, _| Ok(()))?;
                     sequence.clone()
                 }
             };
@@ -116,10 +120,10 @@ pub fn curves(
     Ok(points)
 }
 
-/// What a point is made of.
+/// What a point is made of. Points of earlier versions, which asked for the first and the last edits alone, have another hash.
 fn made_of(records: &[EditRecord], text: &[Vec<u32>]) -> String {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(serde_json::to_string(&(records, text)).unwrap_or_default().as_bytes());
+    hasher.update(serde_json::to_string(&("all are asked", records, text)).unwrap_or_default().as_bytes());
     hasher.finalize().to_hex()[..16].to_owned()
 }
 
@@ -155,8 +159,7 @@ fn point(
         return Ok(point);
     }
     let seen = (|| {
-        let (rows, unasked) = ask(base, &reached.after, records, &reached.lost)?;
-        point.failed += unasked;
+        let rows = ask(base, &reached.after, records, &reached.lost)?;
         if mode == Mode::Sequential {
             let (last, earlier): (Vec<ProbeRow>, Vec<ProbeRow>) =
                 rows.iter().cloned().partition(|row| row.record + 1 == edits);
@@ -181,37 +184,30 @@ fn point(
     Ok(point)
 }
 
-/// The probe table of the first and the last edits of a list, but for those that failed; and how many could not be asked.
+/// The probe table of all edits of a list that were made and can be asked for.
 fn ask(
     base: &Edited,
     after: &Edited,
     records: &[EditRecord],
     lost: &BTreeMap<usize, String>,
-) -> Result<(Vec<ProbeRow>, usize)> {
-    let count = records.len();
-    let near = |number: usize| count <= ASKED || number < ASKED / 2 || number >= count - ASKED / 2;
-    let numbered = records.iter().enumerate();
-    let chosen: Vec<(usize, &EditRecord)> =
-        numbered.filter(|(number, _)| near(*number) && !lost.contains_key(number)).collect();
+) -> Result<Vec<ProbeRow>> {
+    let made: Vec<(usize, &EditRecord)> =
+        records.iter().enumerate().filter(|(number, _)| !lost.contains_key(number)).collect();
     let limits = Limits { rephrases: 1, per_class: 1, rivals: false };
-    let parts = chosen.len().div_ceil(parallel::parts(&base.base().decoder.device())).max(1);
-    let tables = parallel::run(chosen.chunks(parts).collect(), |part: &[(usize, &EditRecord)]| {
+    let parts = made.len().div_ceil(parallel::parts(&base.base().decoder.device())).max(1);
+    let tables = parallel::run(made.chunks(parts).collect(), |part: &[(usize, &EditRecord)]| {
         let together = probe_table(base, after, part, limits);
-        let Err(error) = together else { return Ok((together?, 0)) };
+        let Err(error) = together else { return together };
         fault(error)?;
         // One of them cannot be asked: each by itself.
-        let (mut rows, mut unasked) = (vec![], 0);
+        let mut rows = vec![];
         for record in part.chunks(1) {
             match probe_table(base, after, record, limits) {
                 Ok(more) => rows.extend(more),
-                Err(error) => {
-                    unasked += 1;
-                    tracing::warn!("edit {} of a curve cannot be asked for: {}", record[0].0, fault(error)?);
-                }
+                Err(error) => tracing::warn!("edit {} of a curve cannot be asked for: {}", record[0].0, fault(error)?),
             }
         }
-        Ok((rows, unasked))
+        Ok(rows)
     })?;
-    let unasked = tables.iter().map(|(_, unasked)| unasked).sum();
-    Ok((tables.into_iter().flat_map(|(rows, _)| rows).collect(), unasked))
+    Ok(tables.into_iter().flatten().collect())
 }

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::curves::Point;
+use super::unlike::{Unlike, unlike};
 use crate::config::compare::UNEDITED;
 use crate::evaluate::case::Case;
 use crate::evaluate::{
-    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate, best, failed, measure_all,
+    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate, best, failed, in_headline, known_unedited,
+    measure_all, rival,
 };
 
 /// One editor's part.
@@ -36,17 +38,23 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
         .zip(&measured)
         .map(|((entry, figures), cases)| Method { name: &entry.name, figures, cases })
         .collect();
-    let bests = best(&methods, seed);
+    let unlike = unlike(entries);
+    let alike = |protocol: Protocol, name: &str| !unlike.iter().any(|unlike| unlike.decides(protocol, name));
+    let bests = best(&methods, seed, &alike);
     let mut rows = vec![];
     for (entry, figures) in entries.iter().zip(&figures) {
         for figure in figures {
             let best = bests.iter().find(|best| best.protocol == figure.protocol && best.name == figure.name);
             let is_best = best.is_some_and(|best| best.method == entry.name);
-            let proven = best.is_some_and(|best| match is_best {
-                true => !best.others.is_empty() && best.others.iter().all(|other| other.proven),
-                false => best.others.iter().any(|other| other.method == entry.name && other.proven),
-            });
             let other = best.and_then(|best| best.others.iter().find(|other| other.method == entry.name));
+            // Nothing where no test was made.
+            let proven = match best.filter(|_| is_best) {
+                Some(best) => {
+                    let tested = best.others.iter().any(|other| other.p.is_some());
+                    tested.then(|| best.others.iter().all(|other| other.proven))
+                }
+                None => other.and_then(|other| other.p.map(|_| other.proven)),
+            };
             let behind = other.and_then(|other| Some((other.difference.as_ref()?, other.p)));
             rows.push(json!({
                 "method": entry.name, "protocol": figure.protocol, "name": figure.name, "mean": figure.mean,
@@ -58,37 +66,70 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
             }));
         }
     }
-    let before = measure_all(&unedited(entries), snippets);
+    let sound = sound(entries);
+    // Runs that ask other models, or ask otherwise, have no unedited model in common.
+    let one_model = !unlike.iter().any(Unlike::of_the_unedited);
+    let unedited = if one_model { unedited(&sound) } else { vec![] };
+    let before = measure_all(&unedited, snippets);
     let costs = |figure: &Figure| figure.protocol == Protocol::Efficiency;
     for figure in aggregate(&before, seed).into_iter().filter(|figure| !costs(figure)) {
+        // What cannot come out otherwise has no interval.
+        let known = known_unedited(figure.protocol, &figure.name);
+        let [low, high] = [figure.low, figure.high].map(|end| end.filter(|_| !known));
         rows.push(json!({
             "method": UNEDITED, "protocol": figure.protocol, "name": figure.name, "mean": figure.mean,
-            "low": figure.low, "high": figure.high, "cases": figure.cases, "best": false, "proven": null,
+            "low": low, "high": high, "cases": figure.cases, "best": false, "proven": null,
         }));
     }
-    let first = entries.first().map_or(&Value::Null, |entry| &entry.params);
-    let base = json!({"name": UNEDITED, "label": UNEDITED, "baseline": true, "cases": before.len()});
-    let methods = entries.iter().map(|entry| {
-        json!({
+    let mut methods = vec![];
+    if one_model {
+        methods.push(json!({"name": UNEDITED, "label": UNEDITED, "baseline": true, "cases": before.len()}));
+    }
+    for entry in entries {
+        methods.push(json!({
             "name": entry.name,
             "label": entry.name,
             "config": entry.params["settings"],
             "provenance": entry.params,
             "failed": failed(&entry.cases),
             "cases": entry.cases.len(),
-        })
-    });
+        }));
+        let early = measure_all(&right_after(entry), snippets);
+        if early.is_empty() {
+            continue;
+        }
+        // Another look at the same edits: it takes no part in tests.
+        let name = format!("{}, right after", entry.name);
+        methods.push(json!({"name": name, "label": name, "baseline": true, "cases": early.len()}));
+        for figure in aggregate(&early, seed).into_iter().filter(|figure| !costs(figure)) {
+            rows.push(json!({
+                "method": name, "protocol": figure.protocol, "name": figure.name, "mean": figure.mean,
+                "low": figure.low, "high": figure.high, "cases": figure.cases, "best": false, "proven": null,
+            }));
+        }
+    }
+    let first = entries.first().map_or(&Value::Null, |entry| &entry.params);
+    // What all have in common; nothing where they differ.
+    let common = |key: &str| match unlike.iter().any(|unlike| unlike.in_section(key)) {
+        true => Value::Null,
+        false => first[key].clone(),
+    };
     json!({
         "format": "report/1",
         "title": title,
-        "statistics": "means over cases; 95 % percentile bootstrap intervals over 1,000 draws of cases; best is marked where its \
-                       difference from every other editor is proven: paired tests on shared cases, p < 0.05 after Holm's correction",
-        "model": first["model"],
-        "data": first["data"],
-        "mode": first["mode"],
-        "seed": first["seed"],
-        "version": first["version"],
-        "methods": std::iter::once(base).chain(methods).collect::<Vec<_>>(),
+        "statistics": "means over cases; 95 % intervals: Wilson's where each case is yes or no, else percentiles of 1,000 draws of the \
+                       cases, no narrower at the ends than a share of as many cases; best is marked where its difference from every \
+                       other editor is proven: paired tests on shared cases (t, exact signs; exchanges of the editors within cases for \
+                       score and balanced accuracy), p < 0.05 after Holm's correction for all pairs of editors; no mark where no test \
+                       was made",
+        "model": common("model"),
+        "data": common("data"),
+        "mode": common("mode"),
+        "seed": common("seed"),
+        "version": common("version"),
+        "differences": unlike.iter().map(Unlike::json).collect::<Vec<_>>(),
+        "notes": notes(entries, &sound),
+        "methods": methods,
         "protocols": protocols(&figures.concat()),
         "figures": rows,
         "curves": entries.iter().flat_map(curves).collect::<Vec<_>>(),
@@ -97,13 +138,9 @@ pub fn document(title: &str, entries: &[Entry], snippets: Option<&Snippets>, see
 }
 
 /// What the unedited model said to the probes of all cases: what stands before an edit, as if it stood behind one.
-fn unedited(entries: &[Entry]) -> Vec<Case> {
-    let mut cases: BTreeMap<&str, &Case> = BTreeMap::new();
-    for case in entries.iter().flat_map(|entry| &entry.cases).filter(|case| case.error.is_none()) {
-        cases.entry(&case.id).or_insert(case);
-    }
-    let before = |case: &Case| {
-        let mut case = Case { texts: vec![], ..case.clone() };
+fn unedited(sound: &[&Case]) -> Vec<Case> {
+    let before = |case: &&Case| {
+        let mut case = Case { texts: vec![], ..(*case).clone() };
         for row in &mut case.rows {
             row.after = row.before.clone();
             if let Some(rival) = &mut row.rival {
@@ -115,7 +152,60 @@ fn unedited(entries: &[Entry]) -> Vec<Case> {
         case.perplexity = case.perplexity.map(|[before, _]| [before; 2]);
         case
     };
-    cases.into_values().map(before).collect()
+    sound.iter().map(before).collect()
+}
+
+/// Cases that did not fail, each once, by what was asked.
+fn sound(entries: &[Entry]) -> Vec<&Case> {
+    let mut cases: BTreeMap<(&str, String), &Case> = BTreeMap::new();
+    for case in entries.iter().flat_map(|entry| &entry.cases).filter(|case| case.error.is_none()) {
+        cases.entry((&case.id, case.record())).or_insert(case);
+    }
+    cases.into_values().collect()
+}
+
+/// The cases of a sequence as they were right after their own edits.
+fn right_after(entry: &Entry) -> Vec<Case> {
+    let seen = entry.cases.iter().filter(|case| case.error.is_none() && !case.right_after.is_empty());
+    let early = |case: &Case| Case {
+        rows: case.right_after.clone(),
+        answers: vec![],
+        texts: vec![],
+        essence: None,
+        perplexity: None,
+        ..case.clone()
+    };
+    seen.map(early).collect()
+}
+
+/// What must be known of the figures beside them.
+fn notes(entries: &[Entry], sound: &[&Case]) -> Vec<String> {
+    let mut notes = vec![];
+    for entry in entries {
+        let there = entry.cases.len();
+        if let Some(all) = entry.params["data"]["records"].as_u64().filter(|all| *all > there as u64) {
+            notes.push(format!("{}: {there} of {all} cases are there", entry.name));
+        }
+        for point in entry.points.iter().filter(|point| point.failed > 0) {
+            notes.push(format!(
+                "{}, {} edits, {}: {} could be made, {} failed and are in no point of the curve",
+                entry.name,
+                point.edits,
+                point.mode,
+                point.made(),
+                point.failed
+            ));
+        }
+    }
+    let of_nothing = |case: &&Case| case.rows.iter().filter(|row| row.rival.is_some() && rival(row).is_none()).count();
+    let counts = sound.iter().map(of_nothing).filter(|count| *count > 0);
+    let (cases, probes) = counts.fold((0, 0), |(cases, probes), count| (cases + 1, probes + count));
+    if cases > 0 {
+        notes.push(format!(
+            "{probes} probes of {cases} cases have the new answer as the old one too: they are in no figure of counterfact"
+        ));
+    }
+    notes
 }
 
 /// The protocols that have figures, and what each figure is.
@@ -137,7 +227,7 @@ fn protocols(figures: &[Figure]) -> Vec<Value> {
             }
             let about = about(protocol, &figure.name);
             let unit = match about.unit {
-                Unit::Share => "share",
+                Unit::Share | Unit::Difference => "share",
                 Unit::Bits => "bits",
                 Unit::Seconds => "seconds",
                 Unit::Bytes => "bytes",
@@ -177,8 +267,13 @@ fn curves(entry: &Entry) -> Vec<Value> {
             entry.points.iter().filter(|point| point.mode == mode && point.error.is_none()).collect();
         let collapsed = mine.iter().find(|point| point.collapsed).map(|point| point.edits);
         for (metric, of) in figures {
-            let points: Vec<Value> =
-                mine.iter().filter_map(|point| Some(json!({"edits": point.edits, "value": of(point)?}))).collect();
+            let points = mine.iter().filter_map(|point| {
+                let value = of(point)?;
+                Some(json!({
+                    "edits": point.edits, "value": value, "made": point.made(), "failed": point.failed, "asked": point.asked,
+                }))
+            });
+            let points: Vec<Value> = points.collect();
             if !points.is_empty() {
                 curves.push(json!({
                     "method": entry.name, "mode": mode, "metric": metric, "points": points, "collapsed_at": collapsed,
@@ -192,14 +287,16 @@ fn curves(entry: &Entry) -> Vec<Value> {
 
 /// All cases, with what each editor made of them.
 fn cases(entries: &[Entry]) -> Vec<Value> {
-    let mut by_id: BTreeMap<(u64, &str), Vec<(&Entry, &Case)>> = BTreeMap::new();
+    let mut by_id: BTreeMap<(u64, &str, String), Vec<(&Entry, &Case)>> = BTreeMap::new();
     for (entry, case) in entries.iter().flat_map(|entry| entry.cases.iter().map(move |case| (entry, case))) {
         // Numbers in the order of numbers, names behind them.
         let place = case.id.parse().unwrap_or(u64::MAX);
-        by_id.entry((place, &case.id)).or_default().push((entry, case));
+        // Two files may have different facts under one id.
+        let request = serde_json::to_string(&case.request).unwrap_or_default();
+        by_id.entry((place, &case.id, request)).or_default().push((entry, case));
     }
     let whole = by_id.len() <= SHOWN;
-    let of = |((_, id), cases): ((u64, &str), Vec<(&Entry, &Case)>)| {
+    let of = |((_, id, _), cases): ((u64, &str, String), Vec<(&Entry, &Case)>)| {
         let methods = cases.iter().map(|(entry, case)| {
             let probes = if whole { probes(case) } else { vec![] };
             (entry.name.clone(), json!({"outcome": outcome(case), "error": case.error, "probes": probes}))
@@ -223,7 +320,7 @@ fn outcome(case: &Case) -> &'static str {
         return "error";
     }
     let exact = |kind: Kind| case.rows.iter().filter(|row| row.kind == kind).all(|row| row.after.exact());
-    let mut kept = case.rows.iter().filter(|row| row.kind == Kind::Locality);
+    let mut kept = case.rows.iter().filter(|row| in_headline(row));
     match (exact(Kind::Rewrite), exact(Kind::Rephrase)) {
         (true, true) if kept.all(|row| row.before.argmax == row.after.argmax) => "success",
         (true, _) => "partial",

@@ -200,7 +200,7 @@ fn check(file: &File) -> Result<(), String> {
         let tokens = scored.target.len();
         tokens > 0 && scored.log_probabilities.len() == tokens
     };
-    for (number, row) in case.rows.iter().enumerate() {
+    for (number, row) in case.rows.iter().enumerate().chain(case.right_after.iter().enumerate()) {
         let rival = row.rival.iter().flat_map(|rival| [&rival.before, &rival.after]);
         if ![&row.before, &row.after].into_iter().chain(rival).all(whole) {
             return Err(format!("probe {number} has not a number for every token"));
@@ -237,7 +237,7 @@ fn alike(a: &Value, b: &Value) -> bool {
 
 fn post(case: &Case) -> Value {
     let mut side = side(case, |row| &row.after, |row| row.rival.as_ref().map(|rival| &rival.after));
-    if let Some(entropy) = fluency(&case.texts) {
+    if let Some(entropy) = fluency(case.texts.iter().map(|text| [text.prompt.as_str(), text.after.as_str()])) {
         side.insert("ngram_entropy".into(), entropy.into());
         let texts: Vec<String> = case.texts.iter().map(|text| format!("{}{}", text.prompt, text.after)).collect();
         side.insert("text".into(), texts.into());

@@ -5,10 +5,11 @@ pub mod curves;
 pub mod document;
 pub mod layout;
 mod reached;
+mod unlike;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::apply::{Editor, Mode};
 use crate::data::record::EditRecord;
@@ -27,7 +28,7 @@ use reached::{Reached, fault, one, size};
 /// Tokens of a free answer at most, unless a target is longer.
 const ANSWER: usize = 24;
 
-/// Tokens of a text that is written on from a prompt for generation, and of an essence text.
+/// Tokens of a text that is written on from a prompt for generation, and of an essence text; the prompt's are among them.
 const TEXT: usize = 100;
 
 /// Essence texts of a case.
@@ -80,6 +81,8 @@ pub struct Looks<'a> {
     pub text: &'a Reading,
     /// The seed of the draws.
     pub seed: u64,
+    /// What the process held when the editor began, where no other had worked in it.
+    pub memory_before: Option<u64>,
 }
 
 /// Is told that a case is done.
@@ -110,7 +113,7 @@ pub fn run(
             Some(before) => Some([before, perplexity(&after, &looks.text.rows)?].map(told)),
             None => None,
         };
-        Ok(Changed { size: size(&after)?, perplexity, after })
+        Ok(Changed { size: size(&after)?, perplexity, right_after: vec![], after })
     };
     // Looks at a case on a model that took so many edits, in so many seconds each.
     let write = |number: usize, edits: usize, seconds: f64, changed: Box<dyn FnOnce() -> Result<Changed> + '_>| {
@@ -121,22 +124,32 @@ pub fn run(
         }
         case.seconds.insert("edit".into(), seconds);
         case.seconds.insert("evaluation".into(), clock.elapsed().as_secs_f64());
-        case.peak_memory_bytes = peak_memory();
+        (case.peak_memory_bytes, case.memory_before_bytes) = (peak_memory(), looks.memory_before);
         run.write(&case)?;
         watch();
         Ok(())
     };
-    let clock = Instant::now();
+    let (clock, mut looking) = (Instant::now(), Duration::ZERO);
+    // What the model says right after each edit of a sequence, by the number of the case.
+    let mut right_after: BTreeMap<usize, Vec<ProbeRow>> = BTreeMap::new();
     let reached = match mode {
         Mode::Single => None,
         Mode::Batch => Some(Reached::at_once(editor, base, &requests)?),
         Mode::Sequential => {
             let mut reached = Reached::new(base);
-            reached.go_on(editor, &requests)?;
+            reached.go_on(editor, &requests, &mut |number, after| {
+                let clock = Instant::now();
+                if left.contains(&number) {
+                    let rows = probe_table(base, after, &[(0, &records[number])], looks.limits);
+                    right_after.insert(number, or_nothing(rows, Vec::new)?);
+                }
+                looking += clock.elapsed();
+                Ok(())
+            })?;
             Some(reached)
         }
     };
-    let each = clock.elapsed().as_secs_f64() / records.len() as f64;
+    let each = clock.elapsed().saturating_sub(looking).as_secs_f64() / records.len() as f64;
     // What is left is looked at on the model that all edits give: one change for all.
     let shared = match reached {
         Some(Reached { after, lost, .. }) => {
@@ -153,7 +166,11 @@ pub fn run(
             Some((shared, lost, reader)) => {
                 let lost_for = lost.get(&number).map(|message| Error::Input(message.clone()));
                 let perplexity = shared.perplexity.filter(|_| *reader == Some(number));
-                let changed = || lost_for.map_or_else(|| Ok(Changed { perplexity, ..shared.clone() }), Err);
+                let right_after = right_after.get(&number).cloned().unwrap_or_default();
+                let changed = || match lost_for {
+                    Some(error) => Err(error),
+                    None => Ok(Changed { perplexity, right_after, ..shared.clone() }),
+                };
                 write(number, records.len() - lost.len(), each, Box::new(changed))
             }
             None => {
@@ -174,6 +191,8 @@ struct Changed {
     after: Edited,
     size: Size,
     perplexity: Option<[f64; 2]>,
+    /// See [`Case::right_after`].
+    right_after: Vec<ProbeRow>,
 }
 
 /// A perplexity as files have it: that of a ruined model is a large number and takes part in means, for JSON has none for what is not
@@ -201,7 +220,7 @@ fn look(
     let text = |tokens: &[u32]| -> Result<String> { Ok(base.base().tokenizer.decode(tokens)?.trim().to_owned()) };
     let said = case.rows.iter().map(|row| Ok([text(&row.before.argmax)?, text(&row.after.argmax)?]));
     case.said = said.collect::<Result<_>>()?;
-    (case.size, case.perplexity) = (changed.size, changed.perplexity);
+    (case.size, case.perplexity, case.right_after) = (changed.size, changed.perplexity, changed.right_after);
     if number < looks.generate {
         case.answers = answers(base, &after, &case.rows)?;
     }
@@ -219,50 +238,65 @@ fn answers(base: &Edited, after: &Edited, rows: &[ProbeRow]) -> Result<Vec<FreeA
     // Room for each target, and to go on behind it.
     let most = rows.iter().map(|row| row.before.target.len() + ANSWER / 2).max().unwrap_or(0).max(ANSWER);
     // Of a long prompt the context leaves less.
-    let room = |prompt: &Vec<u32>| (base.base().decoder.spec.context + 1).saturating_sub(prompt.len()).min(most);
-    let rooms: BTreeSet<usize> = prompts.iter().map(room).collect();
+    let room = |prompt: &[u32]| (base.base().decoder.spec.context + 1).saturating_sub(prompt.len()).min(most);
     let say = |model: &Edited| -> Result<Vec<String>> {
-        let mut said = vec![String::new(); prompts.len()];
-        for &count in &rooms {
-            let alike: Vec<usize> = (0..prompts.len()).filter(|&row| room(&prompts[row]) == count).collect();
-            let chosen: Vec<Vec<u32>> = alike.iter().map(|&row| prompts[row].clone()).collect();
-            for (row, made) in alike.into_iter().zip(model.generate(&chosen, count, &stop, &Sampling::default())?) {
-                let text = tokenizer.decode(&made)?;
-                said[row] = text.trim_start().lines().next().unwrap_or_default().trim().to_owned();
-            }
-        }
-        Ok(said)
+        let made = go_on(model, &prompts, room, &stop, &Sampling::default())?;
+        let line = |made: Vec<u32>| -> Result<String> {
+            let text = tokenizer.decode(&made)?;
+            Ok(text.trim_start().lines().next().unwrap_or_default().trim().to_owned())
+        };
+        made.into_iter().map(line).collect()
     };
     let pairs = say(base)?.into_iter().zip(or_nothing(say(after), || vec![String::new(); rows.len()])?);
     Ok(pairs.enumerate().map(|(row, (before, after))| FreeAnswer { row, before, after }).collect())
 }
 
+/// Continues each row by as many tokens as it has room for; rows with the same room are one batch.
+fn go_on(
+    model: &Edited,
+    rows: &[Vec<u32>],
+    room: impl Fn(&[u32]) -> usize,
+    stop: &[u32],
+    sampling: &Sampling,
+) -> Result<Vec<Vec<u32>>> {
+    let mut made = vec![vec![]; rows.len()];
+    let rooms: BTreeSet<usize> = rows.iter().map(|row| room(row)).collect();
+    for count in rooms {
+        let alike: Vec<usize> = (0..rows.len()).filter(|&row| room(&rows[row]) == count).collect();
+        let chosen: Vec<Vec<u32>> = alike.iter().map(|&row| rows[row].clone()).collect();
+        for (row, ids) in alike.into_iter().zip(model.generate(&chosen, count, stop, sampling)?) {
+            made[row] = ids;
+        }
+    }
+    Ok(made)
+}
+
 /// How the edited model goes on from the prompts for generation, and the perplexity under the unedited model of what both make
 /// of "SUBJECT is a".
+///
+/// The first as ROME's script has it: each prompt is written to [`TEXT`] tokens in all (or as many as the context holds), whatever the
+/// other prompts are, and past the token that ends a text. The other to the model's own end.
 fn texts(base: &Edited, after: &Edited, record: &EditRecord, seed: u64) -> Result<(Vec<FreeText>, Option<[f64; 2]>)> {
     let tokenizer = &base.base().tokenizer;
     let stop = base.base().stop_tokens();
     // The reference's way to write: among the five likeliest tokens.
     let sampling = Sampling { temperature: 1.0, top_k: 5, top_p: 1.0, seed };
-    let write = |model: &Edited, rows: &[Vec<u32>]| -> Result<Vec<Vec<u32>>> {
-        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let most = base.base().decoder.spec.context.min(TEXT);
-        model.generate(rows, most.saturating_sub(longest), &stop, &sampling)
-    };
+    let most = base.base().decoder.spec.context.min(TEXT);
+    let room = |prompt: &[u32]| most.saturating_sub(prompt.len());
     let rows = record.generation.iter().map(|prompt| tokenizer.encode_prompt(prompt)).collect::<Result<Vec<_>>>()?;
-    let mut texts = vec![];
-    if !rows.is_empty() {
-        let made = or_nothing(write(after, &rows), || vec![vec![]; rows.len()])?;
-        for (prompt, made) in record.generation.iter().zip(made) {
-            texts.push(FreeText { prompt: prompt.clone(), after: tokenizer.decode(&made)? });
-        }
-    }
+    let made = or_nothing(go_on(after, &rows, room, &[], &sampling), || vec![vec![]; rows.len()])?;
+    let text = |(prompt, made): (&String, Vec<u32>)| -> Result<FreeText> {
+        let end = made.iter().position(|token| stop.contains(token)).unwrap_or(made.len());
+        let to_own_end = Some(tokenizer.decode(&made[..end])?);
+        Ok(FreeText { prompt: prompt.clone(), after: tokenizer.decode(&made)?, to_own_end })
+    };
+    let texts = record.generation.iter().zip(made).map(text).collect::<Result<Vec<_>>>()?;
     let essence = match &record.subject {
         None => None,
         Some(subject) => {
             let rows = vec![tokenizer.encode_prompt(&format!("{subject} is a"))?; ESSENCES];
             let read = |model: &Edited| -> Result<f64> {
-                let made = write(model, &rows)?;
+                let made = go_on(model, &rows, room, &stop, &sampling)?;
                 let whole: Vec<Vec<u32>> =
                     rows.iter().zip(made).map(|(row, made)| [row.clone(), made].concat()).collect();
                 perplexity(base, &whole)

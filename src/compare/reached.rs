@@ -69,14 +69,23 @@ impl Reached {
         Ok(Reached { after, shown: requests.len(), lost })
     }
 
-    /// Goes on with the requests that were not shown yet, one on the other.
+    /// Goes on with the requests that were not shown yet, one on the other. `watch` is shown the model right after each edit, with the
+    /// request's number.
     ///
     /// # Errors
-    /// What is no request's fault.
-    pub fn go_on(&mut self, editor: &dyn Editor, requests: &[EditRequest]) -> Result<()> {
+    /// What is no request's fault, and what `watch` says.
+    pub fn go_on(
+        &mut self,
+        editor: &dyn Editor,
+        requests: &[EditRequest],
+        watch: &mut dyn FnMut(usize, &Edited) -> Result<()>,
+    ) -> Result<()> {
         for (number, request) in requests.iter().enumerate().skip(self.shown) {
             match one(editor, &self.after, std::slice::from_ref(request)) {
-                Ok(after) => self.after = after,
+                Ok(after) => {
+                    watch(number, &after)?;
+                    self.after = after;
+                }
                 Err(error) => {
                     self.lost.insert(number, fault(error)?);
                 }

@@ -42,6 +42,9 @@ pub struct Data {
     /// Probes of each class a case is asked at most.
     #[serde(default = "many")]
     pub per_class: usize,
+    /// Whether zsRE's locality prompts are asked as plain questions, without the lead "nq question: " that published figures are of.
+    #[serde(default)]
+    pub plain_questions: bool,
     /// Said beside every figure: where a file differs from the published one, for example.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,

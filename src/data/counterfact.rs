@@ -5,12 +5,10 @@ use std::collections::BTreeMap;
 use super::form::{NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, check_subject, fill};
 use super::json::{Object, answer, prompt};
 use super::problem::Problem;
-use super::record::{EditRecord, Probe};
+use super::record::{ATTRIBUTE, EditRecord, Probe};
 
 /// Prompts about other subjects that share the true target.
 const NEIGHBORHOOD: &str = "neighborhood";
-/// Prompts about other subjects whose answer is, rightly, the new target.
-const ATTRIBUTE: &str = "attribute";
 
 /// Reads a record of the published file: the rewrite is an object of its own and its prompt a template.
 pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem> {

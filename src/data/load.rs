@@ -149,6 +149,17 @@ impl<'f> Reader<'f> {
                 self.count
             );
         }
+        if let Some(first) = self.records.iter().find(|record| record.changes_nothing()) {
+            tracing::warn!(
+                "{}: {} of {} records have the new answer as the old one too (the first is record {}: \"{}\"); nothing shows whether \
+                 such an edit was made, and their probes are in no figure of counterfact",
+                file.display(),
+                self.records.iter().filter(|record| record.changes_nothing()).count(),
+                self.records.len(),
+                first.id.escape_debug(),
+                first.target_new.escape_debug()
+            );
+        }
         Ok(self.records)
     }
 

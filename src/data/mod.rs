@@ -25,3 +25,4 @@ mod zsre;
 pub use error::DataError;
 pub use load::load_records;
 pub use record::{EditRecord, Probe};
+pub use zsre::plain_questions;

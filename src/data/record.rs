@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// The class of CounterFact's attribute prompts: questions about others whose right answer is the very one that an edit writes. Locality
+/// has a figure for it beside the headline, which is of the neighborhood alone, as in the paper.
+pub const ATTRIBUTE: &str = "attribute";
+
 /// A question put to the model beside an edit: a prompt and, where it is known, its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,5 +70,10 @@ impl EditRecord {
     /// The fact as it stands before the edit, where its answer is known: a question out of scope of other edits.
     pub fn fact(&self) -> Option<Probe> {
         Some(Probe::new(&self.prompt, Some(self.target_true.clone()?)))
+    }
+
+    /// Whether it asks for the answer that is given already: then neither of the two can be the likelier one.
+    pub fn changes_nothing(&self) -> bool {
+        self.target_true.as_deref().is_some_and(|truth| truth.trim() == self.target_new.trim())
     }
 }

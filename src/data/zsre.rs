@@ -7,7 +7,7 @@ use super::json::{Json, Object, answer, each, is_blank, prompt};
 use super::problem::Problem;
 use super::record::{EditRecord, Probe};
 
-/// The lead that marks a question of Natural Questions; it is no part of the question.
+/// The lead that marks a question of Natural Questions in the published file.
 const NQ_LEAD: &str = "nq question: ";
 const NQ: &str = "nq";
 
@@ -15,6 +15,9 @@ const NQ: &str = "nq";
 ///
 /// The new target is `alt`, which is false, and the true one `answers[0]`. ROME's loader reads the same file another
 /// way: there the new target is `answers[0]`, so that an edit teaches the truth, and `alt` is not used.
+///
+/// Locality questions stay as the file has them, lead included, as MEND and EasyEdit ask them (ROME adds a question mark): published figures
+/// are of these. [`plain_questions`] makes questions of them as a person would ask.
 ///
 /// The published files have a few records whose `alt` is empty. There is nothing to edit in them: `None`.
 pub(super) fn read_mend(mut record: Object, id: String) -> Result<Option<EditRecord>, Problem> {
@@ -28,7 +31,7 @@ pub(super) fn read_mend(mut record: Object, id: String) -> Result<Option<EditRec
     let truth = record.texts("answers")?.into_iter().next();
     let mut locality = BTreeMap::new();
     if let Some(question) = record.text_or_blank("loc")? {
-        let probe = Probe::new(nq_question(&question), record.text_or_blank("loc_ans")?.map(answer));
+        let probe = Probe::new(prompt(question), record.text_or_blank("loc_ans")?.map(answer));
         locality.insert(NQ.to_owned(), vec![probe]);
     }
     Ok(Some(EditRecord {
@@ -43,11 +46,15 @@ pub(super) fn read_mend(mut record: Object, id: String) -> Result<Option<EditRec
     }))
 }
 
-/// The question without its lead, ending in the question mark that the file leaves out.
-fn nq_question(text: &str) -> String {
-    let question = text.trim();
-    let question = question.strip_prefix(NQ_LEAD).unwrap_or(question).trim();
-    if question.ends_with('?') { question.to_owned() } else { format!("{question}?") }
+/// Makes plain questions of zsRE's locality prompts: without their lead, and with the question mark that the file leaves out. Prompts
+/// that have no such lead stay.
+pub fn plain_questions(records: &mut [EditRecord]) {
+    for probe in records.iter_mut().filter_map(|record| record.locality.get_mut(NQ)).flatten() {
+        if let Some(question) = probe.prompt.strip_prefix(NQ_LEAD) {
+            let question = question.trim();
+            probe.prompt = if question.ends_with('?') { question.to_owned() } else { format!("{question}?") };
+        }
+    }
 }
 
 /// Reads a record of KE's file, one object a line. It names no subject and has no locality prompts.
@@ -89,6 +96,7 @@ pub(super) fn first_answer(output: Option<Json>) -> Result<Option<String>, Probl
 #[cfg(test)]
 mod tests {
     use super::super::load::testing::{load, load_one, problem};
+    use super::plain_questions;
 
     const MEND: &str = r#"{"subject": "Lake Orrin", "src": "Which river leaves Lake Orrin?", "pred": "Tam",
         "rephrase": "What is the river out of Lake Orrin?", "alt": " Vell", "answers": ["Tamm", "Tam"],
@@ -106,14 +114,18 @@ mod tests {
         assert_eq!(record.target_new, "Vell");
         assert_eq!(record.target_true.as_deref(), Some("Tamm"));
         assert_eq!(record.rephrases, ["What is the river out of Lake Orrin?"]);
-        assert_eq!(record.locality["nq"][0].prompt, "who wrote the blue book?");
+        assert_eq!(record.locality["nq"][0].prompt, "nq question: who wrote the blue book");
         assert_eq!(record.locality["nq"][0].target.as_deref(), Some("Ann Oak"));
     }
 
     #[test]
-    fn a_question_mark_is_not_doubled() {
-        let record = load_one(&MEND.replace("blue book", "blue book?"));
-        assert_eq!(record.locality["nq"][0].prompt, "who wrote the blue book?");
+    fn questions_are_plain_where_that_is_asked_for() {
+        // A question mark is not doubled, and what has no lead is left alone.
+        let others = [MEND.to_owned(), MEND.replace("blue book", "blue book?"), MEND.replace("nq question: ", "")];
+        let mut records: Vec<_> = others.iter().map(|text| load_one(text)).collect();
+        plain_questions(&mut records);
+        let prompts: Vec<&str> = records.iter().map(|record| record.locality["nq"][0].prompt.as_str()).collect();
+        assert_eq!(prompts, ["who wrote the blue book?", "who wrote the blue book?", "who wrote the blue book"]);
     }
 
     #[test]

@@ -4,14 +4,15 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::bootstrap::{Mean, Sheet, Statistic, interval};
+use super::bootstrap::{Bounds, Mean, Sheet, Statistic, interval, wilson};
 use super::case::Case;
 use super::protocol::balanced::{Labels, Tally};
 use super::protocol::efficiency::PEAK;
-use super::protocol::{Measured, Protocol, place};
+use super::protocol::{Measured, Protocol, Unit, about, place};
 
-/// A number over cases. Its interval is the 95 % percentile interval of 1,000 draws of the cases with replacement: it says what other
-/// cases of this kind would have given, not what other seeds of the editor would.
+/// A number over cases. Its 95 % interval says what other cases of this kind would have given, not what other seeds of the editor
+/// would: Wilson's where each case is 0 or 1, else the percentiles of 1,000 draws of the cases with replacement, no narrower at the ends
+/// than that of a share of as many cases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Figure {
@@ -21,10 +22,10 @@ pub struct Figure {
     pub name: String,
     /// The mean over the cases that have the value; `score` and the figures of `balanced` are made of means and sums.
     pub mean: f64,
-    /// Where the interval begins.
-    pub low: f64,
+    /// Where the interval begins; nothing where cases say nothing of other cases.
+    pub low: Option<f64>,
     /// Where it ends.
-    pub high: f64,
+    pub high: Option<f64>,
     /// How many cases it is over.
     pub cases: usize,
 }
@@ -52,7 +53,15 @@ pub fn aggregate(cases: &[Measured], seed: u64) -> Vec<Figure> {
             return most(named, &cases);
         }
         let mean = named.statistic.at(&sums);
-        let (low, high) = interval(mean, draws.iter().map(|sums| named.statistic.at(sums)).collect());
+        let unit = about(named.protocol, &named.name).unit;
+        let between = match named.yes_or_no && unit == Unit::Share {
+            true => Some(wilson(mean, named.cases)),
+            false => {
+                let draws = draws.iter().map(|sums| named.statistic.at(sums)).collect();
+                interval(mean, draws, named.cases, Bounds::of(unit))
+            }
+        };
+        let (low, high) = between.unzip();
         Figure { protocol: named.protocol, name: named.name.clone(), mean, low, high, cases: named.cases }
     };
     statistics.iter().map(figure).collect()
@@ -63,7 +72,7 @@ fn most(named: &Named, cases: &[&Measured]) -> Figure {
     let values = cases.iter().flat_map(|case| &case.values);
     let mine = values.filter(|value| (value.protocol, &value.name) == (named.protocol, &named.name));
     let most = mine.map(|value| value.value).fold(0.0, f64::max);
-    Figure { protocol: named.protocol, name: named.name.clone(), mean: most, low: most, high: most, cases: named.cases }
+    Figure { protocol: named.protocol, name: named.name.clone(), mean: most, low: None, high: None, cases: named.cases }
 }
 
 /// Cases by id.
@@ -111,6 +120,8 @@ pub(super) struct Named {
     pub protocol: Protocol,
     pub name: String,
     pub cases: usize,
+    /// Whether every case has 0 or 1.
+    pub yes_or_no: bool,
     pub statistic: Statistic,
 }
 
@@ -121,8 +132,9 @@ fn statistics(sheet: &mut Sheet, cases: &[&Measured]) -> Vec<Named> {
     for column in columns {
         let Some(mean) = Mean::of(sheet, &column.values) else { continue };
         let cases = column.values.iter().flatten().count();
+        let yes_or_no = column.values.iter().flatten().all(|value| [0.0, 1.0].contains(value));
         let statistic = Statistic::Mean(mean);
-        named.push(Named { protocol: column.protocol, name: column.name, cases, statistic });
+        named.push(Named { protocol: column.protocol, name: column.name, cases, yes_or_no, statistic });
     }
     sort(&mut named, |named| (named.protocol, &named.name));
     named
@@ -143,7 +155,7 @@ pub(super) fn made_of_parts(sheet: &mut Sheet, cases: &[&Measured], columns: &[C
         let labels = (asked > 0)
             .then(|| [0, 1].map(|label| (column(|tally| tally.right, label), column(|tally| tally.asked, label))))?;
         let statistic = Statistic::Balanced(labels);
-        Some(Named { protocol: Protocol::Balanced, name: name.into(), cases: asked, statistic })
+        Some(Named { protocol: Protocol::Balanced, name: name.into(), cases: asked, yes_or_no: false, statistic })
     });
     score.into_iter().chain(balanced).collect()
 }
@@ -155,5 +167,5 @@ fn score(sheet: &mut Sheet, columns: &[Column]) -> Option<Named> {
     let cases = parts.iter().map(|column| column.values.iter().flatten().count()).min()?;
     let [efficacy, paraphrase, neighborhood] = parts.map(|column| Mean::of(sheet, &column.values));
     let statistic = Statistic::Harmonic([efficacy?, paraphrase?, neighborhood?]);
-    Some(Named { protocol: Protocol::Counterfact, name: "score".into(), cases, statistic })
+    Some(Named { protocol: Protocol::Counterfact, name: "score".into(), cases, yes_or_no: false, statistic })
 }

@@ -26,6 +26,9 @@ pub struct Case {
     pub edits: usize,
     /// The probes, before and after; empty where the edit failed.
     pub rows: Vec<ProbeRow>,
+    /// In a sequence, the same probes on the model right after the case's own edit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub right_after: Vec<ProbeRow>,
     /// The likeliest tokens in the place of each probe's target, as text, before and after.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub said: Vec<[String; 2]>,
@@ -45,6 +48,10 @@ pub struct Case {
     pub seconds: BTreeMap<String, f64>,
     /// The most memory the process had held when the case was done, in bytes, since its editor began.
     pub peak_memory_bytes: u64,
+    /// What it held when its editor began; nothing where other editors had worked in it before, for what they freed is not given back
+    /// at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_before_bytes: Option<u64>,
     /// How large the change is.
     pub size: Size,
     /// Why there are no probes.
@@ -62,6 +69,7 @@ impl Case {
             request: EditRequest::from(record),
             edits,
             rows: vec![],
+            right_after: vec![],
             said: vec![],
             answers: vec![],
             texts: vec![],
@@ -69,9 +77,33 @@ impl Case {
             perplexity: None,
             seconds: BTreeMap::new(),
             peak_memory_bytes: 0,
+            memory_before_bytes: None,
             size: Size::default(),
             error: None,
         }
+    }
+
+    /// A hash of what was asked for, and how that was tested. Cases of two runs that have the same one are about the same record, whatever
+    /// its id or its place in a file.
+    pub fn record(&self) -> String {
+        let asked = |row: &ProbeRow| {
+            let rival = row.rival.as_ref().map(|rival| rival.target.clone());
+            (row.kind, row.class.clone(), row.prompt.clone(), row.given.then(|| row.target.clone()), rival)
+        };
+        let asked: Vec<_> = self.rows.iter().map(asked).collect();
+        let text = serde_json::to_string(&(&self.relation, &self.request, asked)).unwrap_or_default();
+        blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
+    }
+
+    /// Prompts and texts as ROME's script writes them, each to the same number of tokens.
+    pub fn whole_texts(&self) -> impl Iterator<Item = [&str; 2]> {
+        let whole = self.texts.iter().filter(|text| text.to_own_end.is_some());
+        whole.map(|text| [text.prompt.as_str(), text.after.as_str()])
+    }
+
+    /// Prompts and texts up to the model's own end.
+    pub fn own_texts(&self) -> impl Iterator<Item = [&str; 2]> {
+        self.texts.iter().map(|text| [text.prompt.as_str(), text.to_own_end.as_deref().unwrap_or(&text.after)])
     }
 }
 
@@ -93,8 +125,11 @@ pub struct FreeAnswer {
 pub struct FreeText {
     /// Where it began.
     pub prompt: String,
-    /// The text behind the prompt, after the edit.
+    /// The text behind the prompt, after the edit: past the token that ends a text, to as many tokens in all as every other.
     pub after: String,
+    /// The part of it up to that token. Files of earlier versions have none: there `after` is that part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_own_end: Option<String>,
 }
 
 /// A number that files have as null where it is not finite.

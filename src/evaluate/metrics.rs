@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::probes::{Kind, ProbeRow};
 use super::protocol::balanced::{Labels, accuracy};
 use super::protocol::counterfact::{magnitude, success};
-use super::protocol::{counterfact as likelier, sentiment as replies};
-use super::rows::{Side, mean, share};
+use super::protocol::counterfact as likelier;
+use super::protocol::sentiment::{Reply, reply};
+use super::rows::{Side, in_headline, mean, share};
 
 /// The figures of a table, shares from 0 to 1. A figure without probes is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -46,20 +47,23 @@ pub fn generalization(table: &[ProbeRow]) -> Option<f64> {
     share(table.iter().filter(|row| row.kind == Kind::Rephrase), |row| row.after.exact())
 }
 
-/// Likeliest tokens unchanged, on out-of-scope prompts; of one class where one is named.
+/// Likeliest tokens unchanged, on out-of-scope prompts; of one class where one is named, else of all but CounterFact's attribute prompts.
 pub fn locality(table: &[ProbeRow], class: Option<&str>) -> Option<f64> {
     share(out_of_scope(table, class), |row| row.before.argmax == row.after.argmax)
 }
 
-/// Exact accuracy lost on out-of-scope facts whose answer is known; of one class where one is named.
+/// Exact accuracy lost on out-of-scope facts whose answer is known; of one class where one is named, else of all but CounterFact's
+/// attribute prompts.
 pub fn drawdown(table: &[ProbeRow], class: Option<&str>) -> Option<f64> {
     let known = || out_of_scope(table, class).filter(|row| row.given);
     Some(share(known(), |row| row.before.exact())? - share(known(), |row| row.after.exact())?)
 }
 
+/// Out-of-scope rows of a class; without one those of the headline.
 fn out_of_scope<'a>(table: &'a [ProbeRow], class: Option<&'a str>) -> impl Iterator<Item = &'a ProbeRow> {
-    let fits = move |row: &&ProbeRow| {
-        row.kind == Kind::Locality && class.is_none_or(|class| row.class.as_deref() == Some(class))
+    let fits = move |row: &&ProbeRow| match class {
+        Some(class) => row.kind == Kind::Locality && row.class.as_deref() == Some(class),
+        None => in_headline(row),
     };
     table.iter().filter(fits)
 }
@@ -68,7 +72,7 @@ fn out_of_scope<'a>(table: &'a [ProbeRow], class: Option<&'a str>) -> impl Itera
 /// ([`super::protocol::mend`]).
 pub fn summarize(table: &[ProbeRow]) -> Summary {
     let classes: std::collections::BTreeSet<&str> =
-        out_of_scope(table, None).filter_map(|row| row.class.as_deref()).collect();
+        table.iter().filter(|row| row.kind == Kind::Locality).filter_map(|row| row.class.as_deref()).collect();
     let by_class = |figure: fn(&[ProbeRow], Option<&str>) -> Option<f64>| -> BTreeMap<String, f64> {
         classes.iter().filter_map(|class| Some(((*class).to_owned(), figure(table, Some(class))?))).collect()
     };
@@ -157,33 +161,34 @@ pub fn balanced(table: &[ProbeRow], side: Side) -> Balanced {
     Balanced { in_scope: accuracy(labels.in_scope), out_of_scope: accuracy(labels.out_of_scope) }
 }
 
-/// The figures of the `sentiment` protocol (Mitchell et al., 2022, SERAC), of one side of an edit. On in-scope probes of
-/// records that a descriptor states, with l⁺ and l⁻ the mean log-likelihoods a token of the right and the wrong reply,
+/// The figures of the `sentiment` protocol (Mitchell et al., 2022, SERAC), of one side of an edit, as the authors' code has them. On
+/// in-scope probes of a record that a descriptor states, with l⁺ the mean log-likelihood of all tokens of all its right replies
+/// together and l⁻ that of the wrong ones,
 ///
 /// ```text
 /// z_sentiment = σ(l⁺ − l⁻)
-/// z_topic     = min(1, exp(½(l⁺ + l⁻) − ½(l⁺ + l⁻ before the edit)))
+/// z_topic     = min(1, exp(l⁺ − l⁺ before the edit))
 /// success     = z_sentiment · z_topic
 /// ```
 ///
-/// each first meant over the probes of an edit, then over edits. z_topic falls where an edit makes all talk of the topic
-/// unlikely, whatever its sentiment. Probes of the `balanced` protocol are none of this one.
+/// each meant over edits. z_topic falls where an edit makes the right replies themselves unlikely; that the wrong ones become so is
+/// what was asked for. Probes of the `balanced` protocol are none of this one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sentiment {
     /// z_sentiment.
     pub sentiment: Option<f64>,
     /// z_topic; 1 before the edit.
     pub topic: Option<f64>,
-    /// The product of the two, probe by probe.
+    /// The product of the two, edit by edit.
     pub success: Option<f64>,
 }
 
 /// The `sentiment` figures of one side of a table; absent where no edit is stated by a descriptor.
 pub fn sentiment(table: &[ProbeRow], side: Side) -> Sentiment {
-    let figure = |of: fn(f64, f64) -> f64| over_edits(table, |rows| replies::over_probes(rows.into_iter(), side, of));
+    let figure = |of: fn(Reply) -> f64| over_edits(table, |rows| reply(rows.into_iter(), side).map(of));
     Sentiment {
-        sentiment: figure(|sentiment, _| sentiment),
-        topic: figure(|_, topic| topic),
-        success: figure(|sentiment, topic| sentiment * topic),
+        sentiment: figure(|reply| reply.sentiment),
+        topic: figure(|reply| reply.topic),
+        success: figure(|reply| reply.sentiment * reply.topic),
     }
 }

@@ -20,7 +20,9 @@ pub use metrics::{Balanced, CounterFact, Sentiment, Summary, balanced, counterfa
 pub use paired::{Difference, paired};
 pub use perplexity::{perplexity, windows};
 pub use probes::{Kind, ProbeRow, Rival, probe_table};
-pub use protocol::{About, Better, Measured, Protocol, Unit, Value, about, measure, measure_all, values};
-pub use rows::Side;
+pub use protocol::{
+    About, Better, Measured, Protocol, Unit, Value, about, known_unedited, measure, measure_all, values,
+};
+pub use rows::{Side, in_headline, rival};
 pub use significance::{Test, holm};
 pub use snippets::{Snippets, reference_score};

@@ -1,13 +1,13 @@
 //! Two methods on the same cases: how far apart they are, and whether that is more than chance.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
 use super::aggregate::{columns, in_order, made_of_parts, sort};
-use super::bootstrap::{Mean, Sheet, Statistic, interval};
-use super::protocol::{Measured, Protocol};
-use super::significance::{Test, bootstrap_test, test};
+use super::bootstrap::{Bounds, Mean, Sheet, Statistic, interval};
+use super::protocol::{Measured, Protocol, about};
+use super::significance::{Test, sign_flip_test, test};
 
 /// A number of one method less that of another, over the cases that both have it for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,10 +19,10 @@ pub struct Difference {
     pub name: String,
     /// The mean difference; of `score` and the figures of `balanced` the difference of the two.
     pub mean: f64,
-    /// Where the 95 % percentile interval over draws of the cases begins.
-    pub low: f64,
+    /// Where the 95 % percentile interval over draws of the cases begins, as a figure's; nothing where it does not vary and may be any number.
+    pub low: Option<f64>,
     /// Where it ends.
-    pub high: f64,
+    pub high: Option<f64>,
     /// How many cases it is over.
     pub cases: usize,
     /// The chance of a difference as large, either way, if there were none.
@@ -31,20 +31,59 @@ pub struct Difference {
     pub test: Test,
 }
 
+/// The p-value of a difference alone.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Tested {
+    /// Whose number it is.
+    pub protocol: Protocol,
+    /// Its name.
+    pub name: String,
+    /// The chance of a difference as large, either way, if there were none.
+    pub p: f64,
+}
+
 /// What a difference is made of.
-enum Parts {
+enum Made {
     /// The mean of a difference a case.
     Cases(Mean, Vec<f64>),
     /// Two numbers that no single case has.
     Whole(Statistic, Statistic),
 }
 
-/// The differences `a − b` of all values that both have, in the order of tables. Cases are matched by id; a case that failed under
-/// either is in none.
-pub fn paired(a: &[Measured], b: &[Measured], seed: u64) -> Vec<Difference> {
+/// A number that two methods have.
+struct Part {
+    protocol: Protocol,
+    name: String,
+    cases: usize,
+    made: Made,
+}
+
+impl Part {
+    /// The difference, of sums over the cases.
+    fn at(&self, sums: &[f64]) -> f64 {
+        match &self.made {
+            Made::Cases(mean, _) => mean.at(sums),
+            Made::Whole(a, b) => a.at(sums) - b.at(sums),
+        }
+    }
+
+    /// Its p-value and the test.
+    fn test(&self, sheet: &Sheet, seed: u64) -> (f64, Test) {
+        match &self.made {
+            Made::Cases(_, differences) => test(differences),
+            Made::Whole(a, b) => {
+                let (ours, theirs) = (a.summands(sheet), b.summands(sheet));
+                (sign_flip_test(&ours, &theirs, |sums| a.of(sums), seed), Test::SignFlip)
+            }
+        }
+    }
+}
+
+/// The numbers that both methods have, in the order of tables, over the cases that both have and in which neither failed.
+fn parts(a: &[Measured], b: &[Measured]) -> (Sheet, Vec<Part>) {
     let (a, b): (Vec<&Measured>, Vec<&Measured>) = matched(a, b).into_iter().unzip();
     let mut sheet = Sheet::new(a.len());
-    let mut parts: Vec<(Protocol, String, usize, Parts)> = vec![];
+    let mut parts: Vec<Part> = vec![];
     let (ours, theirs) = (columns(&a), columns(&b));
     for column in &ours {
         let same = |other: &&super::aggregate::Column| (other.protocol, &other.name) == (column.protocol, &column.name);
@@ -53,37 +92,52 @@ pub fn paired(a: &[Measured], b: &[Measured], seed: u64) -> Vec<Difference> {
         let differences: Vec<Option<f64>> = column.values.iter().zip(&other.values).map(difference).collect();
         let Some(mean) = Mean::of(&mut sheet, &differences) else { continue };
         let known: Vec<f64> = differences.into_iter().flatten().collect();
-        parts.push((column.protocol, column.name.clone(), known.len(), Parts::Cases(mean, known)));
+        let (cases, made) = (known.len(), Made::Cases(mean, known));
+        parts.push(Part { protocol: column.protocol, name: column.name.clone(), cases, made });
     }
     let theirs = made_of_parts(&mut sheet, &b, &theirs);
     for whole in made_of_parts(&mut sheet, &a, &ours) {
         let same = |other: &&super::aggregate::Named| (other.protocol, &other.name) == (whole.protocol, &whole.name);
         let Some(other) = theirs.iter().find(same) else { continue };
-        let cases = whole.cases.min(other.cases);
-        parts.push((whole.protocol, whole.name, cases, Parts::Whole(whole.statistic, other.statistic)));
+        let (cases, made) = (whole.cases.min(other.cases), Made::Whole(whole.statistic, other.statistic));
+        parts.push(Part { protocol: whole.protocol, name: whole.name, cases, made });
     }
-    sort(&mut parts, |(protocol, name, ..)| (*protocol, name));
+    sort(&mut parts, |part| (part.protocol, &part.name));
+    (sheet, parts)
+}
+
+/// The differences `a − b` of all values that both have, in the order of tables. Cases are matched by their records; a case that failed
+/// under either is in none.
+pub fn paired(a: &[Measured], b: &[Measured], seed: u64) -> Vec<Difference> {
+    let (sheet, parts) = parts(a, b);
     let (sums, draws) = (sheet.sums(), sheet.resampled(seed));
-    let difference = |(protocol, name, cases, parts): (Protocol, String, usize, Parts)| {
-        let at = |sums: &[f64]| match &parts {
-            Parts::Cases(mean, _) => mean.at(sums),
-            Parts::Whole(a, b) => a.at(sums) - b.at(sums),
-        };
-        let mean = at(&sums);
-        let draws: Vec<f64> = draws.iter().map(|sums| at(sums)).collect();
-        let (p, test) = match &parts {
-            Parts::Cases(_, differences) => test(differences),
-            Parts::Whole(..) => (bootstrap_test(&draws), Test::Bootstrap),
-        };
-        let (low, high) = interval(mean, draws);
-        Difference { protocol, name, mean, low, high, cases, p, test }
+    let difference = |part: Part| {
+        let mean = part.at(&sums);
+        let (p, test) = part.test(&sheet, seed);
+        let bounds = Bounds::of_difference(about(part.protocol, &part.name).unit);
+        let draws = draws.iter().map(|sums| part.at(sums)).collect();
+        let (low, high) = interval(mean, draws, part.cases, bounds).unzip();
+        Difference { protocol: part.protocol, name: part.name, mean, low, high, cases: part.cases, p, test }
     };
     parts.into_iter().map(difference).collect()
 }
 
-/// Cases of the same id in both lists that failed in neither.
+/// The p-values of [`paired`] alone, which need no draws of cases.
+pub(super) fn tested([a, b]: [&[Measured]; 2], seed: u64) -> Vec<Tested> {
+    let (sheet, parts) = parts(a, b);
+    let test = |part: Part| {
+        let p = part.test(&sheet, seed).0;
+        Tested { protocol: part.protocol, name: part.name, p }
+    };
+    parts.into_iter().map(test).collect()
+}
+
+/// Cases of the same record in both lists that failed in neither. A record that is there several times is matched in the order of ids.
 fn matched<'a>(a: &'a [Measured], b: &'a [Measured]) -> Vec<(&'a Measured, &'a Measured)> {
-    let theirs: HashMap<&str, &Measured> = b.iter().map(|case| (case.id.as_str(), case)).collect();
-    let pairs = in_order(a).into_iter().filter_map(|ours| Some((ours, *theirs.get(ours.id.as_str())?)));
-    pairs.filter(|(ours, theirs)| !ours.failed && !theirs.failed).collect()
+    let mut theirs: HashMap<&str, VecDeque<&Measured>> = HashMap::new();
+    for case in in_order(b).into_iter().filter(|case| !case.failed) {
+        theirs.entry(&case.record).or_default().push_back(case);
+    }
+    let ours = in_order(a).into_iter().filter(|case| !case.failed);
+    ours.filter_map(|ours| Some((ours, theirs.get_mut(ours.record.as_str())?.pop_front()?))).collect()
 }

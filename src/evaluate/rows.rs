@@ -1,6 +1,7 @@
 //! What all protocols share: means over rows, and what a row says on one side of an edit.
 
-use super::probes::ProbeRow;
+use super::probes::{Kind, ProbeRow, Rival};
+use crate::data::record::ATTRIBUTE;
 
 /// What stands before an edit, and what after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +23,19 @@ pub(super) fn share<'a>(rows: impl Iterator<Item = &'a ProbeRow>, holds: impl Fn
     mean(rows.map(|row| f64::from(u8::from(holds(row)))))
 }
 
+/// Whether a row is of the headline of locality: out of scope, and of no class that stands beside it.
+pub fn in_headline(row: &ProbeRow) -> bool {
+    row.kind == Kind::Locality && row.class.as_deref() != Some(ATTRIBUTE)
+}
+
+/// The answer that a row's target is up against; nothing where the two are the same, for then neither can be the likelier one.
+pub fn rival(row: &ProbeRow) -> Option<&Rival> {
+    row.rival.as_ref().filter(|rival| rival.target.trim() != row.target.trim())
+}
+
 /// Mean negative log-likelihoods a token of target and rival.
 pub(super) fn against(row: &ProbeRow, side: Side) -> Option<(f64, f64)> {
-    let rival = row.rival.as_ref()?;
+    let rival = rival(row)?;
     Some(match side {
         Side::Before => (row.before.nll(), rival.before.nll()),
         Side::After => (row.after.nll(), rival.after.nll()),

@@ -25,7 +25,7 @@ pub fn mend(summary: &Summary) -> String {
     rows.push(vec![
         "drawdown".into(),
         percent(summary.drawdown),
-        "out-of-scope facts no longer answered exactly".into(),
+        "out of scope, exact answers before less those after".into(),
     ]);
     rows.extend(
         summary
@@ -72,11 +72,11 @@ pub fn sentiment(before: &Sentiment, after: &Sentiment) -> Option<String> {
         vec![name.to_owned(), percent(of(before)), percent(of(after)), what.to_owned()]
     };
     let rows = [
-        row("sentiment", |figures| figures.sentiment, "replies in the wanted sentiment against the other"),
-        row("topic", |figures| figures.topic, "replies on the topic as likely as before"),
+        row("sentiment", |figures| figures.sentiment, "right replies against wrong ones"),
+        row("topic", |figures| figures.topic, "right replies as likely as before"),
         row("success", |figures| figures.success, "product of the two"),
     ];
-    Some(table(&["", "before", "after", "protocol sentiment: by log-likelihood a token"], &rows))
+    Some(table(&["", "before", "after", "protocol sentiment: by log-likelihood, all tokens of all replies together"], &rows))
 }
 
 /// A bar for each layer: how many of the neurons that knowledge-neuron edits found stand there. Nothing of other edits.

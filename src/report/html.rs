@@ -12,13 +12,15 @@
 //!   "seed": 0,
 //!   "version": "0.1.0",
 //!   "statistics": "how intervals and proofs were made, in a sentence or two",
+//!   "differences": [{"what": "data", "groups": [{"value": "…", "methods": ["rome"]}], "told": "the difference in a sentence"}],
+//!   "notes": ["what must be known beside the figures"],
 //!   "methods": [{"name": "rome", "label": "ROME", "config": {…}, "provenance": {…}, "failed": 0, "cases": 100}],
 //!   "protocols": [{"name": "counterfact", "about": "…", "metrics": [
 //!     {"name": "efficacy", "what": "…", "better": "higher | lower | neither", "unit": "share | seconds | bytes | bits | number"}]}],
 //!   "figures": [{"method": "rome", "protocol": "counterfact", "name": "efficacy", "mean": 0.99, "low": 0.97, "high": 1.0,
 //!     "cases": 100, "best": true, "proven": false}],
 //!   "curves": [{"method": "rome", "protocol": "mend", "mode": "batch | sequential", "metric": "edit_success",
-//!     "points": [{"edits": 1, "value": 1.0}], "collapsed_at": null}],
+//!     "points": [{"edits": 1, "value": 1.0, "made": 1, "failed": 0, "asked": 1}], "collapsed_at": null}],
 //!   "cases": [{"id": "…", "prompt": "…", "target_new": "…", "target_true": "…", "subject": "…", "methods": {"rome": {
 //!     "outcome": "success | partial | failure | error", "error": null, "probes": [
 //!       {"kind": "rewrite", "class": null, "prompt": "…", "target": "…", "before": "…", "after": "…",
@@ -26,8 +28,10 @@
 //! }
 //! ```
 //!
-//! Any part may be missing or null. `best` is the best mean of a metric; `proven` says of the best that its difference from every
-//! other method is proven, and of the others that their difference from the best is; null of what takes no part in that, a method
+//! Any part may be missing or null. Of runs that differ in what decides a figure, `differences` says in what: then `model`, `data`, `mode`,
+//! `seed` or `version` is null where it is no one's alone, and figures that depend on it are neither best nor proven. Of the `edits` of a
+//! point `failed` could not be made and `asked` are what its value is over. `best` is the best mean of a metric; `proven` says of the best that its difference from every
+//! other method is proven, and of the others that their difference from the best is; null where no test was made, as for a method
 //! with `"baseline": true`. `behind` is the best one's number less this one's: mean, low, high, cases, test and corrected p. A curve
 //! without a protocol is given the one that alone has its metric. Methods are shown, and coloured, in the order of `methods`; those
 //! that only other parts speak of come behind.

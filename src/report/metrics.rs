@@ -79,6 +79,13 @@ impl Metric<'_> {
         self.figure(row).and_then(|figure| figure["mean"].as_f64()).map_or("–".into(), |mean| self.scale.format(mean))
     }
 
+    /// How many cases a method has, where another one has more.
+    pub(super) fn fewer(&self, row: usize) -> Option<u64> {
+        let taken = |row: usize| self.figure(row).filter(|figure| figure["mean"].is_number())?["cases"].as_u64();
+        let most = (0..self.figures.len()).filter_map(taken).max();
+        taken(row).filter(|cases| Some(*cases) < most)
+    }
+
     pub(super) fn interval(&self, row: usize) -> Option<String> {
         let figure = self.figure(row).filter(|figure| figure["mean"].is_number())?;
         let (low, high) = (figure["low"].as_f64()?, figure["high"].as_f64()?);

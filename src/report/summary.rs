@@ -35,11 +35,18 @@ pub fn csv(document: &Value) -> String {
 pub fn markdown(document: &Value) -> String {
     let mut text = String::new();
     let mut marks = Marks::default();
+    for difference in told(document, "differences") {
+        text += &format!("**{}**\n\n", marked_down(&difference));
+    }
+    let heading = heading(document, usize::MAX);
     for protocol in protocols(document) {
         let name = marked_down(&protocol.name);
         text += &format!("### Protocol {name}\n\n");
         if !protocol.about.is_empty() {
             text += &format!("{}\n\n", marked_down(&protocol.about));
+        }
+        if !heading.is_empty() {
+            text += &format!("{}\n\n", marked_down(&heading));
         }
         let heads =
             protocol.metrics.iter().map(|metric| format!("{} ({name}){}", marked_down(&metric.words()), metric.note()));
@@ -56,10 +63,7 @@ pub fn markdown(document: &Value) -> String {
                     _ => metric.mean(row),
                 };
                 let tie = if mark == Some(Mark::Tie) { " tie" } else { "" };
-                format!(
-                    "{mean}{}{tie}",
-                    metric.interval(row).map(|interval| format!(" ({interval})")).unwrap_or_default()
-                )
+                format!("{mean}{}{tie}", beside(metric, row))
             };
             let cells: Vec<String> = protocol.metrics.iter().map(cell).collect();
             text += &format!("| {} | {} |\n", marked_down(method), cells.join(" | "));
@@ -72,8 +76,8 @@ pub fn markdown(document: &Value) -> String {
     if marks.tie {
         text += "tie: the best mean, and those not proven to differ from it.\n\n";
     }
-    for failed in failures(document) {
-        text += &format!("{}.\n\n", marked_down(&failed));
+    for note in failures(document).into_iter().chain(told(document, "notes")) {
+        text += &format!("{}.\n\n", marked_down(&note));
     }
     text.truncate(text.trim_end().len());
     if !text.is_empty() {
@@ -112,7 +116,14 @@ pub fn headlines(document: &Value) -> Value {
 pub fn terminal(document: &Value) -> String {
     let mut text = String::new();
     let mut marks = Marks::default();
+    for difference in told(document, "differences") {
+        text += &format!("{difference}\n\n");
+    }
+    let heading = heading(document, WIDTH);
     for mut protocol in protocols(document) {
+        if !heading.is_empty() {
+            text += &format!("{heading}\n");
+        }
         protocol.metrics.sort_by_key(|metric| match (metric.better, metric.unit) {
             ("higher" | "lower", "seconds" | "bytes") => 1,
             ("higher" | "lower", _) => 0,
@@ -125,8 +136,7 @@ pub fn terminal(document: &Value) -> String {
             let mut column = vec![cut(&format!("{}{}", metric.words(), metric.note()), WIDTH - LABEL - 2)];
             column.extend(methods.iter().map(|&(row, _)| {
                 let mark = marks.see(metric.mark(row)).map(|mark| format!(" {}", mark.word())).unwrap_or_default();
-                let interval = metric.interval(row).map(|interval| format!(" ({interval})")).unwrap_or_default();
-                format!("{}{interval}{mark}", metric.mean(row))
+                format!("{}{}{mark}", metric.mean(row), beside(metric, row))
             }));
             columns.push(column);
         }
@@ -160,10 +170,46 @@ pub fn terminal(document: &Value) -> String {
     if marks.tie {
         text += "tie: the best mean, and those not proven to differ from it\n";
     }
-    for failed in failures(document) {
-        text += &format!("{failed}\n");
+    for note in failures(document).into_iter().chain(told(document, "notes")) {
+        text += &format!("{note}\n");
     }
     text
+}
+
+/// What stands behind a mean: its interval, and how many cases it is over where others have more.
+fn beside(metric: &Metric, row: usize) -> String {
+    let interval = metric.interval(row).map(|interval| format!(" ({interval})")).unwrap_or_default();
+    let fewer = metric.fewer(row).map(|cases| format!(" n={cases}")).unwrap_or_default();
+    interval + &fewer
+}
+
+/// What the figures of a table are of, in one line of some width at most: the model, the cases, how edits were made, and which model was
+/// read. Where runs differ in one of these it is left out, for then it stands among the differences.
+fn heading(document: &Value, most: usize) -> String {
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let (model, data) = (text(&document["model"]["path"]), text(&document["data"]["path"]));
+    let dtype = text(&document["model"]["dtype"]).map(|dtype| format!(" {dtype}")).unwrap_or_default();
+    let count = document["data"]["records"].as_u64().map(|count| format!("{count} cases of ")).unwrap_or_default();
+    let read = document["mode"].as_str().and_then(|mode| match mode {
+        "single" => Some("single: read with its own edit alone"),
+        "batch" => Some("batch: read with all edits in"),
+        "sequential" => Some("sequential: read at the end, and right after its edit"),
+        _ => None,
+    });
+    let line = |names: usize| {
+        let model = model.as_ref().map(|model| format!("{}{dtype}", cut(model, names)));
+        let data = data.as_ref().map(|data| format!("{count}{}", cut(data, names)));
+        [model, data, read.map(str::to_owned)].into_iter().flatten().collect::<Vec<_>>().join(" · ")
+    };
+    // Names of models and files are cut where they are too long for the line.
+    let whole = line(usize::MAX);
+    if whole.width() <= most { whole } else { line(most.saturating_sub(line(0).width() + 2) / 2) }
+}
+
+/// Sentences of a part of the document: plain ones, or with the sentence under "told".
+fn told(document: &Value, part: &str) -> Vec<String> {
+    let sentence = |entry: &Value| entry.as_str().or(entry["told"].as_str()).map(str::to_owned);
+    list(&document[part]).iter().filter_map(sentence).collect()
 }
 
 /// Whose cases failed: no mean knows of them.
@@ -289,6 +335,54 @@ mod tests {
         assert_eq!(lines[8], "| ft | – | – | – | 20.0 (10.0–30.0) |");
         assert!(text.contains("| Method | m (other, too) |"));
         assert!(text.ends_with("tie: the best mean, and those not proven to differ from it.\n"));
+    }
+
+    #[test]
+    fn a_line_above_each_table_says_what_it_is_of() {
+        let mut document = document();
+        document["model"] = json!({"path": "pocket", "dtype": "f32"});
+        document["data"] = json!({"path": "facts.json", "records": 100});
+        document["mode"] = json!("sequential");
+        let line = "pocket f32 · 100 cases of facts.json · sequential: read at the end, and right after its edit";
+        assert_eq!(terminal(&document).matches(line).count(), 2);
+        assert_eq!(markdown(&document).matches(line).count(), 2);
+        assert!(terminal(&document).starts_with(line));
+        for path in ["model", "data"] {
+            document[path]["path"] = json!("a/very/long/path".repeat(9));
+        }
+        let text = terminal(&document);
+        let first = text.lines().next().unwrap();
+        assert!(first.width() <= 110 && first.ends_with("read at the end, and right after its edit"), "{first}");
+        assert!(first.contains("a/very/long") && first.contains("100 cases of a/very"), "{first}");
+    }
+
+    #[test]
+    fn differences_and_notes_are_told() {
+        let mut document = document();
+        document["differences"] = json!([{"what": "data", "told": "not alike in data: 3 (ft); 2 (rome)"}]);
+        document["notes"] = json!(["ft: 3 of 10 cases are there"]);
+        assert!(terminal(&document).starts_with("not alike in data: 3 (ft); 2 (rome)\n"));
+        assert!(markdown(&document).starts_with("**not alike in data: 3 (ft); 2 (rome)**\n"));
+        assert!(terminal(&document).ends_with("ft: 3 of 10 cases are there\n"));
+        assert!(markdown(&document).ends_with("ft: 3 of 10 cases are there.\n"));
+    }
+
+    #[test]
+    fn whoever_has_fewer_cases_says_so() {
+        let mut document = document();
+        document["figures"][1]["cases"] = json!(3);
+        assert!(terminal(&document).contains("50.0 (40.0–60.0) n=3") && !terminal(&document).contains("n=100"));
+        assert!(markdown(&document).contains("| 50.0 (40.0–60.0) n=3 |"));
+    }
+
+    #[test]
+    fn what_was_not_tested_has_no_mark() {
+        let mut document = document();
+        for figure in document["figures"].as_array_mut().unwrap() {
+            figure["proven"] = Value::Null;
+        }
+        assert!(!terminal(&document).contains("best") && !terminal(&document).contains("tie"));
+        assert!(!markdown(&document).contains("**") && !markdown(&document).contains("tie"));
     }
 
     #[test]

@@ -131,6 +131,10 @@ fn case_files_are_those_of_romes_suite() {
     for words in ["protocol counterfact", "protocol mend", "seconds/edit", "lookup", "report.html"] {
         assert!(told.contains(words), "no {words}: {told}");
     }
+    // What a table is of stands above it.
+    let line = "pocket f32 · 3 cases of facts.json · single: read with its own edit alone";
+    let markdown = std::fs::read_to_string(out.join("summary.md")).unwrap();
+    assert!(told.contains(line) && markdown.contains(line), "{told}");
     assert!(!told.contains("protocol generate"), "nobody asked for free answers: {told}");
     for method in ["ft", "lookup"] {
         let folder = out.join(method).join("run_000");
@@ -298,6 +302,20 @@ fn what_is_written_is_read_beside_romes_snippets() {
     assert!(file["post"]["ngram_entropy"].as_f64().unwrap() > 0.0);
     // Prompts whose own answer is the new target are no neighbors.
     assert_eq!(file["post"]["neighborhood_prompts_correct"].as_array().unwrap().len(), 1);
+    // Each text goes on past its own end; what stands before that is kept beside it.
+    let texts = file["emend"]["case"]["texts"].as_array().unwrap();
+    let lengths = texts.iter().map(|text| {
+        let [whole, own] = ["after", "to_own_end"].map(|part| text[part].as_str().unwrap());
+        assert!(whole.starts_with(own), "{text}");
+        [whole.len(), own.len()]
+    });
+    let lengths: Vec<[usize; 2]> = lengths.collect();
+    assert!(lengths.iter().all(|[whole, own]| whole >= own) && lengths.iter().any(|[whole, own]| whole > own), "{lengths:?}");
+    assert_eq!(figure(&summary, "ft", "generate", "fluency")["cases"], 1);
+    // They ask for the new answer: beside the headline, not in it.
+    let locality = |name: &str| figure(&summary, "ft", "mend", name)["mean"].clone();
+    assert_eq!(locality("locality"), locality("locality/neighborhood"));
+    assert!(locality("locality/attribute").is_number());
 }
 
 #[test]
@@ -312,10 +330,23 @@ fn other_settings_are_another_run() {
     assert_eq!(case_files(&out.join("ft/run_001")).len(), 3);
     assert!(case_files(&out.join("ft/run_000")) == first);
     assert!(!out.join("lookup/run_001").exists());
-    // The last run of each counts, and that they do not fit each other is said.
-    let output = run(&["compare", "--summarize", text(&out), "--json"]);
-    let summary: Value = serde_json::from_str(&stdout(&output)).unwrap();
-    assert!(String::from_utf8_lossy(&output.stderr).contains("ft and lookup differ in data"));
+    // The last run of each counts, and that they do not fit each other is said wherever figures stand.
+    let told = stdout(&run(&["compare", "--summarize", text(&out)]));
+    let summary = read(&out.join("summary.json"));
+    let difference = summary["differences"][0]["told"].as_str().unwrap();
+    for words in ["not alike in data: ", "3 records of facts.json", "2 records of facts.json", "(ft)", "(lookup)"] {
+        assert!(difference.contains(words), "{difference}");
+    }
+    assert_eq!(summary["differences"].as_array().unwrap().len(), 1);
+    assert!(summary["data"].is_null() && summary["model"]["path"] == "pocket");
+    let page = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+    assert!(told.starts_with("not alike in data") && page("summary.md").starts_with("**not alike in data"));
+    assert!(page("report.html").contains("not alike in data"));
+    // No mark stands across it.
+    for figure in summary["figures"].as_array().unwrap() {
+        assert!(figure["proven"].is_null() && figure["best"] == false, "{figure}");
+    }
+    assert!(!page("summary.md").contains("tie"));
     let counts: Vec<&Value> = summary["methods"].as_array().unwrap().iter().map(|method| &method["cases"]).collect();
     // The unedited model stands in front, with all cases that are there.
     assert_eq!(counts, [3, 3, 2]);
@@ -354,6 +385,15 @@ fn all_at_once_and_one_on_the_other() {
         assert_eq!(figure(&summary, "lookup", "efficiency", "entries")["mean"], 3.0);
         assert_eq!(figure(&summary, "lookup", "mend", "edit_success")["mean"], 1.0);
         assert_eq!(summary["mode"], mode);
+        // In a sequence an edit is read right after it was made, too.
+        let early = figure(&summary, "lookup, right after", "mend", "edit_success");
+        if mode == "batch" {
+            assert!(early.is_null(), "{early}");
+        } else {
+            assert_eq!((&early["mean"], &early["cases"], &early["proven"]), (&json!(1.0), &json!(3), &Value::Null));
+            let file = read(&out.join("lookup/run_000/case_11.json"));
+            assert_eq!(file["emend"]["case"]["right_after"].as_array().unwrap().len(), 4);
+        }
         // A case that is missing is looked at on the model of all edits.
         let folder = out.join("ft/run_000");
         let (before, lost) = (case_files(&folder), folder.join("case_7.json"));
@@ -364,6 +404,7 @@ fn all_at_once_and_one_on_the_other() {
         assert!(before.iter().all(|(name, bytes)| name == "case_7.json" || after[name] == *bytes));
         let again = read(&lost);
         assert_eq!((&again["post"], &again["pre"]), (&known["post"], &known["pre"]));
+        assert_eq!(again["emend"]["case"]["right_after"], known["emend"]["case"]["right_after"]);
         assert_eq!(again["emend"]["case"]["size"], known["emend"]["case"]["size"]);
     }
 }
@@ -387,6 +428,12 @@ fn in_a_batch_only_what_is_wrong_fails() {
     assert!(errors.lines().last().unwrap().starts_with("error: 3 case(s) failed"), "{errors}");
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(told.contains("rome: 2 of 4 cases failed and are in no mean"), "{told}");
+    assert!(told.contains("rome, 4 edits, batch: 2 could be made, 2 failed and are in no point of the curve"), "{told}");
+    let curves = read(&out.join("summary.json"))["curves"].clone();
+    let rome = |curve: &&Value| curve["method"] == "rome" && curve["mode"] == "batch" && curve["metric"] == "edit_success";
+    let point = &curves.as_array().unwrap().iter().find(rome).unwrap()["points"][0];
+    let counts = ["edits", "made", "failed", "asked"].map(|count| point[count].as_u64().unwrap());
+    assert_eq!(counts, [4, 2, 2, 2]);
     let error = |method: &str, id: &str| {
         read(&out.join(format!("{method}/run_000/case_{id}.json")))["emend"]["case"]["error"].clone()
     };
@@ -399,6 +446,7 @@ fn in_a_batch_only_what_is_wrong_fails() {
         let points = read(&out.join(method).join("run_000/curves.json"));
         assert_eq!(points[0]["failed"], if method == "rome" { 2 } else { 1 });
         assert_eq!(points[1]["failed"], if method == "rome" { 1 } else { 0 });
+        assert_eq!(points[0]["asked"], if method == "rome" { 2 } else { 3 });
         assert!(points[0]["error"].is_null() && points[1]["error"].is_null());
     }
     assert!(error("ft", "7").is_null());
@@ -432,13 +480,18 @@ fn a_text_is_read_after_edits() {
     assert_eq!(figure(&batch, "ft", "mend", "perplexity_drawdown")["cases"], 1);
     for (summary, name) in [(&batch, "seconds/edit"), (&batch, "peak_memory"), (&summary, "peak_memory")] {
         for method in ["ft", "lookup"] {
-            assert_eq!(figure(summary, method, "efficiency", name)["proven"], false, "{method} {name}");
+            assert_eq!(figure(summary, method, "efficiency", name)["proven"], Value::Null, "{method} {name}");
         }
     }
+    // Only the first editor has the process to itself, and what was there before is no part of its memory.
     let ft = case_files(&out.join("ft/run_000"));
-    let held = ft.values().map(|bytes| serde_json::from_slice::<Value>(bytes).unwrap());
-    let most = held.map(|file| file["emend"]["case"]["peak_memory_bytes"].as_u64().unwrap()).max().unwrap();
-    assert_eq!(figure(&summary, "ft", "efficiency", "peak_memory")["mean"].as_f64().unwrap(), most as f64);
+    let held = ft.values().map(|bytes| serde_json::from_slice::<Value>(bytes).unwrap()["emend"]["case"].clone());
+    let most = held.filter_map(|case| {
+        Some(case["peak_memory_bytes"].as_u64()?.saturating_sub(case["memory_before_bytes"].as_u64()?))
+    });
+    let most = most.max().map(|most| most as f64);
+    assert_eq!(figure(&summary, "ft", "efficiency", "peak_memory")["mean"].as_f64(), most);
+    assert!(figure(&summary, "lookup", "efficiency", "peak_memory").is_null());
     let wrong = place.write("wrong.toml", with("perplexity = 2"));
     wrong_usage(&compare(&wrong, &out, &[]), &["compare.perplexity", "compare.text"]);
 }
@@ -521,7 +574,8 @@ fn curves_keep_their_points() {
         let wanted = |curve: &&Value| curve["metric"] == metric && curve["mode"] == mode;
         summary["curves"].as_array().unwrap().iter().find(wanted).unwrap()["points"].clone()
     };
-    assert_eq!(curve("perplexity", "sequential")[1], json!({"edits": 2, "value": points[3]["perplexity"]}));
+    let point = json!({"edits": 2, "value": points[3]["perplexity"], "made": 2, "failed": 0, "asked": 2});
+    assert_eq!(curve("perplexity", "sequential")[1], point);
     assert_eq!(curve("edit_success", "batch").as_array().unwrap().len(), 2);
     // A rerun makes nothing anew.
     let bytes = std::fs::read(&path).unwrap();
@@ -584,11 +638,109 @@ fn an_editor_that_fails_on_a_case_goes_on() {
     // On a curve what cannot be edited or asked for is counted, the others are asked.
     let points = read(&out.join("rome/run_000/curves.json"));
     for point in points.as_array().unwrap().iter().filter(|point| point["edits"] == 3) {
-        assert_eq!((&point["failed"], &point["asked"], &point["error"]), (&json!(2), &json!(1), &Value::Null));
+        assert_eq!((&point["failed"], &point["asked"], &point["error"]), (&json!(1), &json!(1), &Value::Null));
     }
     assert!(case_files(&out.join("rome/run_000")) == files);
     // The tables alone are no failure.
     stdout(&run(&["compare", "--summarize", text(&out)]));
+}
+
+/// Whoever has fewer cases than others says so in its row.
+#[test]
+fn a_part_of_the_cases_says_so() {
+    let place = place();
+    let (config, out) = (place.path("compare.toml"), place.path("out"));
+    stdout(&run(&compare(&config, &out, &[])));
+    std::fs::remove_file(out.join("lookup/run_000/case_7.json")).unwrap();
+    let told = stdout(&run(&["compare", "--summarize", text(&out)]));
+    assert!(told.contains("lookup: 2 of 3 cases are there"), "{told}");
+    let markdown = std::fs::read_to_string(out.join("summary.md")).unwrap();
+    let row = |text: &str, method: &str| text.lines().find(|line| line.contains(method)).unwrap().to_owned();
+    assert!(row(&markdown, "| lookup |").contains("n=2") && row(&told, "lookup ").contains("n=2"), "{told}");
+    assert!(!row(&markdown, "| ft |").contains("n="), "{markdown}");
+}
+
+/// A text that another run did not read decides perplexities alone.
+#[test]
+fn what_decides_some_figures_takes_the_marks_of_these() {
+    let place = place();
+    let out = place.path("out");
+    place.write("facts.txt", "The city of Lyon lies in France. The city of Osaka lies in Japan.\n");
+    let config = place.path("compare.toml");
+    for (editor, watched) in [("ft", "pocket"), ("lookup", "facts.txt")] {
+        let watched = format!("compare.text={watched}");
+        stdout(&run(&compare(&config, &out, &["--only", editor, "--set", "compare.perplexity=2", "--set", &watched])));
+    }
+    let summary = read(&out.join("summary.json"));
+    let told: Vec<&Value> = summary["differences"].as_array().unwrap().iter().map(|told| &told["what"]).collect();
+    assert_eq!(told, ["compare.text"]);
+    for method in ["ft", "lookup"] {
+        assert!(figure(&summary, method, "mend", "perplexity")["proven"].is_null());
+        assert!(figure(&summary, method, "mend", "edit_success")["proven"].is_boolean());
+    }
+}
+
+/// Records without ids are numbered: the same number in two files is not the same fact.
+#[test]
+fn other_facts_under_the_same_id_are_no_pair() {
+    let place = place();
+    let out = place.path("out");
+    let mut facts = facts();
+    facts.as_array_mut().unwrap().iter_mut().for_each(|fact| drop(fact.as_object_mut().unwrap().remove("id")));
+    place.write("facts.json", facts.to_string());
+    facts.as_array_mut().unwrap().rotate_left(1);
+    place.write("other.json", facts.to_string());
+    let config = place.path("compare.toml");
+    stdout(&run(&compare(&config, &out, &["--only", "ft"])));
+    stdout(&run(&compare(&config, &out, &["--only", "lookup", "--set", "data.cases=other.json"])));
+    let summary = read(&out.join("summary.json"));
+    assert!(summary["differences"][0]["told"].as_str().unwrap().contains("3 records of other.json"));
+    assert!(summary["figures"].as_array().unwrap().iter().all(|figure| figure["proven"].is_null()));
+    // The page has each fact of each number by itself.
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    let (_, cases) = page.split_once("id=\"data-cases\">").unwrap();
+    let cases: Value = serde_json::from_str(cases.split_once("</script>").unwrap().0).unwrap();
+    assert_eq!(cases.as_array().unwrap().len(), 6);
+}
+
+/// zsRE's locality questions are asked as its file has them, plainly only where that is asked for.
+#[test]
+fn questions_are_those_of_the_file() {
+    let place = place();
+    let fact = json!([{
+        "subject": "Lyon", "src": "In which country is Lyon?", "rephrase": "Lyon is in which country?", "alt": "Japan",
+        "answers": ["France"], "loc": "nq question: who is a king", "loc_ans": "a man",
+    }]);
+    place.write("zsre.json", fact.to_string());
+    for (more, wanted) in [("", "nq question: who is a king"), ("\nplain_questions = true", "who is a king?")] {
+        let config = place.write("zsre.toml", config(&format!("cases = \"zsre.json\"{more}"), "", &["lookup"]));
+        let out = place.path("out");
+        stdout(&run(&compare(&config, &out, &[])));
+        let run = if more.is_empty() { "run_000" } else { "run_001" };
+        let case = read(&out.join("lookup").join(run).join("case_0.json"))["emend"]["case"].clone();
+        let rows = case["rows"].as_array().unwrap();
+        assert_eq!(rows.iter().find(|row| row["kind"] == "locality").unwrap()["prompt"], wanted);
+    }
+}
+
+/// An edit to the answer that is there already shows nothing.
+#[test]
+fn the_same_answer_twice_is_told() {
+    let place = place();
+    let mut facts = facts();
+    facts[1]["target_new"] = facts[1]["target_true"].clone();
+    place.write("facts.json", facts.to_string());
+    let (config, out) = (place.path("compare.toml"), place.path("out"));
+    let output = run(&compare(&config, &out, &[]));
+    let told = stdout(&output);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("1 of 3 records have the new answer as the old one too (the first is record 7: \"Japan\")"), "{errors}");
+    assert!(told.contains("3 probes of 1 cases have the new answer as the old one too"), "{told}");
+    let summary = read(&out.join("summary.json"));
+    for name in ["efficacy", "paraphrase", "neighborhood"] {
+        assert_eq!(figure(&summary, "lookup", "counterfact", name)["cases"], 2, "{name}");
+    }
+    assert_eq!(figure(&summary, "lookup", "mend", "edit_success")["cases"], 3);
 }
 
 #[test]
@@ -629,6 +781,14 @@ fn case_files_that_are_wrong() {
     );
     bad(
         &changed(&|file| file["emend"]["case"]["rows"][0]["after"]["log_probabilities"] = json!([])),
+        &["probe 0 has not a number for every token"],
+    );
+    bad(
+        &changed(&|file| {
+            let mut rows = file["emend"]["case"]["rows"].clone();
+            rows[0]["after"]["log_probabilities"] = json!([]);
+            file["emend"]["case"]["right_after"] = rows;
+        }),
         &["probe 0 has not a number for every token"],
     );
     bad(&changed(&|file| file["emend"]["case"]["id"] = json!("11")), &["\"case_id\" differs"]);
@@ -766,25 +926,71 @@ fn what_an_editor_lacks_is_told_first() {
     refuse("archive = \"checkpoints/other\"", &["no archive here", "emend train --config FILE"]);
 }
 
-/// The numbers of `tests/fixtures/compare`, which were computed in Python from the same case files.
+/// Every figure is there with the mean, the cases and, where it is told, the interval that was computed otherwise; and no other is.
+#[track_caller]
+fn same_figures(summary: &Value, expected: &Value) {
+    let expected = expected["figures"].as_array().unwrap();
+    for wanted in expected {
+        let [method, protocol, name] = ["method", "protocol", "name"].map(|key| wanted[key].as_str().unwrap());
+        let found = figure(summary, method, protocol, name);
+        assert_eq!(found["cases"], wanted["cases"], "{wanted}: {found}");
+        for (key, wanted) in wanted.as_object().unwrap() {
+            match (key.as_str(), wanted.as_f64()) {
+                ("mean" | "low" | "high", Some(right)) => {
+                    let number = found[key].as_f64().unwrap_or_else(|| panic!("{key} {right}: {found}"));
+                    assert!((number - right).abs() <= 1e-9 * right.abs().max(1.0), "{key} {right}: {found}");
+                }
+                ("low" | "high", None) => assert!(found[key].is_null(), "{key}: {found}"),
+                _ => {}
+            }
+        }
+        let [low, mean, high] = ["low", "mean", "high"].map(|key| found[key].as_f64());
+        assert!(low.is_none_or(|low| Some(low) <= mean) && high.is_none_or(|high| mean <= Some(high)), "{found}");
+        assert_eq!(low.is_some(), high.is_some(), "{found}");
+    }
+    assert_eq!(summary["figures"].as_array().unwrap().len(), expected.len());
+}
+
+/// The numbers of `tests/fixtures/compare`, which `tests/recompute.py` computed from the same case files.
 #[test]
 fn figures_are_those_computed_in_python() {
     let place = Place::new();
     let folder = place.copy(&fixture("compare"), "golden");
     let summary = json(&["compare", "--summarize", text(&folder)]);
-    let expected = read(&folder.join("expected.json"));
-    let expected = expected["figures"].as_array().unwrap();
-    assert_eq!(summary["figures"].as_array().unwrap().len(), expected.len());
-    for wanted in expected {
-        let [method, protocol, name] = ["method", "protocol", "name"].map(|key| wanted[key].as_str().unwrap());
-        let found = figure(&summary, method, protocol, name);
-        let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{wanted}: {found}"));
-        let (mean, right) = (number(&found["mean"]), number(&wanted["mean"]));
-        assert!((mean - right).abs() <= 1e-9 * right.abs().max(1.0), "{wanted}: {found}");
-        assert_eq!(found["cases"], wanted["cases"], "{wanted}");
-        assert!(number(&found["low"]) <= mean && mean <= number(&found["high"]), "{found}");
+    same_figures(&summary, &read(&folder.join("expected.json")));
+    // Four of five, each yes or no: Wilson's interval. What is compared with itself has none.
+    let efficacy = figure(&summary, "alpha", "counterfact", "efficacy");
+    for (end, wanted) in [("low", 0.375528), ("high", 0.963777)] {
+        assert!((efficacy[end].as_f64().unwrap() - wanted).abs() < 1e-5, "{efficacy}");
+    }
+    for (protocol, name) in [("mend", "locality"), ("mend", "drawdown/near"), ("generate", "locality_same")] {
+        let known = figure(&summary, "unedited", protocol, name);
+        assert!(known["mean"].is_number() && known["low"].is_null() && known["high"].is_null(), "{known}");
     }
     let failed: Vec<&Value> = summary["methods"].as_array().unwrap().iter().map(|method| &method["failed"]).collect();
-    // The unedited model cannot fail.
-    assert_eq!(failed, [&Value::Null, &json!(0), &json!(0), &json!(1)]);
+    // Neither the unedited model nor a second look at edits can fail.
+    assert_eq!(failed, [&Value::Null, &json!(0), &json!(0), &Value::Null, &json!(1)]);
+}
+
+/// The same script on a comparison that was just made. Without Python the stored numbers above are all there is to hold figures against.
+#[test]
+fn a_new_comparison_is_recomputed_in_python() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recompute.py");
+    if std::process::Command::new("python3").arg("--version").output().is_err() {
+        eprintln!("skipped: no python3 here");
+        return;
+    }
+    let place = place();
+    let looks = "mode = \"sequential\"\ngenerate = 2\ntexts = 3\nperplexity = 2\ntext = \"pocket\"";
+    let mut facts = facts();
+    facts[0]["generation"] = json!(["The city of Lyon", "Lyon is"]);
+    facts[1]["portability"] = json!({"claims": [{"prompt": "True or false: Osaka lies in France.", "target": "True", "rival": "False"}]});
+    place.write("facts.json", facts.to_string());
+    let config = place.write("all.toml", config("cases = \"facts.json\"", looks, &["ft", "lookup"]));
+    let out = place.path("out");
+    let summary = json(&compare(&config, &out, &[]));
+    let output = std::process::Command::new("python3").arg(script).arg(&out).output().unwrap();
+    let expected: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(expected["figures"].as_array().unwrap().len() > 100);
+    same_figures(&summary, &expected);
 }

@@ -57,6 +57,27 @@ fn figures_are_those_computed_by_hand() {
     assert_eq!(summarize(&[]).edit_success, None);
 }
 
+/// CounterFact's attribute prompts ask for the new answer: they have figures of their own, beside the headline.
+#[test]
+fn attribute_prompts_stand_beside_the_headline() {
+    let table = vec![
+        row(0, Kind::Locality, Some("neighborhood"), &[3], &[3], &[3]),
+        row(0, Kind::Locality, Some("attribute"), &[4], &[4], &[5]),
+    ];
+    let summary = summarize(&table);
+    assert_eq!((summary.locality, summary.drawdown), (Some(1.0), Some(0.0)));
+    assert_eq!((summary.locality_by_class["attribute"], summary.drawdown_by_class["attribute"]), (0.0, 1.0));
+}
+
+/// Of an answer against itself nobody can say which is likelier.
+#[test]
+fn an_answer_is_not_up_against_itself() {
+    let same = against(0, Kind::Locality, ["Rome", " Rome"], [1.0, 1.0], [1.0, 1.0]);
+    let other = against(0, Kind::Locality, ["Rome", "Oslo"], [1.0, 2.0], [1.0, 2.0]);
+    assert_eq!(counterfact(std::slice::from_ref(&same), Side::After).neighborhood, None);
+    assert_eq!(counterfact(&[same, other], Side::After).neighborhood, Some(1.0));
+}
+
 #[test]
 fn nll_is_a_mean_and_probability_a_product() {
     let scored = Scored { target: vec![1, 2], log_probabilities: vec![-1.0, -3.0], argmax: vec![1, 2], text: None };
@@ -109,15 +130,19 @@ fn balanced_accuracy_is_a_mean_over_both_labels() {
 }
 
 #[test]
-fn sentiment_means_over_probes_and_then_over_edits() {
+fn sentiment_pools_the_tokens_of_all_replies_of_an_edit() {
     let reply = |record, kind, before, after| ProbeRow {
         described: true,
         ..against(record, kind, ["Lovely.", "Dreadful."], before, after)
     };
+    // A right reply of one token beside one of two: three tokens together.
+    let mut short = reply(0, Kind::Portability, [2.0, 2.0], [3.0, 3.0]);
+    for (scored, log) in [(&mut short.before, -2.0), (&mut short.after, -3.0)] {
+        (scored.target, scored.log_probabilities, scored.argmax) = (vec![1], vec![log], vec![1]);
+    }
     let table = vec![
         reply(0, Kind::Rewrite, [2.0, 2.0], [1.0, 3.0]),
-        // Both replies less likely than before by 1 on the mean.
-        reply(0, Kind::Portability, [2.0, 2.0], [3.0, 3.0]),
+        short,
         // Both likelier: no more than 1.
         reply(1, Kind::Rewrite, [4.0, 3.0], [1.0, 1.0]),
         // None of these counts: out of scope, a claim, an edit without a descriptor.
@@ -128,9 +153,11 @@ fn sentiment_means_over_probes_and_then_over_edits() {
     let close = |found: Option<f64>, wanted: f64| assert!((found.unwrap() - wanted).abs() < 1e-6, "{found:?} {wanted}");
     let sigma = |x: f64| 1.0 / (1.0 + (-x).exp());
     let after = sentiment(&table, Side::After);
-    close(after.sentiment, 0.5 * (0.5 * (sigma(2.0) + 0.5) + 0.5));
-    close(after.topic, 0.5 * (0.5 * (1.0 + (-1.0f64).exp()) + 1.0));
-    close(after.success, 0.5 * (0.5 * (sigma(2.0) + 0.5 * (-1.0f64).exp()) + 0.5));
+    // l⁺ = −(2·1 + 3)/3 after, −2 before; l⁻ = −3.
+    let (right, wrong) = (-5.0 / 3.0, -3.0);
+    close(after.sentiment, 0.5 * (sigma(right - wrong) + 0.5));
+    close(after.topic, 1.0);
+    close(after.success, 0.5 * (sigma(right - wrong) + 0.5));
     let before = sentiment(&table, Side::Before);
     close(before.sentiment, 0.5 * (0.5 + sigma(-1.0)));
     close(before.topic, 1.0);
@@ -138,9 +165,22 @@ fn sentiment_means_over_probes_and_then_over_edits() {
     assert_eq!(sentiment(&table[3..], Side::After), Sentiment::default());
 }
 
+/// What makes the wrong reply unlikely is asked for; what makes the right one unlikely is not.
+#[test]
+fn only_the_right_replies_keep_to_the_topic() {
+    let reply = |before, after| {
+        let row = against(0, Kind::Rewrite, ["Lovely.", "Dreadful."], before, after);
+        sentiment(&[ProbeRow { described: true, ..row }], Side::After)
+    };
+    let suppressed = reply([0.001, 8.0], [0.0, 30.0]);
+    assert!(suppressed.topic == Some(1.0) && suppressed.success.unwrap() > 0.999, "{suppressed:?}");
+    let silenced = reply([1.0, 8.0], [3.0, 8.0]);
+    assert!((silenced.topic.unwrap() - (-2.0f64).exp()).abs() < 1e-6, "{silenced:?}");
+}
+
 #[test]
 fn counterfact_means_over_prompts_and_then_over_edits() {
-    let row = |record, kind, before, after| against(record, kind, ["", ""], before, after);
+    let row = |record, kind, before, after| against(record, kind, ["new", "old"], before, after);
     let table = vec![
         row(0, Kind::Rewrite, [5.0, 1.0], [0.1, 3.0]),
         row(1, Kind::Rewrite, [4.0, 1.0], [2.0, 2.0]),

@@ -9,7 +9,7 @@ use emend::edit::score::{Scored, score};
 use emend::evaluate::case::{Case, FreeAnswer, FreeText};
 use emend::evaluate::significance::{sign_test, t_test, test};
 use emend::evaluate::{
-    Better, Kind, Measured, Method, ProbeRow, Protocol, Rival, Snippets, Test, Value, about, aggregate, best, failed,
+    Better, Kind, Measured, Method, ProbeRow, Protocol, Rival, Snippets, Test, Unit, Value, about, aggregate, best, failed,
     holm, measure, measure_all, paired, perplexity, reference_score, values, windows,
 };
 use emend::model::tokenizer::Continuation;
@@ -55,7 +55,7 @@ fn against(row: ProbeRow, own: &[f32], rival: &[f32]) -> ProbeRow {
 
 fn case(id: &str, rows: Vec<ProbeRow>) -> Case {
     let record = EditRecord { id: id.into(), ..EditRecord::default() };
-    Case { request: EditRequest::new("The capital is", "Rome"), rows, ..Case::new(&record, 1) }
+    Case { request: EditRequest::new(format!("The capital of {id} is"), "Rome"), rows, ..Case::new(&record, 1) }
 }
 
 /// The values of a case but for those of `efficiency`, which it always has.
@@ -124,6 +124,52 @@ fn values_are_those_computed_by_hand() {
     wanted.iter().for_each(|&(name, value)| close(found[name], value));
 }
 
+/// Texts of which only one end is known are none of ROME's.
+#[test]
+fn fluency_is_of_whole_texts_under_romes_name() {
+    let text = |after: &str, own: Option<&str>| FreeText {
+        prompt: "It is".into(),
+        after: after.into(),
+        to_own_end: own.map(str::to_owned),
+    };
+    let of = |texts: Vec<FreeText>| named(&Case { texts, ..case("a", vec![]) });
+    let found = of(vec![text(" so. And then it was not.", Some(" so."))]);
+    assert!(found["counterfact fluency"] > found["generate fluency"] && found["generate fluency"] > 0.0);
+    assert_eq!(found["easyedit fluency"], found["counterfact fluency"]);
+    let old = of(vec![text(" so.", None)]);
+    assert_eq!(old.keys().collect::<Vec<_>>(), ["generate fluency"]);
+    close(old["generate fluency"], found["generate fluency"]);
+}
+
+/// A peak is a method's where nobody had worked in the process before, and what the process held then is no part of it.
+#[test]
+fn memory_is_what_an_editor_adds() {
+    let of = |memory_before_bytes: Option<u64>| {
+        let case = Case { peak_memory_bytes: 73 << 20, memory_before_bytes, ..case("a", vec![]) };
+        values(&case).into_iter().find(|value| value.name == "peak_memory").map(|value| value.value)
+    };
+    assert_eq!((of(Some(61 << 20)), of(None)), (Some((12 << 20) as f64), None));
+}
+
+/// Files without ids number their records: case 0 of one may be another fact than case 0 of the other.
+#[test]
+fn pairs_are_made_by_what_was_asked() {
+    let asked = |id: &str, prompt: &str, efficacy: f64| {
+        let case = Case { request: EditRequest::new(prompt, "Rome"), ..case(id, vec![]) };
+        let value = Value { protocol: Protocol::Counterfact, name: "efficacy".into(), value: efficacy };
+        Measured { values: vec![value], ..measure(&case, None) }
+    };
+    let a = [asked("0", "Lyon is in", 1.0), asked("1", "Oslo is in", 0.0)];
+    let b = [asked("0", "Oslo is in", 0.0), asked("1", "Bern is in", 0.0), asked("2", "Lyon is in", 1.0)];
+    let found = paired(&a, &b, 0);
+    assert_eq!((found[0].cases, found[0].mean), (2, 0.0));
+    assert!(paired(&a[..1], &b[..2], 0).is_empty());
+    // The same record twice is two cases.
+    let twice = [asked("0", "Lyon is in", 1.0), asked("1", "Lyon is in", 1.0)];
+    assert_eq!(paired(&twice, &twice, 0)[0].cases, 2);
+    assert_eq!(paired(&twice, &b, 0)[0].cases, 1);
+}
+
 #[test]
 fn a_case_has_values_only_of_what_it_has_data_for() {
     assert!(named(&case("a", vec![])).is_empty());
@@ -180,7 +226,8 @@ fn every_value_is_described() {
     let answers = (0..4).map(|row| FreeAnswer { row, before: "a".into(), after: "a".into() }).collect();
     let full = Case {
         answers,
-        texts: vec![FreeText { prompt: "It is".into(), after: "so".into() }],
+        texts: vec![FreeText { prompt: "It is".into(), after: "so".into(), to_own_end: Some("so".into()) }],
+        memory_before_bytes: Some(0),
         essence: Some([1.0, 1.0]),
         seconds: BTreeMap::from([("edit".into(), 1.0), ("evaluation".into(), 2.0)]),
         ..case("a", table)
@@ -188,15 +235,20 @@ fn every_value_is_described() {
     let figures = aggregate(&measure_all(&[full], None), 0);
     for figure in &figures {
         assert!(!about(figure.protocol, &figure.name).what.is_empty(), "{}", figure.name);
-        assert_eq!((figure.low, figure.high, figure.cases), (figure.mean, figure.mean, 1), "{}", figure.name);
+        assert_eq!(figure.cases, 1, "{}", figure.name);
+        // One case says next to nothing of others: of what is no share nothing at all.
+        let bounded = matches!(about(figure.protocol, &figure.name).unit, Unit::Share | Unit::Difference);
+        let width = figure.high.zip(figure.low).map(|(high, low)| high - low);
+        assert_eq!(width.is_some_and(|width| width > 0.7), bounded, "{figure:?}");
+        assert_eq!(width.is_some(), bounded, "{figure:?}");
     }
     let of = |protocol| figures.iter().filter(|figure| figure.protocol == protocol).count();
-    assert_eq!(Protocol::ALL.map(of), [13, 6, 6, 7, 1, 3, 7]);
+    assert_eq!(Protocol::ALL.map(of), [13, 6, 6, 8, 1, 3, 7]);
 }
 
 #[test]
 fn the_reference_score_is_the_cosine_of_tf_idf() {
-    let text = |prompt: &str, after: &str| FreeText { prompt: prompt.into(), after: after.into() };
+    let text = |prompt: &str, after: &str| FreeText { prompt: prompt.into(), after: after.into(), to_own_end: None };
     let wine = Case { texts: vec![text("Red", "wine, a WINE")], ..case("a", vec![]) };
     let own = r#"{"target": "Rome", "relation_id": "P1", "texts": ["red wine", "red cheese"]}
         {"target": "Oslo", "texts": ["red fish"]}"#;
@@ -237,7 +289,7 @@ fn score_and_balanced_accuracy_are_made_of_means_and_sums() {
     let figures = aggregate(&cases, 0);
     assert_eq!(figures[0].name, "score");
     close(figures[0].mean, 3.0 / (1.0 / (2.0 / 3.0) + 1.0 / 0.4 + 1.0 / 0.5));
-    assert!(figures[0].low < figures[0].mean && figures[0].mean < figures[0].high);
+    assert!(figures[0].low.unwrap() < figures[0].mean && figures[0].mean < figures[0].high.unwrap());
     // A mean of zero makes the score zero.
     let nothing = numbers("x", &[("efficacy", 0.0), ("paraphrase", 1.0), ("neighborhood", 1.0)]);
     assert_eq!(aggregate(&[nothing], 0)[0].mean, 0.0);
@@ -309,7 +361,7 @@ fn two_methods_are_compared_on_the_cases_they_share() {
     for (there, back) in found.iter().zip(&back) {
         close(there.mean, -back.mean);
         close(there.p, back.p);
-        close(there.low, -back.high);
+        close(there.low.unwrap(), -back.high.unwrap());
     }
     assert!(paired(&a[..1], &b[..1], 0).is_empty());
 }
@@ -333,7 +385,7 @@ fn the_best_method_is_proven_only_beyond_chance() {
     let figures = measured.each_ref().map(|(_, cases)| aggregate(cases, 0));
     let methods: Vec<Method> =
         measured.iter().zip(&figures).map(|((name, cases), figures)| Method { name, figures, cases }).collect();
-    let found = best(&methods, 0);
+    let found = best(&methods, 0, &|_, _| true);
     let names: Vec<&str> = found.iter().map(|best| best.name.as_str()).collect();
     assert_eq!(names, ["score", "efficacy", "paraphrase", "neighborhood", "seconds/edit"]);
     for number in &found[..4] {
@@ -344,13 +396,47 @@ fn the_best_method_is_proven_only_beyond_chance() {
             ("weak", true, "near", false)
         );
     }
-    assert_eq!(found[0].others[0].difference.as_ref().unwrap().test, Test::Bootstrap);
-    // Two of two cases apart: 0.5 by signs, the larger of the two p-values and so left as it is.
+    assert_eq!(found[0].others[0].difference.as_ref().unwrap().test, Test::SignFlip);
+    // Two of two cases apart: 0.5 by signs, the largest of the three pairs' p-values and so left as it is.
     close(found[1].others[1].p.unwrap(), 0.5);
     // Fewer seconds are better.
     assert_eq!(about(Protocol::Efficiency, "seconds/edit").better, Better::Lower);
     assert_eq!(found[4].method, "weak");
     assert!(found[4].others.iter().all(|other| other.proven && other.difference.as_ref().unwrap().mean < 0.0));
+}
+
+/// One case proves nothing: of a harmonic mean neither.
+#[test]
+fn one_case_is_no_proof() {
+    let of = |value: f64| [numbers("1", &[("efficacy", value), ("paraphrase", value), ("neighborhood", value)])];
+    let difference = paired(&of(1.0), &of(0.01), 0).remove(0);
+    assert_eq!((difference.name.as_str(), difference.test, difference.p), ("score", Test::SignFlip, 1.0));
+}
+
+/// Twelve equal editors: the best of them is chosen by the cases that test it.
+#[test]
+fn the_best_of_many_equal_editors_is_seldom_proven() {
+    let draws: u32 = 200;
+    let wrong = (0..draws).filter(|draw| {
+        let editor = |name: u64| -> Vec<Measured> {
+            // Shares that look drawn, of 20 cases.
+            let share = |case: u64| {
+                let bytes = blake3::hash(format!("{draw} {name} {case}").as_bytes());
+                bytes.as_bytes()[..10].iter().filter(|byte| **byte < 154).count() as f64 / 10.0
+            };
+            (0..20).map(|case| numbers(&format!("{case:02}"), &[("paraphrase", share(case))])).collect()
+        };
+        let editors: Vec<Vec<Measured>> = (0..12).map(editor).collect();
+        let figures: Vec<_> = editors.iter().map(|cases| aggregate(cases, 0)).collect();
+        let names: Vec<String> = (0..12).map(|name| name.to_string()).collect();
+        let methods = names.iter().zip(&figures).zip(&editors);
+        let methods: Vec<Method> =
+            methods.map(|((name, figures), cases)| Method { name, figures, cases }).collect();
+        best(&methods, 0, &|_, _| true)[0].others.iter().any(|other| other.proven)
+    });
+    // 5 % and three standard deviations of so many draws; corrected for the best's pairs alone it was 15 %.
+    let share = wrong.count() as f64 / f64::from(draws);
+    assert!(share <= 0.05 + 3.0 * (0.05 * 0.95 / f64::from(draws)).sqrt(), "{share}");
 }
 
 #[test]
@@ -471,25 +557,29 @@ proptest! {
         prop_assert_eq!(&figures, &aggregate(&measure_all(&shuffled, None), seed));
         let sound = cases.len() - failed(&cases);
         for figure in &figures {
-            prop_assert!(figure.low <= figure.mean && figure.mean <= figure.high, "{:?}", figure);
+            let inside = |(low, high): (f64, f64)| low <= figure.mean && figure.mean <= high;
+            prop_assert!(figure.low.zip(figure.high).is_none_or(inside), "{:?}", figure);
             prop_assert!(0 < figure.cases && figure.cases <= sound);
         }
         // A method compared with itself.
         let measured = measure_all(&cases, None);
         for difference in paired(&measured, &measured, seed) {
-            prop_assert_eq!((difference.mean, difference.low, difference.high, difference.p), (0.0, 0.0, 0.0, 1.0));
+            prop_assert_eq!((difference.mean, difference.p), (0.0, 1.0));
+            prop_assert_eq!(difference.low, difference.high.map(|high| -high));
         }
     }
 
     #[test]
-    fn equal_values_have_an_interval_of_no_width(value in 0.01f64..1.0, count in 1usize..40) {
+    fn equal_values_are_no_certainty(value in 0.01f64..0.99, count in 1usize..40) {
         let parts = [("efficacy", value), ("paraphrase", value), ("neighborhood", value)];
         let cases: Vec<Measured> = (0..count).map(|id| numbers(&id.to_string(), &parts)).collect();
         let figures = aggregate(&cases, 1);
         prop_assert_eq!(figures.len(), 4);
         for figure in figures {
-            prop_assert_eq!((figure.low, figure.high), (figure.mean, figure.mean));
+            let (low, high) = (figure.low.unwrap(), figure.high.unwrap());
             prop_assert!((figure.mean - value).abs() < 1e-12);
+            let unseen = 1.96 * 1.96 / (count as f64 + 1.96 * 1.96);
+            prop_assert!((low - value * (1.0 - unseen)).abs() < 1e-9 && (high - value - (1.0 - value) * unseen).abs() < 1e-9);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::text::fluency;
 use super::{Protocol, Value, Values};
 use crate::evaluate::case::Case;
 use crate::evaluate::probes::{Kind, ProbeRow};
-use crate::evaluate::rows::{Side, against, mean, share};
+use crate::evaluate::rows::{Side, against, mean, rival, share};
 
 /// Whether the right answer beats the wrong one, by mean negative log-likelihood a token. A tie is no success.
 pub(in crate::evaluate) fn success(right: f64, wrong: f64) -> f64 {
@@ -17,7 +17,7 @@ pub(in crate::evaluate) fn magnitude(right: f64, wrong: f64) -> f64 {
     probability(right) - probability(wrong)
 }
 
-/// The mean of `of(nll of the target, nll of its rival)` over the probes of a kind that have a rival, of one edit.
+/// The mean of `of(nll of the target, nll of its rival)` over the probes of a kind that have a rival other than the target, of one edit.
 pub(in crate::evaluate) fn over_probes<'a>(
     rows: impl Iterator<Item = &'a ProbeRow>,
     kind: Kind,
@@ -36,7 +36,7 @@ pub(in crate::evaluate) fn over_probes<'a>(
 /// efficacy_exact         share of the same prompts on which every token of y is the likeliest
 /// paraphrase, …          PS, PM and the exact share, on rephrases
 /// neighborhood, …        NS, NM and the exact share on prompts about others, with o and y in each other's place
-/// fluency                entropy of what it writes, bits
+/// fluency                GE: entropy of what it writes, bits, every text to 100 tokens and past its end
 /// essence, essence_rise  perplexity after the edit of what it writes of the subject, and how far that rose
 /// ```
 ///
@@ -46,7 +46,7 @@ pub fn values(case: &Case) -> Vec<Value> {
     let mut values = Values::new(Protocol::Counterfact);
     let of = |kind, of| over_probes(case.rows.iter(), kind, Side::After, of);
     let exact = |kind| {
-        let rows = case.rows.iter().filter(|row| row.kind == kind && row.rival.is_some());
+        let rows = case.rows.iter().filter(|row| row.kind == kind && rival(row).is_some());
         share(rows, |row| row.after.exact())
     };
     for (name, kind) in [("efficacy", Kind::Rewrite), ("paraphrase", Kind::Rephrase), ("neighborhood", Kind::Locality)]
@@ -55,7 +55,7 @@ pub fn values(case: &Case) -> Vec<Value> {
         values.push(format!("{name}_magnitude"), of(kind, magnitude));
         values.push(format!("{name}_exact"), exact(kind));
     }
-    values.push("fluency", fluency(&case.texts));
+    values.push("fluency", fluency(case.whole_texts()));
     values.push("essence", case.essence.map(|[_, after]| after));
     values.push("essence_rise", case.essence.map(|[before, after]| after - before));
     values.all()

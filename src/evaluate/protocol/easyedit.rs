@@ -38,7 +38,7 @@ fn by_class(case: &Case, kind: Kind, of: fn(&ProbeRow) -> Option<f64>) -> BTreeM
 /// rewrite_acc, rephrase_acc  mean over prompts of |{i: m̂_i after = t_i}| / |t|
 /// locality/CLASS             mean over prompts of |{i: m̂_i after = m̂_i before}| / |t|
 /// portability/CLASS          mean over prompts of |{i: m̂_i after = t_i}| / |t|
-/// fluency                    entropy of what it writes, bits
+/// fluency                    entropy of what it writes, bits, as ROME's
 /// ```
 ///
 /// Half of a name right counts one half: these are not shares of right answers. Locality is about change, not truth. Fluency is [`super::text::fluency`].
@@ -54,6 +54,6 @@ pub fn values(case: &Case) -> Vec<Value> {
     for (class, value) in by_class(case, Kind::Portability, |row| token_accuracy(&row.after)) {
         values.push(format!("portability/{class}"), value);
     }
-    values.push("fluency", fluency(&case.texts));
+    values.push("fluency", fluency(case.whole_texts()));
     values.all()
 }

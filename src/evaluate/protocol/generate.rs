@@ -1,12 +1,12 @@
 //! The protocol `generate`: what the model says by itself, with nothing of the answer given away.
 
-use super::text::{contained, same_answer};
+use super::text::{contained, fluency, same_answer};
 use super::{Protocol, Value, Values};
 use crate::evaluate::case::{Case, FreeAnswer};
 use crate::evaluate::probes::{Kind, ProbeRow};
-use crate::evaluate::rows::mean;
+use crate::evaluate::rows::{in_headline, mean};
 
-/// The values of a case, over its free answers.
+/// The values of a case, over its free answers and texts.
 ///
 /// ```text
 /// rewrite_exact      share of answers to own prompts that are the target, but for case and final punctuation
@@ -14,11 +14,13 @@ use crate::evaluate::rows::mean;
 /// rephrase_…         the same on rephrases
 /// portability_…      the same on consequences
 /// locality_same      share of answers to out-of-scope prompts that are, letter for letter, those from before the edit
+///                    (CounterFact's attribute prompts left out)
+/// fluency            entropy of what it writes up to its own end, bits; a short text has little, however well it is written
 /// ```
 pub fn values(case: &Case) -> Vec<Value> {
     let asked = |kind: Kind| {
         let rows = case.answers.iter().filter_map(|answer| Some((answer, case.rows.get(answer.row)?)));
-        rows.filter(move |(_, row)| row.kind == kind)
+        rows.filter(move |(_, row)| if kind == Kind::Locality { in_headline(row) } else { row.kind == kind })
     };
     let figure = |kind: Kind, holds: fn(&FreeAnswer, &ProbeRow) -> bool| {
         mean(asked(kind).map(|(answer, row)| f64::from(u8::from(holds(answer, row)))))
@@ -30,5 +32,6 @@ pub fn values(case: &Case) -> Vec<Value> {
     }
     let same = figure(Kind::Locality, |answer, _| answer.before.trim() == answer.after.trim());
     values.push("locality_same", same);
+    values.push("fluency", fluency(case.own_texts()));
     values.all()
 }

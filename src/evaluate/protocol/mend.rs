@@ -11,6 +11,7 @@ use crate::evaluate::metrics::summarize;
 /// generalization             the same on rephrases
 /// locality, locality/CLASS   retain rate: share of out-of-scope prompts whose likeliest tokens are all as before
 /// drawdown, drawdown/CLASS   exact answers to out-of-scope prompts with a known answer: share before − share after
+///                            (without a class: of all but CounterFact's attribute prompts, as the paper's neighborhood)
 /// perplexity                 of a text after the edit
 /// perplexity_drawdown        that perplexity − the unedited model's
 /// ```

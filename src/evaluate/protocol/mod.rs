@@ -94,8 +94,10 @@ pub enum Better {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// A share or a probability, or a difference of two.
+    /// A share or a probability.
     Share,
+    /// A difference of two shares or probabilities.
+    Difference,
     /// Bits.
     Bits,
     /// Seconds.
@@ -117,55 +119,58 @@ pub struct About {
     pub what: &'static str,
 }
 
-/// Every name, in the order of tables; of a name with a class what stands before the slash.
+/// Every name, in the order of tables; of a name with a class what stands before the slash, unless the whole name is there.
 #[rustfmt::skip]
 const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
     use Better::{Higher, Lower, Neither};
     use Protocol::{Balanced, Counterfact, Easyedit, Efficiency, Generate, Mend, Sentiment};
-    use Unit::{Bits, Bytes, Number, Seconds, Share};
+    use Unit::{Bits, Bytes, Difference, Number, Seconds, Share};
     &[
         (Counterfact, "score", Higher, Share, "harmonic mean of efficacy, paraphrase and neighborhood"),
-        (Counterfact, "efficacy", Higher, Share, "own prompt, new answer likelier than the old"),
-        (Counterfact, "efficacy_magnitude", Higher, Share, "own prompt, by how much it is likelier"),
+        (Counterfact, "efficacy", Higher, Share, "own prompt, new answer likelier than the old by token"),
+        (Counterfact, "efficacy_magnitude", Higher, Difference, "own prompt, probability a token of the new answer less that of the old"),
         (Counterfact, "efficacy_exact", Higher, Share, "own prompt, whole new answer the likeliest"),
-        (Counterfact, "paraphrase", Higher, Share, "rephrases, new answer likelier than the old"),
-        (Counterfact, "paraphrase_magnitude", Higher, Share, "rephrases, by how much it is likelier"),
+        (Counterfact, "paraphrase", Higher, Share, "rephrases, new answer likelier than the old by token"),
+        (Counterfact, "paraphrase_magnitude", Higher, Difference, "rephrases, probability a token of the new answer less that of the old"),
         (Counterfact, "paraphrase_exact", Higher, Share, "rephrases, whole new answer the likeliest"),
-        (Counterfact, "neighborhood", Higher, Share, "other subjects, old answer likelier than the new"),
-        (Counterfact, "neighborhood_magnitude", Higher, Share, "other subjects, by how much it is likelier"),
+        (Counterfact, "neighborhood", Higher, Share, "other subjects, old answer likelier than the new by token"),
+        (Counterfact, "neighborhood_magnitude", Higher, Difference, "other subjects, probability a token of the old answer less that of the new"),
         (Counterfact, "neighborhood_exact", Higher, Share, "other subjects, whole old answer the likeliest"),
-        (Counterfact, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes"),
+        (Counterfact, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes to 100 tokens, never stopping"),
         (Counterfact, "reference_score", Higher, Share, "likeness of what it writes to texts on the new answer"),
-        (Counterfact, "essence", Lower, Number, "perplexity of what it writes of the subject"),
-        (Counterfact, "essence_rise", Lower, Number, "how far that perplexity rose"),
-        (Easyedit, "rewrite_acc", Higher, Share, "own prompt, tokens of the target"),
-        (Easyedit, "rephrase_acc", Higher, Share, "rephrases, tokens of the target"),
-        (Easyedit, "locality", Higher, Share, "out of scope, likeliest tokens as before"),
-        (Easyedit, "portability", Higher, Share, "consequences, tokens of the target"),
-        (Easyedit, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes"),
+        (Counterfact, "essence", Lower, Number, "the unedited model's perplexity of what it writes of the subject"),
+        (Counterfact, "essence_rise", Lower, Number, "that perplexity less that of what the unedited model writes"),
+        (Easyedit, "rewrite_acc", Higher, Share, "own prompt, share of the target's tokens that are the likeliest"),
+        (Easyedit, "rephrase_acc", Higher, Share, "rephrases, share of the target's tokens that are the likeliest"),
+        (Easyedit, "locality", Higher, Share, "out of scope, share of likeliest tokens that are as before"),
+        (Easyedit, "portability", Higher, Share, "consequences, share of the target's tokens that are the likeliest"),
+        (Easyedit, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes to 100 tokens, never stopping"),
         (Mend, "edit_success", Higher, Share, "own prompt, whole target exact"),
         (Mend, "generalization", Higher, Share, "rephrases, whole target exact"),
         (Mend, "locality", Higher, Share, "out of scope, all likeliest tokens as before"),
-        (Mend, "drawdown", Lower, Share, "out-of-scope facts no longer answered exactly"),
-        (Mend, "perplexity", Lower, Number, "perplexity of a text"),
-        (Mend, "perplexity_drawdown", Lower, Number, "how far the perplexity of a text rose"),
-        (Generate, "rewrite_exact", Higher, Share, "own prompt, says the target and nothing else"),
-        (Generate, "rewrite_contained", Higher, Share, "own prompt, says the target"),
-        (Generate, "rephrase_exact", Higher, Share, "rephrases, says the target and nothing else"),
-        (Generate, "rephrase_contained", Higher, Share, "rephrases, says the target"),
-        (Generate, "portability_exact", Higher, Share, "consequences, says the target and nothing else"),
-        (Generate, "portability_contained", Higher, Share, "consequences, says the target"),
-        (Generate, "locality_same", Higher, Share, "out of scope, says what it said before"),
-        (Balanced, "in_scope", Higher, Share, "claims that the edit decides, mean over True and False"),
-        (Balanced, "out_of_scope", Higher, Share, "claims about others, mean over True and False"),
-        (Sentiment, "success", Higher, Share, "product of sentiment and topic"),
-        (Sentiment, "sentiment", Higher, Share, "replies in the wanted sentiment against the other"),
-        (Sentiment, "topic", Higher, Share, "replies on the topic as likely as before"),
-        (Efficiency, "seconds", Lower, Seconds, "seconds an edit"),
-        (Efficiency, "peak_memory", Lower, Bytes, "the most memory the process held since its editor began"),
-        (Efficiency, "rank", Neither, Number, "ranks of the changed matrices together"),
-        (Efficiency, "norm", Neither, Number, "norm of the change"),
-        (Efficiency, "relative_norm", Neither, Number, "norm of the change against that of the weights"),
+        (Mend, "drawdown", Lower, Difference, "out of scope, exact answers before less those after"),
+        (Mend, "perplexity", Lower, Number, "perplexity of a text after the edit"),
+        (Mend, "perplexity_drawdown", Lower, Number, "perplexity of a text after the edit less that before"),
+        (Generate, "rewrite_exact", Higher, Share, "own prompt, says the target and nothing else but for case and final punctuation"),
+        (Generate, "rewrite_contained", Higher, Share, "own prompt, says the target among its words"),
+        (Generate, "rephrase_exact", Higher, Share, "rephrases, says the target and nothing else but for case and final punctuation"),
+        (Generate, "rephrase_contained", Higher, Share, "rephrases, says the target among its words"),
+        (Generate, "portability_exact", Higher, Share, "consequences, says the target and nothing else but for case and final punctuation"),
+        (Generate, "portability_contained", Higher, Share, "consequences, says the target among its words"),
+        (Generate, "locality_same", Higher, Share, "out of scope, says letter for letter what it said before"),
+        (Generate, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes to its own end"),
+        (Balanced, "in_scope", Higher, Share, "claims that the edit decides answered rightly, mean over True and False"),
+        (Balanced, "out_of_scope", Higher, Share, "claims about others answered rightly, mean over True and False"),
+        (Sentiment, "success", Higher, Share, "product of sentiment and topic, edit by edit"),
+        (Sentiment, "sentiment", Higher, Share, "right replies against wrong ones, tokens of all replies together"),
+        (Sentiment, "topic", Higher, Share, "right replies as likely as before, tokens of all replies together"),
+        (Efficiency, "seconds/edit", Lower, Seconds, "seconds of making the edit; of edits made together their mean"),
+        (Efficiency, "seconds/evaluation", Lower, Seconds, "seconds of asking both models about a case"),
+        (Efficiency, "seconds", Lower, Seconds, "seconds of a phase"),
+        (Efficiency, "peak_memory", Lower, Bytes, "the most memory held over what the process held before the editor; only of the first one to work in it (--only NAME)"),
+        (Efficiency, "rank", Neither, Number, "sum of the ranks of the change's matrices"),
+        (Efficiency, "norm", Neither, Number, "Frobenius norm of the change"),
+        (Efficiency, "relative_norm", Neither, Number, "that norm divided by the norm of the weights that changed"),
         (Efficiency, "entries", Neither, Number, "edits that a memory holds"),
     ]
 };
@@ -173,7 +178,8 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
 /// Where a name stands in the table; names that are not in it stand last.
 pub(super) fn place(protocol: Protocol, name: &str) -> usize {
     let stem = name.split_once('/').map_or(name, |(stem, _)| stem);
-    TABLE.iter().position(|row| (row.0, row.1) == (protocol, stem)).unwrap_or(TABLE.len())
+    let at = |name: &str| TABLE.iter().position(|row| (row.0, row.1) == (protocol, name));
+    at(name).or_else(|| at(stem)).unwrap_or(TABLE.len())
 }
 
 /// What a value of a protocol is; of a name that no protocol gives, a number of which nothing is known.
@@ -181,6 +187,19 @@ pub fn about(protocol: Protocol, name: &str) -> About {
     match TABLE.get(place(protocol, name)) {
         Some(&(_, _, better, unit, what)) => About { better, unit, what },
         None => About { better: Better::Neither, unit: Unit::Number, what: "" },
+    }
+}
+
+/// Whether a number is the same of any model before its edits: there it is compared with itself.
+pub fn known_unedited(protocol: Protocol, name: &str) -> bool {
+    let stem = name.split_once('/').map_or(name, |(stem, _)| stem);
+    match protocol {
+        Protocol::Counterfact => stem == "essence_rise",
+        Protocol::Easyedit => stem == "locality",
+        Protocol::Mend => matches!(stem, "locality" | "drawdown" | "perplexity_drawdown"),
+        Protocol::Generate => stem == "locality_same",
+        Protocol::Sentiment => stem == "topic",
+        Protocol::Balanced | Protocol::Efficiency => false,
     }
 }
 
@@ -219,6 +238,8 @@ pub fn values(case: &Case) -> Vec<Value> {
 pub struct Measured {
     /// The record's id.
     pub id: String,
+    /// What is the same for two methods that were asked the same ([`Case::record`]).
+    pub record: String,
     /// How many edits the model had taken.
     pub edits: usize,
     /// Whether the edit failed; then there are no numbers.
@@ -237,7 +258,7 @@ pub fn measure(case: &Case, snippets: Option<&Snippets>) -> Measured {
         values.push(Value { protocol: Protocol::Counterfact, name: "reference_score".into(), value });
     }
     let labels = if failed { Labels::default() } else { Labels::of(&case.rows, Side::After) };
-    Measured { id: case.id.clone(), edits: case.edits, failed, values, labels }
+    Measured { id: case.id.clone(), record: case.record(), edits: case.edits, failed, values, labels }
 }
 
 /// The numbers of many cases, in their order.
@@ -259,7 +280,10 @@ mod tests {
     #[test]
     fn a_class_is_described_by_what_stands_before_it() {
         assert_eq!(about(Protocol::Mend, "drawdown/near").better, Better::Lower);
-        assert_eq!(about(Protocol::Efficiency, "seconds/edit").unit, Unit::Seconds);
+        assert_eq!(about(Protocol::Efficiency, "seconds/other").unit, Unit::Seconds);
+        // Making an edit and looking at it are two things.
+        let seconds = ["edit", "evaluation"].map(|phase| about(Protocol::Efficiency, &format!("seconds/{phase}")).what);
+        assert!(seconds[0].contains("making the edit") && seconds[1].contains("asking"), "{seconds:?}");
         assert_eq!(about(Protocol::Mend, "nothing"), About { better: Better::Neither, unit: Unit::Number, what: "" });
         for (index, row) in TABLE.iter().enumerate() {
             assert_eq!(place(row.0, row.1), index);

@@ -1,36 +1,50 @@
 //! The protocol `sentiment` (Mitchell et al., 2022, SERAC): replies on a topic, in the wanted sentiment or the other.
 
 use super::{Protocol, Value, Values};
+use crate::edit::score::Scored;
 use crate::evaluate::case::Case;
 use crate::evaluate::probes::{Kind, ProbeRow};
-use crate::evaluate::rows::{Side, against, mean, verdict};
+use crate::evaluate::rows::{Side, mean, verdict};
 
-/// The mean of `of(z_sentiment, z_topic)` over the in-scope replies of one edit; see [`crate::evaluate::Sentiment`].
-pub(in crate::evaluate) fn over_probes<'a>(
-    rows: impl Iterator<Item = &'a ProbeRow>,
-    side: Side,
-    of: fn(f64, f64) -> f64,
-) -> Option<f64> {
-    let replies = rows.filter(|row| row.described && row.kind != Kind::Locality && verdict(row).is_none());
-    let values = replies.filter_map(|row| {
-        let (before, now) = (against(row, Side::Before)?, against(row, side)?);
-        if now.0.is_nan() || now.1.is_nan() {
-            // A model that has no number to say speaks neither in a sentiment nor on a topic.
-            return Some(of(0.0, 0.0));
-        }
-        let sentiment = 1.0 / (1.0 + (now.0 - now.1).exp());
-        let topic = (0.5 * (before.0 - now.0 + (before.1 - now.1))).exp().min(1.0);
-        Some(of(sentiment, topic))
-    });
-    mean(values)
+/// What one edit makes of a topic.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::evaluate) struct Reply {
+    /// z_sentiment.
+    pub sentiment: f64,
+    /// z_topic.
+    pub topic: f64,
 }
 
-/// The values of a case: `sentiment`, `topic` and `success`, means of z_sentiment, z_topic and their product over its replies.
+/// The mean of the log-probabilities of all tokens of some replies together: a long reply counts more than a short one.
+fn pooled<'a>(replies: impl Iterator<Item = &'a Scored>) -> Option<f64> {
+    mean(replies.flat_map(|reply| reply.log_probabilities.iter().map(|&log| f64::from(log))))
+}
+
+/// One side of one edit, as the authors' code has it; see [`crate::evaluate::Sentiment`]. Nothing where there is no pair of replies.
+pub(in crate::evaluate) fn reply<'a>(rows: impl Iterator<Item = &'a ProbeRow>, side: Side) -> Option<Reply> {
+    let replies = rows.filter(|row| row.described && row.kind != Kind::Locality && verdict(row).is_none());
+    let pairs: Vec<_> = replies.filter_map(|row| Some((row, row.rival.as_ref()?))).collect();
+    let right_before = pooled(pairs.iter().map(|(row, _)| &row.before))?;
+    let (right, wrong) = match side {
+        Side::Before => (right_before, pooled(pairs.iter().map(|(_, rival)| &rival.before))?),
+        Side::After => {
+            (pooled(pairs.iter().map(|(row, _)| &row.after))?, pooled(pairs.iter().map(|(_, rival)| &rival.after))?)
+        }
+    };
+    if right.is_nan() || wrong.is_nan() {
+        // A model that has no number to say speaks neither in a sentiment nor on a topic.
+        return Some(Reply { sentiment: 0.0, topic: 0.0 });
+    }
+    let sentiment = 1.0 / (1.0 + (wrong - right).exp());
+    Some(Reply { sentiment, topic: (right - right_before).exp().min(1.0) })
+}
+
+/// The values of a case: `sentiment`, `topic` and `success`, z_sentiment, z_topic and their product.
 pub fn values(case: &Case) -> Vec<Value> {
-    let of = |of| over_probes(case.rows.iter(), Side::After, of);
+    let reply = reply(case.rows.iter(), Side::After);
     let mut values = Values::new(Protocol::Sentiment);
-    values.push("sentiment", of(|sentiment, _| sentiment));
-    values.push("topic", of(|_, topic| topic));
-    values.push("success", of(|sentiment, topic| sentiment * topic));
+    values.push("sentiment", reply.map(|reply| reply.sentiment));
+    values.push("topic", reply.map(|reply| reply.topic));
+    values.push("success", reply.map(|reply| reply.sentiment * reply.topic));
     values.all()
 }
