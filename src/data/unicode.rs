@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use unicode_normalization_alignments::char::canonical_combining_class;
-use unicode_normalization_alignments::{UnicodeNormalization, is_nfc};
+use unicode_normalization::char::canonical_combining_class;
+use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 /// A text in NFC.
 pub fn composed(text: &str) -> String {
-    text.nfc().map(|(character, _)| character).collect()
+    text.nfc().collect()
 }
 
 /// Where `part` occurs in `text`, both in NFC: bytes of `text` as it is written, from left to right, none in another.
@@ -51,7 +51,7 @@ fn letters(text: &str) -> Vec<Range<usize>> {
 
 /// Whether a character belongs to the letter before it.
 fn belongs(letter: &str, next: &str) -> bool {
-    let is_mark = next.nfd().next().is_some_and(|(first, _)| canonical_combining_class(first) != 0);
+    let is_mark = next.nfd().next().is_some_and(|first| canonical_combining_class(first) != 0);
     is_mark || composed(&format!("{letter}{next}")) != composed(letter) + &composed(next)
 }
 
