@@ -30,7 +30,7 @@ use crate::model::tap::{NoTap, Role, Tap, Weight};
 use crate::model::taps::GradientProbes;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::{Tokens, check_length};
-use crate::{parallel, random};
+use crate::{parallel, paths, random};
 
 /// What configs and edits call it.
 pub(super) const NAME: &str = "fine_tuning";
@@ -149,9 +149,7 @@ impl Settings {
         let mut held = vec![];
         if let Some(file) = self.locality.as_ref().filter(|_| self.kl > 0.0) {
             let (most, length) = LOCALITY;
-            let beside = folder.join(file);
-            let file = if beside.is_file() { beside } else { file.into() };
-            let texts = documents::Texts { files: vec![file], field: self.locality_field.clone() };
+            let texts = documents::Texts { files: vec![paths::file(file, folder)], field: self.locality_field.clone() };
             texts.shuffled(self.seed, &mut |text| {
                 let mut ids = model.tokenizer.encode_prompt(text.trim())?;
                 ids.truncate(length.min(model.decoder.spec.context));

@@ -16,6 +16,7 @@ use crate::config;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::paths;
 use crate::statistics::{Moments, Statistics};
 
 /// The settings of one method: what they want, and how an editor is made of them.
@@ -89,9 +90,8 @@ impl EditorSettings {
 
     /// Where the statistics lie: beside the config, in `folder`, or from the working folder.
     fn statistics_in(&self, folder: &Path) -> Option<PathBuf> {
-        let path = self.0.statistics()?;
-        let beside = folder.join(path);
-        Some(if Moments::path(&beside).is_file() { beside } else { path.into() })
+        let name = self.0.statistics()?;
+        Some(paths::find(name, folder, |path| Moments::path(path).is_file()).unwrap_or_else(|| name.into()))
     }
 
     /// Whether there can be an editor for a model that was loaded as `name`, before hours of other work.

@@ -19,6 +19,7 @@ use crate::config::beside;
 use crate::data::pocket;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::Source;
+use crate::data::unicode;
 use crate::data::world::Split;
 use crate::edit::score::{Scored, score};
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
@@ -65,8 +66,8 @@ pub struct Args {
     #[arg(long = "unrelated", value_name = "TEXT", requires = "prompt")]
     pub unrelated: Vec<String>,
     /// Records: a file (CounterFact, zsRE, KnowEdit, or emend's own form), a fetched set (NAME[from..to] for a part of
-    /// it), or `pocket`
-    #[arg(long, value_name = "RECORDS")]
+    /// it), `pocket`, or `-` for standard input
+    #[arg(long, value_name = "RECORDS", allow_hyphen_values = true)]
     pub edits: Option<PathBuf>,
     /// At most so many records of these
     #[arg(long, value_name = "N", requires = "edits")]
@@ -482,7 +483,7 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
         return Err(Error::Config("--prompt and --target must hold at least a word each".into()));
     }
     if let Some(subject) = &args.subject
-        && !prompt.contains(subject.as_str())
+        && unicode::find_all(&prompt, subject).is_empty()
     {
         return Err(Error::Config(format!("--subject \"{subject}\" does not occur in --prompt \"{prompt}\"")));
     }

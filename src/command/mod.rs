@@ -125,7 +125,7 @@ pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow]) -> 
         let show = |answer: &Answer| format!("{} {:.0} %", cut(&answer.text, 28), 100.0 * answer.probability);
         let as_wished = match row.kind {
             Kind::Rewrite | Kind::Rephrase | Kind::Portability => row.after.exact(),
-            Kind::Locality => row.before.argmax == row.after.argmax,
+            Kind::Locality => row.before.agrees(&row.after),
         };
         let mark = if as_wished { "✓" } else { "✗" };
         Ok(vec![mark.to_owned(), kind.to_owned(), cut(&row.prompt, 56), show(&before), show(&after)])

@@ -185,12 +185,7 @@ fn point(
 }
 
 /// The probe table of all edits of a list that were made and can be asked for.
-fn ask(
-    base: &Edited,
-    after: &Edited,
-    records: &[EditRecord],
-    lost: &BTreeMap<usize, String>,
-) -> Result<Vec<ProbeRow>> {
+fn ask(base: &Edited, after: &Edited, records: &[EditRecord], lost: &BTreeMap<usize, String>) -> Result<Vec<ProbeRow>> {
     let made: Vec<(usize, &EditRecord)> =
         records.iter().enumerate().filter(|(number, _)| !lost.contains_key(number)).collect();
     let limits = Limits { rephrases: 1, per_class: 1, rivals: false };

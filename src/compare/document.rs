@@ -9,8 +9,8 @@ use super::unlike::{Unlike, unlike};
 use crate::config::compare::UNEDITED;
 use crate::evaluate::case::Case;
 use crate::evaluate::{
-    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate, best, failed, in_headline, known_unedited,
-    measure_all, rival,
+    Better, Figure, Kind, Measured, Method, Protocol, Snippets, Unit, about, aggregate, best, failed, in_headline,
+    known_unedited, measure_all, rival,
 };
 
 /// One editor's part.
@@ -322,7 +322,7 @@ fn outcome(case: &Case) -> &'static str {
     let exact = |kind: Kind| case.rows.iter().filter(|row| row.kind == kind).all(|row| row.after.exact());
     let mut kept = case.rows.iter().filter(|row| in_headline(row));
     match (exact(Kind::Rewrite), exact(Kind::Rephrase)) {
-        (true, true) if kept.all(|row| row.before.argmax == row.after.argmax) => "success",
+        (true, true) if kept.all(|row| row.before.agrees(&row.after)) => "success",
         (true, _) => "partial",
         _ => "failure",
     }

@@ -217,8 +217,8 @@ fn look(
 ) -> Result<()> {
     let after = changed.after;
     case.rows = probe_table(base, &after, &[(0, record)], looks.limits)?;
-    let text = |tokens: &[u32]| -> Result<String> { Ok(base.base().tokenizer.decode(tokens)?.trim().to_owned()) };
-    let said = case.rows.iter().map(|row| Ok([text(&row.before.argmax)?, text(&row.after.argmax)?]));
+    let tokenizer = &base.base().tokenizer;
+    let said = case.rows.iter().map(|row| Ok([row.before.answer(tokenizer)?, row.after.answer(tokenizer)?]));
     case.said = said.collect::<Result<_>>()?;
     (case.size, case.perplexity, case.right_after) = (changed.size, changed.perplexity, changed.right_after);
     if number < looks.generate {

@@ -8,9 +8,9 @@ use rand::RngExt;
 use rand::seq::{IndexedMutRandom, IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
+use super::load::STANDARD_INPUT;
 use super::record::{EditRecord, Probe};
 use super::world::{SAME_OLD_OBJECT, Split, World};
-use super::load::STANDARD_INPUT;
 use super::{load_records, pocket, sets};
 use crate::error::{Error, Result};
 use crate::fetch::Settings;

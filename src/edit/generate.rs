@@ -195,7 +195,8 @@ impl Edited {
     ) -> Result<Vec<u32>> {
         let other = speaker.model().base().clone();
         let own = other.fingerprint == self.base().fingerprint;
-        let stop = if own { stop.to_vec() } else { other.stop_tokens() };
+        // Who is not to stop does not stop at an end of another vocabulary either.
+        let stop = if own || stop.is_empty() { stop.to_vec() } else { other.stop_tokens() };
         let mut rng = stream(sampling, row);
         let mut said = vec![];
         // An answer ends where the context of whoever gives it does.

@@ -1,8 +1,11 @@
 //! What an editor is asked for.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::data::record::EditRecord;
+use crate::data::unicode;
 use crate::error::{Error, Result};
 
 /// What an editor is asked for.
@@ -48,7 +51,7 @@ impl EditRequest {
         self.descriptor.clone().unwrap_or_else(|| format!("{} {}", self.prompt, self.target_new))
     }
 
-    /// The subject, and the byte of the prompt at which it ends: where the template has it, else its last occurrence as
+    /// The subject as the prompt writes it, and the byte of the prompt at which it ends: where the template has it, else its last occurrence as
     /// whole words, else its last.
     ///
     /// # Errors
@@ -63,17 +66,17 @@ impl EditRequest {
         if let Some(end) = meant.filter(|&end| self.prompt.get(..end).is_some_and(|upto| upto.ends_with(subject))) {
             return Ok((subject, end));
         }
-        let whole = |start: usize| {
-            let before = self.prompt[..start].chars().next_back();
-            let after = self.prompt[start + subject.len()..].chars().next();
+        let places = unicode::find_all(&self.prompt, subject);
+        let whole = |place: &Range<usize>| {
+            let before = self.prompt[..place.start].chars().next_back();
+            let after = self.prompt[place.end..].chars().next();
             !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
         };
-        let mut starts = self.prompt.rmatch_indices(subject).map(|(start, _)| start);
-        let start = starts.clone().find(|&start| whole(start)).or_else(|| starts.next());
-        let start = start.ok_or_else(|| {
+        let place = places.iter().rev().find(|place| whole(place)).or(places.last());
+        let place = place.ok_or_else(|| {
             Error::Input(format!("the subject \"{subject}\" does not occur in the prompt \"{}\"", self.prompt))
         })?;
-        Ok((subject, start + subject.len()))
+        Ok((&self.prompt[place.clone()], place.end))
     }
 }
 
@@ -122,6 +125,9 @@ mod tests {
         assert_eq!(end(request("Boots", "Boo", None)), Some(3));
         // A template of another prompt is none.
         assert_eq!(end(request("Ada met Bo", "Ada", Some("I saw {}"))), Some(3));
+        // However its letters are composed, it is the prompt's own spelling that counts.
+        let apart = request("Sa\u{303}o Luis lies in", "S\u{e3}o Luis", None);
+        assert_eq!(apart.subject().unwrap(), ("Sa\u{303}o Luis", 10));
         assert_eq!(end(request("Ada met Bo", "Cleo", None)), None);
         assert_eq!(end(request("Ada met Bo", " ", None)), None);
     }

@@ -55,13 +55,13 @@ impl Scored {
         }
     }
 
-    /// The share of places at which two models' likeliest tokens are the same. Where vocabularies differ places do not match: all of them or none.
+    /// The share of places, of those of the longer row, at which two models' likeliest tokens are the same. Where vocabularies differ places do not match: all of them or none.
     pub fn agreement(&self, other: &Scored) -> f64 {
         match (&self.text, &other.text) {
             (Some(a), Some(b)) => f64::from(u8::from(a == b)),
             _ => {
                 let same = self.argmax.iter().zip(&other.argmax).filter(|(a, b)| a == b).count();
-                same as f64 / self.argmax.len().max(1) as f64
+                same as f64 / self.argmax.len().max(other.argmax.len()).max(1) as f64
             }
         }
     }

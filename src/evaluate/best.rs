@@ -106,9 +106,8 @@ pub fn best(methods: &[Method], seed: u64, alike: &dyn Fn(Protocol, &str) -> boo
         let rest = candidates.iter().filter(|(method, _)| *method != best);
         let others = rest.map(|&(method, mean)| {
             let p = corrected.iter().find(|(pair, _)| pair.contains(&best) && pair.contains(&method)).map(|(_, p)| *p);
-            let differences: &Vec<Difference> = known
-                .entry((best, method))
-                .or_insert_with(|| paired(methods[best].cases, methods[method].cases, seed));
+            let differences: &Vec<Difference> =
+                known.entry((best, method)).or_insert_with(|| paired(methods[best].cases, methods[method].cases, seed));
             let difference = differences.iter().find(|found| (found.protocol, found.name.as_str()) == key);
             let difference = difference.filter(|_| p.is_some()).cloned();
             let ahead = difference.as_ref().is_some_and(|difference| sign * difference.mean > 0.0);

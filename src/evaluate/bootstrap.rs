@@ -136,9 +136,7 @@ impl Statistic {
         match self {
             Statistic::Mean(_) => sums[0] / sums[1],
             Statistic::Harmonic(_) => harmonic([0, 2, 4].map(|at| sums[at] / sums[at + 1])),
-            Statistic::Balanced(_) => {
-                balanced_accuracy([0, 2].map(|at| (sums[at], sums[at + 1]))).unwrap_or(f64::NAN)
-            }
+            Statistic::Balanced(_) => balanced_accuracy([0, 2].map(|at| (sums[at], sums[at + 1]))).unwrap_or(f64::NAN),
         }
     }
 }

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::probes::{Kind, ProbeRow};
 use super::protocol::balanced::{Labels, accuracy};
-use super::protocol::counterfact::{magnitude, success};
 use super::protocol::counterfact as likelier;
+use super::protocol::counterfact::{magnitude, success};
 use super::protocol::sentiment::{Reply, reply};
 use super::rows::{Side, in_headline, mean, share};
 
@@ -49,7 +49,7 @@ pub fn generalization(table: &[ProbeRow]) -> Option<f64> {
 
 /// Likeliest tokens unchanged, on out-of-scope prompts; of one class where one is named, else of all but CounterFact's attribute prompts.
 pub fn locality(table: &[ProbeRow], class: Option<&str>) -> Option<f64> {
-    share(out_of_scope(table, class), |row| row.before.argmax == row.after.argmax)
+    share(out_of_scope(table, class), |row| row.before.agrees(&row.after))
 }
 
 /// Exact accuracy lost on out-of-scope facts whose answer is known; of one class where one is named, else of all but CounterFact's

@@ -76,7 +76,10 @@ pub fn sentiment(before: &Sentiment, after: &Sentiment) -> Option<String> {
         row("topic", |figures| figures.topic, "right replies as likely as before"),
         row("success", |figures| figures.success, "product of the two"),
     ];
-    Some(table(&["", "before", "after", "protocol sentiment: by log-likelihood, all tokens of all replies together"], &rows))
+    Some(table(
+        &["", "before", "after", "protocol sentiment: by log-likelihood, all tokens of all replies together"],
+        &rows,
+    ))
 }
 
 /// A bar for each layer: how many of the neurons that knowledge-neuron edits found stand there. Nothing of other edits.

@@ -310,7 +310,10 @@ fn what_is_written_is_read_beside_romes_snippets() {
         [whole.len(), own.len()]
     });
     let lengths: Vec<[usize; 2]> = lengths.collect();
-    assert!(lengths.iter().all(|[whole, own]| whole >= own) && lengths.iter().any(|[whole, own]| whole > own), "{lengths:?}");
+    assert!(
+        lengths.iter().all(|[whole, own]| whole >= own) && lengths.iter().any(|[whole, own]| whole > own),
+        "{lengths:?}"
+    );
     assert_eq!(figure(&summary, "ft", "generate", "fluency")["cases"], 1);
     // They ask for the new answer: beside the headline, not in it.
     let locality = |name: &str| figure(&summary, "ft", "mend", name)["mean"].clone();
@@ -428,9 +431,13 @@ fn in_a_batch_only_what_is_wrong_fails() {
     assert!(errors.lines().last().unwrap().starts_with("error: 3 case(s) failed"), "{errors}");
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(told.contains("rome: 2 of 4 cases failed and are in no mean"), "{told}");
-    assert!(told.contains("rome, 4 edits, batch: 2 could be made, 2 failed and are in no point of the curve"), "{told}");
+    assert!(
+        told.contains("rome, 4 edits, batch: 2 could be made, 2 failed and are in no point of the curve"),
+        "{told}"
+    );
     let curves = read(&out.join("summary.json"))["curves"].clone();
-    let rome = |curve: &&Value| curve["method"] == "rome" && curve["mode"] == "batch" && curve["metric"] == "edit_success";
+    let rome =
+        |curve: &&Value| curve["method"] == "rome" && curve["mode"] == "batch" && curve["metric"] == "edit_success";
     let point = &curves.as_array().unwrap().iter().find(rome).unwrap()["points"][0];
     let counts = ["edits", "made", "failed", "asked"].map(|count| point[count].as_u64().unwrap());
     assert_eq!(counts, [4, 2, 2, 2]);
@@ -734,7 +741,10 @@ fn the_same_answer_twice_is_told() {
     let output = run(&compare(&config, &out, &[]));
     let told = stdout(&output);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(errors.contains("1 of 3 records have the new answer as the old one too (the first is record 7: \"Japan\")"), "{errors}");
+    assert!(
+        errors.contains("1 of 3 records have the new answer as the old one too (the first is record 7: \"Japan\")"),
+        "{errors}"
+    );
     assert!(told.contains("3 probes of 1 cases have the new answer as the old one too"), "{told}");
     let summary = read(&out.join("summary.json"));
     for name in ["efficacy", "paraphrase", "neighborhood"] {
@@ -984,7 +994,8 @@ fn a_new_comparison_is_recomputed_in_python() {
     let looks = "mode = \"sequential\"\ngenerate = 2\ntexts = 3\nperplexity = 2\ntext = \"pocket\"";
     let mut facts = facts();
     facts[0]["generation"] = json!(["The city of Lyon", "Lyon is"]);
-    facts[1]["portability"] = json!({"claims": [{"prompt": "True or false: Osaka lies in France.", "target": "True", "rival": "False"}]});
+    facts[1]["portability"] =
+        json!({"claims": [{"prompt": "True or false: Osaka lies in France.", "target": "True", "rival": "False"}]});
     place.write("facts.json", facts.to_string());
     let config = place.write("all.toml", config("cases = \"facts.json\"", looks, &["ft", "lookup"]));
     let out = place.path("out");

@@ -9,8 +9,8 @@ use emend::edit::score::{Scored, score};
 use emend::evaluate::case::{Case, FreeAnswer, FreeText};
 use emend::evaluate::significance::{sign_test, t_test, test};
 use emend::evaluate::{
-    Better, Kind, Measured, Method, ProbeRow, Protocol, Rival, Snippets, Test, Unit, Value, about, aggregate, best, failed,
-    holm, measure, measure_all, paired, perplexity, reference_score, values, windows,
+    Better, Kind, Measured, Method, ProbeRow, Protocol, Rival, Snippets, Test, Unit, Value, about, aggregate, best,
+    failed, holm, measure, measure_all, paired, perplexity, reference_score, values, windows,
 };
 use emend::model::tokenizer::Continuation;
 use proptest::collection::vec;
@@ -430,8 +430,7 @@ fn the_best_of_many_equal_editors_is_seldom_proven() {
         let figures: Vec<_> = editors.iter().map(|cases| aggregate(cases, 0)).collect();
         let names: Vec<String> = (0..12).map(|name| name.to_string()).collect();
         let methods = names.iter().zip(&figures).zip(&editors);
-        let methods: Vec<Method> =
-            methods.map(|((name, figures), cases)| Method { name, figures, cases }).collect();
+        let methods: Vec<Method> = methods.map(|((name, figures), cases)| Method { name, figures, cases }).collect();
         best(&methods, 0, &|_, _| true)[0].others.iter().any(|other| other.proven)
     });
     // 5 % and three standard deviations of so many draws; corrected for the best's pairs alone it was 15 %.

@@ -9,16 +9,11 @@ use crate::evaluate::case::Case;
 use crate::evaluate::probes::{Kind, ProbeRow};
 use crate::evaluate::rows::mean;
 
-/// The share of places at which two rows of tokens agree, of the places of the longer one.
-fn agreement(a: &[u32], b: &[u32]) -> Option<f64> {
-    let places = a.len().max(b.len());
-    let same = a.iter().zip(b).filter(|(a, b)| a == b).count();
-    (places > 0).then(|| same as f64 / places as f64)
-}
-
 /// The share of a target's tokens that are the likeliest in their places.
 fn token_accuracy(scored: &Scored) -> Option<f64> {
-    agreement(&scored.argmax, &scored.target)
+    let places = scored.target.len();
+    let right = scored.argmax.iter().zip(&scored.target).filter(|(said, wanted)| said == wanted).count();
+    (places > 0).then(|| right as f64 / places as f64)
 }
 
 /// The mean by class over the probes of a kind.
@@ -48,7 +43,7 @@ pub fn values(case: &Case) -> Vec<Value> {
         let rows = case.rows.iter().filter(|row| row.kind == kind);
         values.push(name, mean(rows.filter_map(|row| token_accuracy(&row.after))));
     }
-    for (class, value) in by_class(case, Kind::Locality, |row| agreement(&row.before.argmax, &row.after.argmax)) {
+    for (class, value) in by_class(case, Kind::Locality, |row| Some(row.before.agreement(&row.after))) {
         values.push(format!("locality/{class}"), value);
     }
     for (class, value) in by_class(case, Kind::Portability, |row| token_accuracy(&row.after)) {

@@ -97,8 +97,8 @@ impl Config {
                 let factor = self.factor("factor", |rope| rope.factor)?;
                 let low = self.factor("low_freq_factor", |rope| rope.low_freq_factor)?;
                 let high = self.factor("high_freq_factor", |rope| rope.high_freq_factor)?;
-                let original_context = self
-                    .factor("original_max_position_embeddings", |rope| rope.original_max_position_embeddings)?;
+                let original_context =
+                    self.factor("original_max_position_embeddings", |rope| rope.original_max_position_embeddings)?;
                 if low >= high {
                     return Err("rope_scaling's low_freq_factor must be below its high_freq_factor".into());
                 }
