@@ -193,7 +193,9 @@ impl Archive {
         match self.description.editor.clone() {
             EditorSettings::Mend(settings) => {
                 let mend = Mend::new(settings, &model.decoder.spec, place).map_err(described)?;
-                Ok(Trained::Mend(Box::new(mend.restored(tensors::read(&path)?).map_err(wrong)?)))
+                let mut mend = mend.restored(tensors::read(&path)?).map_err(wrong)?;
+                mend.archive_fingerprint = Some(self.fingerprint()?);
+                Ok(Trained::Mend(Box::new(mend)))
             }
             EditorSettings::Serac(settings) => {
                 let serac = Serac::new(settings, model, place).map_err(described)?;

@@ -119,6 +119,8 @@ pub struct Mend {
     pub normalizers: Vec<Normalizer>,
     /// Records whose gradients the normalisers saw.
     pub observed: usize,
+    /// The fingerprint of the archive that it comes from, for the provenance of its edits.
+    pub archive_fingerprint: Option<String>,
     slots: Vec<Slot>,
     shapes: Vec<[usize; 2]>,
 }
@@ -188,7 +190,7 @@ impl Mend {
         };
         let plain = place.0.clone().inner();
         let normalizers = shapes.iter().map(|[d_in, d_out]| Normalizer::new(d_in + d_out, (&plain, place.1))).collect();
-        Ok(Mend { settings, network, normalizers, observed: 0, slots, shapes })
+        Ok(Mend { settings, network, normalizers, observed: 0, archive_fingerprint: None, slots, shapes })
     }
 
     /// The lowest layer it edits: everything below is constant.
@@ -333,9 +335,14 @@ impl Mend {
         let deltas = plain.deltas(&captured, 1).matrices.into_iter();
         let matrices: BTreeMap<Weight, Delta> =
             deltas.map(|(at, (a, b))| (at, Delta::LowRank { a: a.squeeze_dim(0), b: b.squeeze_dim(0) })).collect();
+        let mut settings = serde_json::to_value(&self.settings).unwrap_or_default();
+        // Settings alone do not tell two trainings apart.
+        if let Some(fingerprint) = &self.archive_fingerprint {
+            settings["archive_fingerprint"] = fingerprint.as_str().into();
+        }
         let provenance = Provenance {
             method: "mend".into(),
-            settings: serde_json::to_value(&self.settings).unwrap_or_default(),
+            settings,
             requests: requests.to_vec(),
             seed,
             version: env!("CARGO_PKG_VERSION").into(),

@@ -10,3 +10,4 @@ mod in_context;
 mod memory;
 mod memory_input;
 mod resume;
+mod train;
