@@ -1,6 +1,6 @@
 //! What a training promises: settings that are used or refused, the same bytes everywhere, and nothing lost.
 
-use crate::common::{Place, edit, json, run, sets, stdout, text, training};
+use crate::common::{Place, Tensors, edit, json, run, sets, stdout, text, training};
 
 /// The settings of two trainings may be the same: the archive's fingerprint tells whose edit it is.
 #[test]
@@ -17,4 +17,26 @@ fn an_edit_names_the_archive_it_was_made_with() {
     });
     assert_eq!(made[0].0, made[1].0);
     assert!(made[0].1 != made[1].1 && made[0].1.len() == 64, "{made:?}");
+}
+
+/// With a small rate, steps in 16 bits would move next to no weight.
+#[test]
+fn what_is_trained_on_a_base_in_16_bits_is_f32() {
+    let place = Place::new();
+    let (config, out) = (place.serac_config(), place.path("out"));
+    for tune in ["whole", "{top=1}"] {
+        let _ = std::fs::remove_dir_all(&out);
+        let tunes = [format!("editor.classifier.tune={tune}"), format!("editor.counterfactual.tune={tune}")];
+        let values = sets(&["model.dtype=bf16", "train.learning_rate=1e-5", &tunes[0], &tunes[1]]);
+        stdout(&run(&training(&config, &out, &values)));
+        let network = Tensors::read(&out.join("network.safetensors"));
+        for part in ["classifier.reader", "counterfactual"] {
+            let last = if tune == "whole" { 2 } else { 0 };
+            let (values, _) = network.matrix(&format!("{part}.blocks.{last}.up.weight"));
+            // What training left alone has a value of 16 bits, as it was loaded.
+            let moved = values.iter().filter(|value| (**value as f32).to_bits() & 0xffff != 0).count();
+            assert!(moved * 100 > values.len() * 95, "{tune}, {part}: {moved} of {}", values.len());
+        }
+        stdout(&run(&edit(&out, &[])));
+    }
 }
