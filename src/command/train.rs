@@ -199,7 +199,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn train<E: LearnedEditor>(&self, editor: E) -> Result<()> {
         let Run { args, config, base, folder, start, .. } = self;
-        let (model, seed) = (base.base(), config.train.seed);
+        let (model, seed) = (base.base(), config.data.seed);
         let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: false };
         let validation = self.validation.fixed(seed, config.train.validation_records, limits.per_class);
         let mut trainer = EditTrainer {

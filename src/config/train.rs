@@ -45,6 +45,10 @@ pub struct Data {
     pub validation: String,
     /// Records to report on.
     pub test: String,
+    /// The seed of the questions that are drawn from a world for validation and test: they belong to the data, so that trainings
+    /// under several seeds are tested on the same ones.
+    #[serde(default)]
+    pub seed: u64,
     /// At most so many records are tested; 0 for all.
     #[serde(default)]
     pub test_records: usize,

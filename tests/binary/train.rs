@@ -40,3 +40,20 @@ fn what_is_trained_on_a_base_in_16_bits_is_f32() {
         stdout(&run(&edit(&out, &[])));
     }
 }
+
+/// Two trainings are told apart by their test figures only where both answer the same questions.
+#[test]
+fn test_questions_belong_to_the_data() {
+    let place = Place::new();
+    let config = place.gpt2_config();
+    let tested = |name: &str, values: &[&str]| {
+        let world = ["data.validation=pocket", "data.test=pocket", "data.test_records=4", "train.validation_records=4"];
+        // Nothing is learnt: all that could differ are the questions.
+        let still = ["train.learning_rate=0.0", "train.edit_rate_learning_rate=0.0", "editor.normalization=off"];
+        let out = place.path(name);
+        json(&training(&config, &out, &sets(&[&world[..], &still, values].concat())))["test"].clone()
+    };
+    let first = tested("first", &["train.seed=1"]);
+    assert_eq!(first, tested("second", &["train.seed=2"]));
+    assert_ne!(first, tested("third", &["data.seed=1"]));
+}
