@@ -47,11 +47,12 @@ fn test_questions_belong_to_the_data() {
     let place = Place::new();
     let config = place.gpt2_config();
     let tested = |name: &str, values: &[&str]| {
-        let world = ["data.validation=pocket", "data.test=pocket", "data.test_records=4", "train.validation_records=4"];
+        let world = ["data.validation=pocket", "data.test=pocket", "data.test_records=12", "train.validation_records=4"];
         // Nothing is learnt: all that could differ are the questions.
         let still = ["train.learning_rate=0.0", "train.edit_rate_learning_rate=0.0", "editor.normalization=off"];
-        let out = place.path(name);
-        json(&training(&config, &out, &sets(&[&world[..], &still, values].concat())))["test"].clone()
+        let (out, rate) = (place.path(name), ["editor.initial_edit_rate=0.01"]);
+        let values = sets(&[&world[..], &still, &rate, values].concat());
+        json(&training(&config, &out, &[&["--model", "pocket"], &values[..]].concat()))["test"].clone()
     };
     let first = tested("first", &["train.seed=1"]);
     assert_eq!(first, tested("second", &["train.seed=2"]));
