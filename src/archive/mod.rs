@@ -11,6 +11,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
+use crate::config::choice::unread;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::Summary;
@@ -125,6 +126,12 @@ impl Archive {
             toml::from_str(&text).map_err(|error| Error::file(&path, error.message().replace('\n', " ")))?;
         if description.format != FORMAT {
             return Err(Error::file(&path, format!("format {}; this program reads {FORMAT}", description.format)));
+        }
+        let given: toml::Table = text.parse().map_err(|error: toml::de::Error| Error::file(&path, error.message()))?;
+        let read = serde_json::to_value(&description.editor).unwrap_or_default();
+        let editor = given.get("editor").and_then(toml::Value::as_table);
+        if let Some(message) = editor.and_then(|editor| unread("editor", editor, &read)) {
+            return Err(Error::file(&path, message));
         }
         Ok(Archive { folder: folder.to_owned(), description })
     }

@@ -286,7 +286,8 @@ mod tests {
 
     #[test]
     fn a_fingerprint_tells_what_records_are_drawn_from() {
-        let record = |answer: &str| EditRecord { prompt: "a".into(), target_new: answer.into(), ..EditRecord::default() };
+        let record =
+            |answer: &str| EditRecord { prompt: "a".into(), target_new: answer.into(), ..EditRecord::default() };
         let file = |answers: &[&str]| Source::from(answers.iter().map(|text| record(text)).collect::<Vec<_>>());
         let world = |name: &str| Source::open(name, Split::Train, Path::new("")).unwrap();
         let all = [file(&["b"]), file(&["c"]), file(&["b", "c"]), world("pocket/train"), world("pocket/test")];

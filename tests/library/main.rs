@@ -12,5 +12,6 @@ mod serac;
 mod sets;
 mod taps;
 mod tokens;
+mod trainer;
 mod without_training;
 mod world;
