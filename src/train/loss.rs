@@ -96,6 +96,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::train::{Config, Loss as LossSection};
     use crate::data::record::{EditRecord, Probe};
     use crate::data::source::OTHER_RECORDS;
     use crate::data::world::{CLASSES, SAME_OLD_OBJECT, Split};
@@ -116,6 +117,27 @@ mod tests {
             let said = check(source, strange).unwrap();
             assert!(said.starts_with(&format!("loss.mix: unknown class `{strange}`")), "{said}");
             assert!(said.contains(&format!("did you mean `{nearest}`")), "{said}");
+        }
+    }
+
+    /// Of the shipped configs those whose data is shipped too.
+    #[test]
+    fn shipped_configs_name_classes_of_their_data() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        for name in ["mend-pocket", "serac-pocket", "serac-pocket-convsent", "serac-pocket-fc", "serac-pocket-qa-hard"]
+        {
+            let config = Config::read(&folder.join(format!("{name}.toml")), &[]).unwrap();
+            let mix = match &config.loss {
+                LossSection::Mend(loss) => &loss.near.mix,
+                LossSection::Serac(loss) => &loss.mix,
+            };
+            assert!(!mix.is_empty());
+            check_classes(mix, &Source::open(&config.data.train, Split::Train, &folder).unwrap()).unwrap();
+        }
+        for name in ["convsent", "fc", "qa-hard"] {
+            let config = Config::read(&folder.join(format!("serac-smollm2-{name}.toml")), &[]).unwrap();
+            let LossSection::Serac(loss) = &config.loss else { panic!("{name} is SERAC's") };
+            check_classes(&loss.mix, &Source::open(&config.data.train, Split::Train, &folder).unwrap()).unwrap();
         }
     }
 }

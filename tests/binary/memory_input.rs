@@ -286,9 +286,11 @@ fn bases_that_do_not_fit() {
     refused(&training(&config, &out, &args), 2, &["loss.locality", "320", "300", "loss.locality = 0"]);
     let args = sets(&[&llama, "loss.locality=0.0", "editor.routing=soft"]);
     refused(&training(&config, &out, &args), 2, &["editor.routing", "300", "320", "\"hard\""]);
-    let pocket = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/serac-pocket.toml");
-    let pocket = place.write("pocket.toml", std::fs::read(pocket).unwrap());
-    replace(&pocket, "held = 1", "");
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    std::fs::create_dir(place.path("base")).unwrap();
+    let copied = |name: &str| place.write(name, std::fs::read(configs.join(name)).unwrap());
+    let pocket = copied("serac-pocket.toml");
+    replace(&copied("base/serac-pocket.toml"), "held = 1", "");
     let model = set("counterfactual.model", &gpt2);
     refused(&training(&pocket, &out, &sets(&[&model])), 2, &["loss.locality", "300"]);
     let args = sets(&[&model, "editor.routing=soft", "loss.locality=0.0"]);
