@@ -11,6 +11,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
+use crate::config::choice::unread;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::Summary;
@@ -126,6 +127,12 @@ impl Archive {
         if description.format != FORMAT {
             return Err(Error::file(&path, format!("format {}; this program reads {FORMAT}", description.format)));
         }
+        let given: toml::Table = text.parse().map_err(|error: toml::de::Error| Error::file(&path, error.message()))?;
+        let read = serde_json::to_value(&description.editor).unwrap_or_default();
+        let editor = given.get("editor").and_then(toml::Value::as_table);
+        if let Some(message) = editor.and_then(|editor| unread("editor", editor, &read)) {
+            return Err(Error::file(&path, message));
+        }
         Ok(Archive { folder: folder.to_owned(), description })
     }
 
@@ -193,7 +200,9 @@ impl Archive {
         match self.description.editor.clone() {
             EditorSettings::Mend(settings) => {
                 let mend = Mend::new(settings, &model.decoder.spec, place).map_err(described)?;
-                Ok(Trained::Mend(Box::new(mend.restored(tensors::read(&path)?).map_err(wrong)?)))
+                let mut mend = mend.restored(tensors::read(&path)?).map_err(wrong)?;
+                mend.archive_fingerprint = Some(self.fingerprint()?);
+                Ok(Trained::Mend(Box::new(mend)))
             }
             EditorSettings::Serac(settings) => {
                 let serac = Serac::new(settings, model, place).map_err(described)?;

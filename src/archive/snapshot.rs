@@ -4,6 +4,7 @@
 //! best editor so far) and the optimisers. `training/current` names the one that counts; it is replaced by renaming, after the new
 //! folder is whole on disk. A process killed at any moment leaves the old snapshot or the new one.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,16 @@ pub struct Progress {
     pub metrics_bytes: u64,
     /// The best validation so far.
     pub best: Option<Best>,
-    /// Validations since then.
+    /// What it was judged by.
+    #[serde(default)]
+    pub best_score: Option<f64>,
+    /// Whether there were validations with different scores: until then no state is better than another.
+    #[serde(default)]
+    pub scores_vary: bool,
+    /// Whether a validation after this step is due and was not made.
+    #[serde(default)]
+    pub unjudged: bool,
+    /// Validations since the last gain.
     pub without_gain: usize,
     /// Steps skipped in a row because a loss or gradient was not finite.
     pub not_finite: usize,
@@ -30,8 +40,9 @@ pub struct Progress {
     pub finished: bool,
     /// The fingerprint of the base it runs on.
     pub base: String,
-    /// BLAKE3 of the records it learns from and is validated on.
-    pub data: String,
+    /// What else it stands on, models and records, by their keys in the config with their fingerprints.
+    #[serde(default)]
+    pub made_of: BTreeMap<String, String>,
     /// The configuration it runs under.
     pub config: serde_json::Value,
 }
@@ -110,8 +121,12 @@ impl Store {
     /// A folder that cannot be written; the old snapshot still counts then.
     pub fn write(&self, snapshot: &Snapshot) -> Result<()> {
         let old = self.current()?;
-        let name =
-            format!("step-{:08}{}", snapshot.progress.step, if snapshot.progress.finished { "-end" } else { "" });
+        let state = match &snapshot.progress {
+            Progress { finished: true, .. } => "-end",
+            Progress { unjudged: true, .. } => "-unjudged",
+            _ => "",
+        };
+        let name = format!("step-{:08}{state}", snapshot.progress.step);
         let folder = self.folder.join(&name);
         if old.as_ref() == Some(&folder) {
             return Ok(());

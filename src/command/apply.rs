@@ -9,28 +9,27 @@ use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::train::folder_or_name;
 use super::{answer, load_edits, print, show_rows};
 use crate::apply::memory::Elsewhere;
 use crate::apply::{Applied, Editor, Mode, apply};
 use crate::archive::Archive;
 use crate::config::apply::Config;
-use crate::config::beside;
 use crate::data::pocket;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::Source;
 use crate::data::unicode;
 use crate::data::world::Split;
+use crate::device;
 use crate::edit::score::{Scored, score};
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
 use crate::error::{Error, Result};
 use crate::evaluate::probes::{Limits, probe_table};
 use crate::evaluate::{Kind, ProbeRow, Side, balanced, counterfact, sentiment, summarize};
-use crate::model::{Model, device};
-use crate::parallel;
+use crate::model::Model;
 use crate::process::peak_memory;
 use crate::report::figures;
 use crate::report::table::percent;
+use crate::{parallel, paths};
 
 /// Edit a model: what it said before and what it says after, and the edit as a file.
 ///
@@ -116,7 +115,7 @@ const SHOWN: usize = 3;
 /// An archive, model, request or file that is wrong; files that cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
-    let device = device(&args.device)?;
+    let device = device::open(&args.device)?;
     // Its length is known once the records are.
     let bar = ProgressBar::no_length();
     let (name, model, editor) = editor(args, &device, &bar)?;
@@ -404,8 +403,8 @@ fn editor(args: &Args, device: &Device, bar: &ProgressBar) -> Result<(String, Ar
     let path = args.config.clone().unwrap_or_default();
     let config = Config::read(&path, &args.sets)?;
     let name = match &args.model {
-        Some(model) => folder_or_name(Path::new(model), model),
-        None => folder_or_name(&beside(&path, &config.model.path), &config.model.path),
+        Some(model) => paths::folder_or_name(model, Path::new("")),
+        None => paths::folder_or_name(&config.model.path, path.parent().unwrap_or(Path::new(""))),
     };
     let model = Arc::new(Model::load(&name, device, config.model.dtype.into())?);
     let (in_batch, bar) = (args.mode == Mode::Batch, bar.clone());

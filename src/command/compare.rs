@@ -8,24 +8,24 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::print;
-use super::train::folder_or_name;
 use crate::compare::contender::Contender;
 use crate::compare::curves::{self, curves};
 use crate::compare::document::{Entry, document};
 use crate::compare::layout::Run;
 use crate::compare::{Looks, Reading, run as run_cases};
-use crate::config::beside;
 use crate::config::compare::{Competitor, Config};
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::data::text::Texts;
 use crate::data::world::Split;
 use crate::data::{plain_questions, pocket};
+use crate::device;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
 use crate::evaluate::{Snippets, windows};
-use crate::model::{Model, device};
+use crate::model::Model;
+use crate::paths;
 use crate::process::forget_peak_memory;
 use crate::report::{html, summary};
 
@@ -93,8 +93,8 @@ pub fn run(args: &Args) -> Result<()> {
 fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let mut config = Config::read(path, &args.sets)?;
     config.model.path = match &args.model {
-        Some(model) => folder_or_name(Path::new(model), model),
-        None => folder_or_name(&beside(path, &config.model.path), &config.model.path),
+        Some(model) => paths::folder_or_name(model, Path::new("")),
+        None => paths::folder_or_name(&config.model.path, path.parent().unwrap_or(Path::new(""))),
     };
     config.compare.mode = args.mode.unwrap_or(config.compare.mode);
     config.data.limit = args.limit.unwrap_or(config.data.limit);
@@ -110,7 +110,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let (records, more) = records(&config, place)?;
     let chosen: Vec<&Competitor> =
         config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)).collect();
-    let device = device(&args.device)?;
+    let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
     let contenders = chosen.iter().map(|editor| Contender::open(editor, place, &model, &config.model.path));
     let contenders = contenders.collect::<Result<Vec<_>>>()?;
@@ -205,9 +205,7 @@ fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<Vec<Vec<
             format!("{prompt} {}.", world.facts()[fact].object)
         }));
     } else {
-        let beside = place.join(name);
-        let file = if beside.is_file() { beside } else { name.into() };
-        let source = Texts { files: vec![file], field: "text".into() };
+        let source = Texts { files: vec![paths::file(name, place)], field: "text".into() };
         source.shuffled(config.compare.seed, &mut |text| {
             texts.push(text.trim().to_owned());
             let enough = texts.len() >= TEXTS;

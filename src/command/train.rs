@@ -1,5 +1,6 @@
 //! `emend train`: trains an editor into an archive.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,13 +15,15 @@ use crate::config::train::{Config, Loss};
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::data::world::Split;
+use crate::device;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
 use crate::evaluate::{Kind, ProbeRow, Side, balanced, sentiment, summarize};
-use crate::model::{Model, device};
+use crate::model::Model;
 use crate::network::mend::Mend;
 use crate::network::serac::{Form, Part, Serac, located};
+use crate::paths;
 use crate::process::peak_memory;
 use crate::report::figures;
 use crate::report::table::percent;
@@ -67,8 +70,8 @@ pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let mut config = Config::read(&args.config, &args.sets)?;
     config.model.path = match &args.model {
-        Some(model) => folder_or_name(Path::new(model), model),
-        None => folder_or_name(&beside(&args.config, &config.model.path), &config.model.path),
+        Some(model) => paths::folder_or_name(model, Path::new("")),
+        None => paths::folder_or_name(&config.model.path, args.config.parent().unwrap_or(Path::new(""))),
     };
     let folder = match &args.out {
         Some(out) => out.clone(),
@@ -86,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     let train = open(&config.data.train, Split::Train)?;
     let validation = open(&config.data.validation, Split::Validation)?;
     let test = open(&config.data.test, Split::Test)?;
-    let device = device(&args.device)?;
+    let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
     let base = Edited::new(model.clone());
     for (source, name) in
@@ -95,17 +98,19 @@ pub fn run(args: &Args) -> Result<()> {
         check_lengths(source, name, &model)?;
     }
 
-    let seed = config.train.seed;
+    let every = &config.train.every;
     let training = device.clone().autodiff();
-    training.seed(seed);
+    training.seed(every.seed);
     let network = (&training, network_type(model.decoder.dtype()));
-    let run = Run { args, config: &config, base, train: &train, validation, test, folder, start };
+    // The start of an editor is added where there is one.
+    let made_of = BTreeMap::from([("data.test".to_owned(), test.fingerprint())]);
+    let mut run = Run { args, config: &config, base, train: &train, validation, test, made_of, folder, start };
     match (config.editor.clone(), config.loss.clone()) {
         (EditorSettings::Mend(settings), Loss::Mend(loss)) => {
             let mend = Mend::new(settings, &model.decoder.spec, network)?;
-            let rates = (config.train.learning_rate, config.train.edit_rate_learning_rate);
-            let together = config.train.edits_together;
-            run.train(MendTrainer::new(mend, run.base.clone(), loss, together, rates.0, rates.1)?)
+            let own = config.train.mend.clone().unwrap_or_default();
+            let (together, rate) = (every.edits_together, every.learning_rate);
+            run.train(MendTrainer::new(mend, run.base.clone(), loss, together, rate, own)?)
         }
         (EditorSettings::Serac(mut settings), Loss::Serac(loss)) => {
             settings.classifier.encoder = located(&settings.classifier.encoder, place);
@@ -118,8 +123,9 @@ pub fn run(args: &Args) -> Result<()> {
             if let Some(start) = &settings.start {
                 let archive = Archive::open(&beside(&args.config, start))?;
                 serac = started(serac, &archive)?;
+                run.made_of.insert("editor.start".into(), archive.fingerprint()?);
             }
-            run.train(SeracTrainer::new(serac, run.base.clone(), loss, config.train.learning_rate)?)
+            run.train(SeracTrainer::new(serac, run.base.clone(), loss, every.learning_rate)?)
         }
         _ => Err(Error::Config("[loss] is another editor's than [editor]".into())),
     }
@@ -147,7 +153,7 @@ fn started(serac: Serac, archive: &Archive) -> Result<Serac> {
             own.classifier.kind == theirs.classifier.kind
                 && own.classifier.tune == theirs.classifier.tune
                 && own.classifier.fingerprint == theirs.classifier.fingerprint
-                && own.classifier.dimensions == theirs.classifier.dimensions
+                && own.classifier.embedding.dimensions == theirs.classifier.embedding.dimensions
                 && own.classifier.layers == theirs.classifier.layers,
         ),
         (
@@ -192,6 +198,7 @@ struct Run<'a> {
     train: &'a Source,
     validation: Source,
     test: Source,
+    made_of: BTreeMap<String, String>,
     folder: PathBuf,
     start: Instant,
 }
@@ -199,26 +206,34 @@ struct Run<'a> {
 impl Run<'_> {
     fn train<E: LearnedEditor>(&self, editor: E) -> Result<()> {
         let Run { args, config, base, folder, start, .. } = self;
-        let (model, seed) = (base.base(), config.train.seed);
+        let (model, seed, every) = (base.base(), config.data.seed, &config.train.every);
         let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: false };
-        let validation = self.validation.fixed(seed, config.train.validation_records, limits.per_class);
+        let validation = self.validation.fixed(seed, every.validation_records, limits.per_class);
+        for (source, name) in [
+            (self.train, &config.data.train),
+            (&self.validation, &config.data.validation),
+            (&self.test, &config.data.test),
+        ] {
+            check_records(source, name, &editor)?;
+        }
         let mut trainer = EditTrainer {
             editor,
             base: base.clone(),
-            settings: config.train.clone(),
+            settings: every.clone(),
             description: Base {
                 path: config.model.path.clone(),
                 fingerprint: model.fingerprint.clone(),
                 dtype: config.model.dtype,
             },
             config: serde_json::to_value(config).unwrap_or_default(),
+            made_of: self.made_of.clone(),
             train: self.train,
             validation: &validation,
             limits,
             folder: folder.clone(),
         };
         keep_state();
-        let mut show = Show::new(config.train.max_steps);
+        let mut show = Show::new(every.max_steps);
         let progress = trainer.run(&mut |event| show.event(event), &stop)?;
         show.bar.finish_and_clear();
         state_is_kept()?;
@@ -284,12 +299,6 @@ fn quoted(text: &str) -> String {
     if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
-/// The whole path of a model's folder, so that an archive finds it from anywhere; or its name, where that is no folder.
-pub(super) fn folder_or_name(folder: &Path, name: &str) -> String {
-    let whole = folder.is_dir().then(|| folder.canonicalize().ok()).flatten();
-    whole.map_or_else(|| name.to_owned(), |folder| folder.to_string_lossy().into_owned())
-}
-
 /// Refuses records with a text that is longer than the context, before hours of work meet them.
 fn check_lengths(source: &Source, name: &str, model: &Model) -> Result<()> {
     let Source::Records(records) = source else { return Ok(()) };
@@ -312,6 +321,18 @@ fn check_lengths(source: &Source, name: &str, model: &Model) -> Result<()> {
                 )));
             }
         }
+    }
+    Ok(())
+}
+
+/// Refuses records of which the editor cannot take a text, before hours of work meet them.
+fn check_records<E: LearnedEditor>(source: &Source, name: &str, editor: &E) -> Result<()> {
+    let Source::Records(records) = source else { return Ok(()) };
+    for (number, record) in records.all().iter().enumerate() {
+        editor.check(record).map_err(|error| match error {
+            Error::Input(message) => Error::Input(format!("{name}: record {number} (id {}): {message}", record.id)),
+            other => other,
+        })?;
     }
     Ok(())
 }
@@ -361,7 +382,7 @@ impl Show {
             Event::Prepared { done, total } => {
                 self.bar.set_length(*total as u64);
                 self.bar.set_position(*done as u64);
-                self.bar.set_message("texts through the layers below the edits");
+                self.bar.set_message("texts prepared");
                 if done == total {
                     self.bar.reset();
                     self.bar.set_length(self.steps);
@@ -383,15 +404,17 @@ impl Show {
                 let parts = figures.iter().skip(1).map(|(name, value)| format!(" · {name} {value:.2}"));
                 self.bar.set_message(format!("loss {:.3}{}{}", self.loss, parts.collect::<String>(), self.note));
             }
-            Event::Validation { step, summary, best } => {
+            Event::Note(note) => self.bar.suspend(|| eprintln!("{note}")),
+            Event::Validation { step, summary, score, best } => {
                 self.note =
                     format!(" · success {} · drawdown {}", percent(summary.edit_success), percent(summary.drawdown));
                 let line = format!(
-                    "step {step:>6}   edit success {}   generalization {}   locality {}   drawdown {}{}",
+                    "step {step:>6}   edit success {}   generalization {}   locality {}   drawdown {}   score {}{}",
                     percent(summary.edit_success),
                     percent(summary.generalization),
                     percent(summary.locality),
                     percent(summary.drawdown),
+                    percent(Some(*score)),
                     if *best { "   best so far" } else { "" }
                 );
                 self.bar.suspend(|| eprintln!("{line}"));

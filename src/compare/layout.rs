@@ -132,7 +132,7 @@ impl Run {
         };
         let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_case).collect();
         paths.sort();
-        let device = crate::model::device("cpu")?;
+        let device = burn::tensor::Device::flex();
         let parts = paths.chunks(paths.len().div_ceil(crate::parallel::parts(&device)).max(1)).collect();
         let read = crate::parallel::run(parts, |paths: &[PathBuf]| {
             paths.iter().map(|path| Ok((path.clone(), read_case(path, &digest)?))).collect::<Result<Vec<_>>>()

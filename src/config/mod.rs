@@ -1,6 +1,7 @@
 //! Configuration files as types: TOML, every key known, every error with its file and key.
 
 pub mod apply;
+pub mod choice;
 pub mod compare;
 pub mod pretrain;
 pub mod train;

@@ -1,6 +1,6 @@
 //! Where a training, a validation or a test takes its records from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::load::STANDARD_INPUT;
 use super::record::{EditRecord, Probe};
-use super::world::{SAME_OLD_OBJECT, Split, World};
+use super::world::{CLASSES, SAME_OLD_OBJECT, Split, World};
 use super::{load_records, pocket, sets};
 use crate::error::{Error, Result};
 use crate::fetch::Settings;
@@ -123,6 +123,36 @@ impl Source {
     /// Whether there is no record.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The classes of out-of-scope prompts that its records can have.
+    pub fn classes(&self) -> BTreeSet<&str> {
+        match self {
+            Source::World { .. } => CLASSES.into(),
+            Source::Records(records) => {
+                let own = records.all.iter().flat_map(|record| record.locality.keys().map(String::as_str));
+                own.chain([OTHER_RECORDS, SAME_OLD_OBJECT]).collect()
+            }
+        }
+    }
+
+    /// BLAKE3 of all that records are drawn from, in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        match self {
+            Source::World { world, facts, .. } => {
+                hasher.update(world.fingerprint().as_bytes());
+                facts.iter().for_each(|&fact| {
+                    hasher.update(&(fact as u64).to_le_bytes());
+                });
+            }
+            Source::Records(records) => {
+                for record in &records.all {
+                    hasher.update(serde_json::to_string(record).unwrap_or_default().as_bytes());
+                }
+            }
+        }
+        hasher.finalize().to_hex().to_string()
     }
 
     /// The records of draws `from..from + count` of a training: pass after pass over the data, each in an order of its own.
@@ -261,5 +291,17 @@ mod tests {
         of_a.for_each(|record| assert!(record.locality[SAME_OLD_OBJECT].contains(&own)));
         // The same draw is the same record.
         assert_eq!(source.draws(0, 7, 1, 2), drawn[7..8]);
+    }
+
+    #[test]
+    fn a_fingerprint_tells_what_records_are_drawn_from() {
+        let record =
+            |answer: &str| EditRecord { prompt: "a".into(), target_new: answer.into(), ..EditRecord::default() };
+        let file = |answers: &[&str]| Source::from(answers.iter().map(|text| record(text)).collect::<Vec<_>>());
+        let world = |name: &str| Source::open(name, Split::Train, Path::new("")).unwrap();
+        let all = [file(&["b"]), file(&["c"]), file(&["b", "c"]), world("pocket/train"), world("pocket/test")];
+        let found: BTreeSet<String> = all.iter().map(Source::fingerprint).collect();
+        assert_eq!(found.len(), all.len());
+        assert_eq!(file(&["b"]).fingerprint(), all[0].fingerprint());
     }
 }

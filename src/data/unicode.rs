@@ -36,6 +36,11 @@ pub fn find_all(text: &str, part: &str) -> Vec<Range<usize>> {
     found.filter_map(|found| Some(*bounds.get(&found.start)?..*bounds.get(&found.end)?)).collect()
 }
 
+/// Whether `part` occurs in `text`, both in NFC.
+pub fn contains(text: &str, part: &str) -> bool {
+    text.contains(part) || (!(text.is_ascii() && part.is_ascii()) && !find_all(text, part).is_empty())
+}
+
 /// The letters of a text, each with the marks behind it and whatever else composes with it: in NFC, none depends on the others.
 fn letters(text: &str) -> Vec<Range<usize>> {
     let mut letters: Vec<Range<usize>> = vec![];

@@ -29,6 +29,7 @@ pub struct World {
     by_subject: BTreeMap<String, Vec<usize>>,
     by_object: BTreeMap<String, Vec<usize>>,
     by_relation: Vec<Vec<usize>>,
+    fingerprint: String,
 }
 
 #[derive(Debug, Clone)]
@@ -106,6 +107,7 @@ impl World {
             by_subject: BTreeMap::new(),
             by_object: BTreeMap::new(),
             by_relation: vec![],
+            fingerprint: blake3::hash(contents).to_hex().to_string(),
         };
         for (relation, read) in file.relations.into_iter().enumerate() {
             let prompts: Vec<String> = read.templates.into_iter().chain(read.questions).collect();
@@ -135,6 +137,11 @@ impl World {
             return Err(wrong("it tells no fact".into()));
         }
         Ok(world)
+    }
+
+    /// BLAKE3 of the file, in hexadecimal.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// All facts.

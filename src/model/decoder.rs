@@ -82,6 +82,11 @@ impl Norm {
 }
 
 impl Block {
+    /// The element type of its weights. Trained blocks over a base in 16 bits are of another type than the ones below them.
+    pub(super) fn dtype(&self) -> DType {
+        self.query.weight.val().dtype()
+    }
+
     /// The matrix of a role, where the block has it.
     pub fn linear(&self, role: Role) -> Option<&Linear> {
         match role {
@@ -193,9 +198,15 @@ impl Decoder {
             Some(past) => past.cells(layers.clone(), span)?,
             None => vec![vec![]; span.rows.len()],
         };
-        let geometry = Geometry::new(&self.spec, span, &seen, &self.device(), self.dtype());
+        let geometry_in = |dtype| Geometry::new(&self.spec, span, &seen, &self.device(), dtype);
+        let mut dtype = self.blocks[layers.start].dtype();
+        let mut geometry = geometry_in(dtype);
         for layer in layers {
-            hidden = self.block(hidden, layer, span, &geometry, past.as_deref_mut(), tap);
+            if self.blocks[layer].dtype() != dtype {
+                dtype = self.blocks[layer].dtype();
+                geometry = geometry_in(dtype);
+            }
+            hidden = self.block(in_type(hidden, dtype), layer, span, &geometry, past.as_deref_mut(), tap);
         }
         Ok(hidden)
     }
@@ -239,7 +250,7 @@ impl Decoder {
         let [rows, cells, width] = hidden.dims();
         let index: Vec<i64> = positions.iter().map(|(row, cell)| (row * cells + cell) as i64).collect();
         let index = Tensor::<1, Int>::from_data(index.as_slice(), &self.device());
-        let read = hidden.reshape([rows * cells, width]).select(0, index);
+        let read = in_type(hidden.reshape([rows * cells, width]).select(0, index), self.norm.gamma.val().dtype());
         let read = self.norm.forward(read.unsqueeze_dim(0)).squeeze_dim::<2>(0);
         let logits = match &self.head {
             Some(head) => read.matmul(head.val()),
@@ -252,6 +263,11 @@ impl Decoder {
 /// Probabilities are never computed in 16 bits.
 pub(super) fn at_least_f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if matches!(x.dtype(), DType::F16 | DType::BF16) { x.cast(DType::F32) } else { x }
+}
+
+/// A tensor in an element type; as it is where it has that type.
+pub(super) fn in_type<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
 
 /// One product for the whole batch: `[batch · tokens, d_in] × [d_in, d_out]`, then the tap.

@@ -8,7 +8,7 @@ use burn::nn::Linear;
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::attention::{padding, weigh};
-use super::decoder::{Block, Norm, project};
+use super::decoder::{Block, Norm, in_type, project};
 use super::family;
 use super::folder::Folder;
 use super::spec::Activation;
@@ -173,8 +173,14 @@ impl Encoder {
 
     /// Second stage: the residual stream through the blocks of `layers`, `[batch, tokens, width]`. Padding is seen by no cell.
     pub fn blocks(&self, mut hidden: Tensor<3>, layers: Range<usize>, span: &Span, tap: &mut dyn Tap) -> Tensor<3> {
-        let mask = padding(span, &hidden.device().inner(), hidden.dtype());
+        let device = hidden.device().inner();
+        let mut mask = padding(span, &device, hidden.dtype());
         for layer in layers {
+            let dtype = self.blocks[layer].dtype();
+            if dtype != hidden.dtype() {
+                hidden = in_type(hidden, dtype);
+                mask = padding(span, &device, dtype);
+            }
             hidden = self.block(hidden, layer, span, mask.clone(), tap);
         }
         hidden

@@ -19,7 +19,6 @@ pub mod tokens;
 
 use burn::tensor::{DType, Device};
 
-pub use crate::device::open as device;
 use crate::error::Result;
 use checkpoint::Checkpoint;
 use decoder::Decoder;

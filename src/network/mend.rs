@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::gradient_transform::{GradientTransform, Nonlinearity, Normalization, Normalizer};
 use super::parameters;
+use crate::config::choice::{self, Choice, fields};
 use crate::edit::score::{check_targets, target_log_probabilities};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
@@ -24,7 +25,6 @@ pub(crate) const NAME: &str = "mend";
 
 /// `[editor]` of a MEND config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The layers whose weights are edited.
     pub layers: Vec<usize>,
@@ -48,12 +48,65 @@ pub struct Settings {
     /// How u and δ are normalised.
     #[serde(default = "normalization")]
     pub normalization: Normalization,
+    /// Of running figures.
+    #[serde(flatten)]
+    pub running: Running,
+    /// Of raw rates.
+    #[serde(flatten)]
+    pub raw: Raw,
+}
+
+/// Keys of `normalization = "running"`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Running {
     /// Records after which the running normalisation is frozen; 0 for never.
-    #[serde(default)]
     pub normalization_records: usize,
+}
+
+/// Keys of `edit_rates = "raw"`: a rate that is learned by its logarithm cannot turn its sign.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Raw {
     /// The direction of an update. `ascent` is the reference's sign, which learning has to turn first.
-    #[serde(default)]
     pub direction: Direction,
+}
+
+impl Choice for Normalization {
+    const KEY: &'static str = "normalization";
+    const VALUES: &'static [Self] = &[Normalization::Running, Normalization::Off];
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Normalization::Running => fields::<Running>(),
+            Normalization::Off => &[],
+        }
+    }
+}
+
+impl Choice for Rates {
+    const KEY: &'static str = "edit_rates";
+    const VALUES: &'static [Self] = &[Rates::Log, Rates::Raw];
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Rates::Log => &[],
+            Rates::Raw => fields::<Raw>(),
+        }
+    }
+}
+
+impl Settings {
+    /// From the section `[editor]` of a config; `origin` names its file in errors.
+    ///
+    /// # Errors
+    /// A key that is not known, or that the choices made do not use; a value of the wrong type.
+    pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
+        let settings: Settings = choice::read("editor", given, origin)?;
+        choice::check("editor", given, settings.normalization)?;
+        choice::check("editor", given, settings.edit_rates)?;
+        Ok(settings)
+    }
 }
 
 /// How a matrix's rate is learned.
@@ -122,6 +175,8 @@ pub struct Mend {
     pub normalizers: Vec<Normalizer>,
     /// Records whose gradients the normalisers saw.
     pub observed: usize,
+    /// The fingerprint of the archive that it comes from, for the provenance of its edits.
+    pub archive_fingerprint: Option<String>,
     slots: Vec<Slot>,
     shapes: Vec<[usize; 2]>,
 }
@@ -146,7 +201,7 @@ impl Mend {
             return Err(Error::Config("editor.rank and editor.initial_edit_rate must be above 0".into()));
         }
         crate::config::within("editor.initial_spread", settings.initial_spread, 0.0, 1e6)?;
-        if settings.edit_rates == Rates::Log && settings.direction == Direction::Ascent {
+        if settings.edit_rates == Rates::Log && settings.raw.direction == Direction::Ascent {
             let message = "editor.direction = \"ascent\" wants edit_rates = \"raw\": a rate learned by its logarithm cannot turn its sign";
             return Err(Error::Config(message.into()));
         }
@@ -191,7 +246,7 @@ impl Mend {
         };
         let plain = place.0.clone().inner();
         let normalizers = shapes.iter().map(|[d_in, d_out]| Normalizer::new(d_in + d_out, (&plain, place.1))).collect();
-        Ok(Mend { settings, network, normalizers, observed: 0, slots, shapes })
+        Ok(Mend { settings, network, normalizers, observed: 0, archive_fingerprint: None, slots, shapes })
     }
 
     /// The lowest layer it edits: everything below is constant.
@@ -253,7 +308,7 @@ impl Mend {
 
     /// Shows the captured gradients of `records` records to the normalisers, unless these are frozen by now.
     pub fn observe(&mut self, captured: &Captured, records: usize) {
-        let limit = self.settings.normalization_records;
+        let limit = self.settings.running.normalization_records;
         if limit > 0 && self.observed >= limit {
             return;
         }
@@ -269,7 +324,7 @@ impl Mend {
     /// respect to the network where that is tracked.
     pub fn deltas(&self, captured: &Captured, groups: usize) -> RecordDeltas {
         let rates = self.rates_tensor();
-        let sign = match self.settings.direction {
+        let sign = match self.settings.raw.direction {
             Direction::Descent => -1.0,
             Direction::Ascent => 1.0,
         };
@@ -337,7 +392,11 @@ impl Mend {
         let matrices: BTreeMap<Weight, Delta> = deltas
             .map(|(at, (a, b))| (at, Delta::LowRank { a: a.squeeze_dim(0), b: b.squeeze_dim(0) }.smaller()))
             .collect();
-        let settings = serde_json::to_value(&self.settings).unwrap_or_default();
+        let mut settings = serde_json::to_value(&self.settings).unwrap_or_default();
+        // Settings alone do not tell two trainings apart.
+        if let Some(fingerprint) = &self.archive_fingerprint {
+            settings["archive_fingerprint"] = fingerprint.as_str().into();
+        }
         let provenance = Provenance::new(NAME, settings, seed, model, requests);
         Ok(Edit::new(provenance, Change::Weights(WeightChange { matrices, biases: BTreeMap::new() }), BTreeMap::new()))
     }

@@ -67,6 +67,14 @@ impl Reader {
         }
     }
 
+    /// Tokens of a row at most, where longer ones are not cut.
+    pub fn context(&self) -> Option<usize> {
+        match &self.stack {
+            Pretrained::Encoder(_) => None,
+            Pretrained::Decoder(model) => Some(model.decoder.spec.context),
+        }
+    }
+
     /// The part of it that is trained, as it is pretrained.
     ///
     /// # Errors

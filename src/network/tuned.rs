@@ -1,7 +1,8 @@
 //! What training changes of a pretrained stack: all of it, its top blocks, or low-rank factors beside its matrices. The rest stays the
-//! pretrained model's and is stored nowhere else.
+//! pretrained model's and is stored nowhere else. What is trained is f32 even where the base is in 16 bits (f64 on a base in f64); the
+//! stacks cast what passes from one to the other.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -81,8 +82,8 @@ impl Tuned {
         let none = Tuned { blocks: vec![], ends: None, factors: vec![] };
         Ok(match *tune {
             Tune::Nothing => none,
-            Tune::Whole => trained(Tuned { blocks: blocks.to_vec(), ends: Some(ends), ..none }, place.0),
-            Tune::Top(count) => trained(Tuned { blocks: blocks[top(count)?..].to_vec(), ..none }, place.0),
+            Tune::Whole => trained(Tuned { blocks: blocks.to_vec(), ends: Some(ends), ..none }, place),
+            Tune::Top(count) => trained(Tuned { blocks: blocks[top(count)?..].to_vec(), ..none }, place),
             Tune::Lora { rank: 0, .. } => return Err(Error::Config("lora.rank must be at least 1".into())),
             Tune::Lora { rank, top: count } => {
                 let first = if count == 0 { 0 } else { top(count)? };
@@ -172,9 +173,21 @@ impl Tuned {
     }
 }
 
-/// Pretrained parameters as leaves of a training, where the device is one's.
-fn trained(tuned: Tuned, device: &Device) -> Tuned {
+/// Pretrained parameters in the network's element type, and as leaves of a training where the device is one's. In 16 bits most
+/// steps are too small to move a weight at all.
+fn trained(tuned: Tuned, (device, dtype): (&Device, DType)) -> Tuned {
+    let tuned = tuned.map(&mut InType(dtype));
     if device.is_autodiff() { tuned.train().fork(device) } else { tuned }
+}
+
+/// Casts parameters that are of another element type.
+struct InType(DType);
+
+impl ModuleMapper for InType {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let dtype = self.0;
+        if param.val().dtype() == dtype { param } else { param.map(|value| value.cast(dtype)) }
+    }
 }
 
 /// See [`Tuned::tap`].

@@ -1,83 +1,163 @@
 //! The part of the model below the lowest edited layer. No edit reaches it: what it makes of a text is a constant of the training.
+//!
+//! Texts that come again are kept. Which texts share a pass is fixed before the first step, from all of them in order, and the pass
+//! is made when one of its texts is first asked for: what comes out does not depend on when that was, on how much memory there is,
+//! or on how many threads work, so that a resumed training finds the same bits.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Int, Tensor};
 
-use super::learned::Watch;
 use crate::edit::Edited;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::tap::NoTap;
 use crate::model::tokens::Tokens;
 use crate::parallel;
 
-/// Cells of one forward pass.
-const CELLS: usize = 1024;
+/// Cells of a pass whose texts are kept. A text that is met for the first time brings the others of its pass with it: more of them
+/// would delay the first steps, fewer would read all weights for next to nothing.
+const CELLS: usize = 128;
 
-/// The layers below the lowest edited one, with the hidden states that are kept.
+/// The layers below the lowest edited one, with the hidden states that are kept. Clones share them.
 #[derive(Clone)]
 pub struct Below {
     base: Edited,
     layers: usize,
-    /// `[tokens, width]` of each text.
-    kept: Arc<HashMap<Vec<u32>, Tensor<2>>>,
+    passes: Arc<Passes>,
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// Which texts share a pass.
+#[derive(Default)]
+struct Passes {
+    /// All texts, by length, then by their tokens.
+    texts: Vec<Vec<u32>>,
+    /// The pass of each.
+    pass_of: Vec<usize>,
+    /// The texts of each pass.
+    texts_of: Vec<Range<usize>>,
+}
+
+/// What was computed, as far as it fits.
+#[derive(Default)]
+struct Kept {
+    /// By the number of the pass: `[texts, tokens, width]`, and when it was last asked for.
+    passes: BTreeMap<usize, (Tensor<3>, u64)>,
+    /// Steps so far, by which passes age.
+    now: u64,
+    bytes: usize,
+    most: usize,
+    asked: u64,
+    found: u64,
+    dropped: u64,
+}
+
+/// How much of what was asked for was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shares {
+    /// Texts asked for.
+    pub asked: u64,
+    /// Those whose hidden states were at hand.
+    pub found: u64,
+    /// Passes that were dropped to make room.
+    pub dropped: u64,
+    /// Bytes of what is kept.
+    pub bytes: usize,
+}
+
+impl Passes {
+    fn new(texts: BTreeSet<Vec<u32>>) -> Self {
+        let mut texts: Vec<Vec<u32>> = texts.into_iter().collect();
+        // Texts of one length stay in the order of their tokens.
+        texts.sort_by_key(Vec::len);
+        let (mut pass_of, mut texts_of) = (Vec::with_capacity(texts.len()), vec![]);
+        for alike in texts.chunk_by(|a, b| a.len() == b.len()) {
+            for together in alike.chunks((CELLS / alike[0].len().max(1)).max(1)) {
+                let first = pass_of.len();
+                pass_of.extend(together.iter().map(|_| texts_of.len()));
+                texts_of.push(first..pass_of.len());
+            }
+        }
+        Passes { texts, pass_of, texts_of }
+    }
+
+    /// The number of a text.
+    fn find(&self, ids: &[u32]) -> Option<usize> {
+        self.texts.binary_search_by(|known| known.len().cmp(&ids.len()).then_with(|| known.as_slice().cmp(ids))).ok()
+    }
 }
 
 impl Below {
     /// The first `layers` layers of `base`.
     pub fn new(base: Edited, layers: usize) -> Self {
-        Below { base, layers, kept: Arc::default() }
+        Below { base, layers, passes: Arc::default(), kept: Arc::default() }
     }
 
-    /// What comes out of them, `[batch, tokens, width]`: from memory where all rows are kept.
+    /// Fixes which of the texts to keep share a pass; what was computed is kept in at most `bytes`. Nothing is computed yet.
+    pub fn keep(&mut self, texts: BTreeSet<Vec<u32>>, bytes: f64) {
+        // Without layers or memory there is nothing to keep.
+        let texts = if self.layers == 0 || bytes == 0.0 { BTreeSet::new() } else { texts };
+        self.passes = Arc::new(Passes::new(texts));
+        self.kept = Arc::new(Mutex::new(Kept { most: bytes as usize, ..Kept::default() }));
+    }
+
+    /// Computes what a step's texts lack, side by side; `rows` are the texts of all its batches. What does not fit is dropped by age.
+    ///
+    /// # Errors
+    /// A text that the model cannot take.
+    pub fn prepare<'a>(&self, rows: impl Iterator<Item = &'a [u32]>) -> Result<()> {
+        let wanted: Vec<usize> = rows.filter_map(|ids| Some(self.passes.pass_of[self.passes.find(ids)?])).collect();
+        let missing = self.kept().ask(&wanted);
+        let parts = parallel::parts(&self.base.base().decoder.device()).min(missing.len());
+        // Dealt out like cards: every part gets short and long texts.
+        let parts: Vec<Vec<usize>> =
+            (0..parts).map(|part| missing.iter().copied().skip(part).step_by(parts).collect()).collect();
+        let computed = parallel::run(parts, |passes| {
+            let texts = |pass: usize| self.passes.texts[self.passes.texts_of[pass].clone()].to_vec();
+            let compute = |pass: usize| Ok((pass, self.run(&Tokens::new(texts(pass)))?));
+            passes.into_iter().map(compute).collect::<Result<Vec<_>>>()
+        })?;
+        let size = self.base.base().decoder.dtype().size();
+        self.kept().put(computed.into_iter().flatten(), size);
+        Ok(())
+    }
+
+    /// What comes out of the layers, `[batch, tokens, width]`: from memory where all rows were prepared.
     ///
     /// # Errors
     /// A text that the model cannot take.
     pub fn hidden(&self, tokens: &Tokens) -> Result<Tensor<3>> {
-        match tokens.ids().iter().map(|ids| self.kept.get(ids)).collect::<Option<Vec<_>>>() {
-            Some(rows) if !rows.is_empty() => Ok(padded(rows.into_iter().cloned().collect(), tokens.span().width)),
+        let kept = {
+            let kept = self.kept();
+            tokens.ids().iter().map(|ids| self.row(&kept, ids)).collect::<Option<Vec<_>>>()
+        };
+        match kept {
+            Some(rows) if !rows.is_empty() => Ok(padded(rows, tokens.span().width)),
             _ => self.compute(tokens),
         }
     }
 
-    /// Computes and keeps the hidden states of texts, unless they take more than `bytes`.
-    ///
-    /// Only texts of one length share a pass, in an order of their own: what is kept does not depend on when it was asked for, so
-    /// that a resumed training finds the same bits. `watch` is told how many are done, and says whether to go on.
-    ///
-    /// # Errors
-    /// A text that the model cannot take; an interruption.
-    pub fn keep(&mut self, texts: BTreeSet<Vec<u32>>, bytes: f64, watch: Watch<'_>) -> Result<()> {
-        let cells: usize = texts.iter().map(Vec::len).sum();
-        let size = self.base.base().decoder.dtype().size();
-        if self.layers == 0 || (cells * self.base.base().decoder.spec.width * size) as f64 > bytes {
-            return Ok(());
-        }
-        let total = texts.len();
-        let mut by_length: BTreeMap<usize, Vec<Vec<u32>>> = BTreeMap::new();
-        texts.into_iter().for_each(|ids| by_length.entry(ids.len()).or_default().push(ids));
-        let batches = by_length.into_iter().flat_map(|(length, texts)| {
-            texts.chunks((CELLS / length.max(1)).max(1)).map(<[_]>::to_vec).collect::<Vec<_>>()
-        });
-        let batches: Vec<Vec<Vec<u32>>> = batches.collect();
-        let mut kept = HashMap::with_capacity(total);
-        for together in batches.chunks(parallel::parts(&self.base.base().decoder.device())) {
-            let done = parallel::run(together.to_vec(), |texts| Ok((self.run(&Tokens::new(texts.clone()))?, texts)))?;
-            for (hidden, texts) in done {
-                let [_, cells, width] = hidden.dims();
-                kept.extend(texts.into_iter().enumerate().map(|(row, ids)| {
-                    (ids, hidden.clone().slice([row..row + 1, 0..cells, 0..width]).squeeze_dim::<2>(0))
-                }));
-            }
-            if !watch(kept.len(), total) {
-                return Err(Error::Interrupted(
-                    " while texts were prepared; the same command begins with them again".into(),
-                ));
-            }
-        }
-        self.kept = Arc::new(kept);
-        Ok(())
+    /// How much was found so far; nothing where nothing is kept.
+    pub fn shares(&self) -> Option<Shares> {
+        let kept = self.kept();
+        let Kept { asked, found, dropped, bytes, .. } = *kept;
+        (!self.passes.texts.is_empty()).then_some(Shares { asked, found, dropped, bytes })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The hidden states of one text, `[tokens, width]`.
+    fn row(&self, kept: &Kept, ids: &[u32]) -> Option<Tensor<2>> {
+        let text = self.passes.find(ids)?;
+        let pass = self.passes.pass_of[text];
+        let (hidden, _) = kept.passes.get(&pass)?;
+        let row = text - self.passes.texts_of[pass].start;
+        let [_, cells, width] = hidden.dims();
+        Some(hidden.clone().slice([row..row + 1, 0..cells, 0..width]).squeeze_dim::<2>(0))
     }
 
     fn run(&self, tokens: &Tokens) -> Result<Tensor<3>> {
@@ -101,6 +181,50 @@ impl Below {
             }
         }
         Ok(padded(rows.into_iter().flatten().collect(), tokens.span().width))
+    }
+}
+
+impl Kept {
+    /// Begins a step that wants a pass for each of its texts, and gives the passes that are not here, each once.
+    fn ask(&mut self, wanted: &[usize]) -> Vec<usize> {
+        self.now += 1;
+        self.asked += wanted.len() as u64;
+        let mut missing = BTreeSet::new();
+        for pass in wanted {
+            match self.passes.get_mut(pass) {
+                Some((_, used)) => {
+                    *used = self.now;
+                    self.found += 1;
+                }
+                None => {
+                    missing.insert(*pass);
+                }
+            }
+        }
+        missing.into_iter().collect()
+    }
+
+    /// Takes passes in and drops the oldest until all fit. What the step at hand uses stays, whatever it takes.
+    fn put(&mut self, computed: impl Iterator<Item = (usize, Tensor<3>)>, size: usize) {
+        let bytes = |hidden: &Tensor<3>| hidden.dims().iter().product::<usize>() * size;
+        for (pass, hidden) in computed {
+            self.bytes += bytes(&hidden);
+            self.passes.insert(pass, (hidden, self.now));
+        }
+        if self.bytes <= self.most {
+            return;
+        }
+        let mut by_age: Vec<(u64, usize)> = self.passes.iter().map(|(pass, (_, used))| (*used, *pass)).collect();
+        by_age.sort_unstable();
+        for (used, pass) in by_age {
+            if self.bytes <= self.most || used == self.now {
+                break;
+            }
+            if let Some((hidden, _)) = self.passes.remove(&pass) {
+                self.bytes -= bytes(&hidden);
+                self.dropped += 1;
+            }
+        }
     }
 }
 

@@ -25,9 +25,21 @@ impl<F: Change> ModuleVisitor for Visit<'_, F> {
 
 struct SumOfSquares(f64);
 
+/// Elements that are summed at once. A backend may share larger sums among threads, in an order that depends on how many there are.
+const AT_ONCE: usize = 1 << 21;
+
 impl Change for SumOfSquares {
     fn change<const D: usize>(&mut self, gradient: Tensor<D>) -> Tensor<D> {
-        self.0 += gradient.clone().square().sum().into_data().iter::<f64>().sum::<f64>();
+        let count: usize = gradient.dims().iter().product();
+        let number = |sum: Tensor<1>| sum.into_data().iter::<f64>().sum::<f64>();
+        if count <= AT_ONCE {
+            self.0 += number(gradient.clone().square().sum());
+            return gradient;
+        }
+        let flat = gradient.clone().reshape([count]);
+        for first in (0..count).step_by(AT_ONCE) {
+            self.0 += number(flat.clone().narrow(0, first, AT_ONCE.min(count - first)).square().sum());
+        }
         gradient
     }
 }
@@ -40,7 +52,7 @@ impl Change for Scale {
     }
 }
 
-/// The norm of all gradients of a module taken together.
+/// The norm of all gradients of a module taken together: the same bits on any number of threads.
 pub fn norm<M: Module>(gradients: &mut GradientsParams, module: &M) -> f64 {
     let mut visit = Visit { gradients, change: SumOfSquares(0.0) };
     module.visit(&mut visit);

@@ -27,12 +27,33 @@ pub trait LearnedEditor: Clone + Send + Sync {
     /// The groups of parameters, each with an optimiser of its own. A parameter belongs to the first group that takes its path.
     fn groups(&self) -> Vec<Group>;
 
-    /// Does once what is constant in a training of `draws` records of `source`, in at most `bytes` of memory. `watch` is told how
-    /// much is done of how much, and says whether to go on.
+    /// Sees whether a record can be learned from or tested on: whether every text of it fits. A record that cannot is found before
+    /// the first step this way.
     ///
     /// # Errors
-    /// A record that the model cannot take; an interruption.
-    fn prepare(&mut self, source: &Source, draws: u64, bytes: f64, watch: Watch<'_>) -> Result<()>;
+    /// Says which text is too long.
+    fn check(&self, record: &EditRecord) -> Result<()> {
+        let _ = record;
+        Ok(())
+    }
+
+    /// The models and texts that the training stands on beside the base and the records, by their keys in the config, each with its
+    /// fingerprint: a training goes on only with those it began with.
+    fn made_of(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    /// Does once what is constant in a training of `draws` records of `source`. `watch` is told how much is done of how much, and
+    /// says whether to go on.
+    ///
+    /// # Errors
+    /// A setting that names something that the records do not have; a record that the model cannot take; an interruption.
+    fn prepare(&mut self, source: &Source, draws: u64, watch: Watch<'_>) -> Result<()>;
+
+    /// What is worth saying of the training so far, for its log.
+    fn note(&self) -> Option<String> {
+        None
+    }
 
     /// The loss of some records: gradients of its mean over them, and figures to show. It may move running figures of the editor.
     ///
@@ -82,6 +103,8 @@ pub struct Group {
     pub learning_rate: f64,
     /// Whether AdamW's decay applies to it.
     pub decays: bool,
+    /// The figure that its gradient's norm is shown by. Groups of one figure are one gradient, clipped by one norm.
+    pub norm: &'static str,
     /// Whether a parameter of this path belongs to it.
     pub takes: fn(&str) -> bool,
 }

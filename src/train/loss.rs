@@ -1,8 +1,41 @@
-//! What edit losses have in common: the negative log-likelihood of targets in scope, and the KL divergence from the base out of it.
+//! What edit losses have in common: the negative log-likelihood of targets in scope, and the KL divergence from the base out of it;
+//! and the weights of the classes of out-of-scope prompts.
+
+use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData, activation};
 
 use crate::edit::loss;
+
+use crate::config::{unknown, within};
+use crate::data::source::Source;
+use crate::error::{Error, Result};
+
+/// The weight of a class of out-of-scope prompts: 1 where `loss.mix` names none, else what it says, and 0 where it says nothing.
+pub(super) fn weight_of(mix: &BTreeMap<String, f64>, class: &str) -> f64 {
+    if mix.is_empty() { 1.0 } else { mix.get(class).copied().unwrap_or(0.0) }
+}
+
+/// # Errors
+/// A weight out of range.
+pub(super) fn check_weights(mix: &BTreeMap<String, f64>) -> Result<()> {
+    mix.iter().try_for_each(|(class, weight)| within(&format!("loss.mix.\"{class}\""), *weight, 0.0, 1e9))
+}
+
+/// Sees that records have every class that is given a weight: a misspelt one would never be drawn.
+///
+/// # Errors
+/// A class that no record can have, with the nearest that there is.
+pub(super) fn check_classes(mix: &BTreeMap<String, f64>, source: &Source) -> Result<()> {
+    let known = source.classes();
+    match mix.keys().find(|class| !known.contains(class.as_str())) {
+        None => Ok(()),
+        Some(strange) => {
+            let known: Vec<&str> = known.into_iter().collect();
+            Err(Error::Config(format!("loss.mix: {}", unknown("class", strange, &known))))
+        }
+    }
+}
 
 /// Where a batch of rows is read, and with what weight each read counts.
 #[derive(Default)]
@@ -50,4 +83,55 @@ pub(super) fn edit_and_locality(
         towards.push(gradient * near_weights.unsqueeze_dim(1).mul_scalar(locality));
     }
     Loss { surrogate: (logits * Tensor::cat(towards, 0)).sum(), nll, kl }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::train::{Config, Loss as LossSection};
+    use crate::data::record::{EditRecord, Probe};
+    use crate::data::source::OTHER_RECORDS;
+    use crate::data::world::{CLASSES, SAME_OLD_OBJECT, Split};
+
+    #[test]
+    fn classes_that_are_not_there_are_named_with_the_nearest() {
+        let mut record = EditRecord { prompt: "a is in".into(), target_new: "b".into(), ..EditRecord::default() };
+        record.locality.insert("near".into(), vec![Probe::new("c is in", None)]);
+        let (file, world) = (Source::from(vec![record]), Source::open("pocket", Split::Train, Path::new("")).unwrap());
+        let check = |source: &Source, class: &str| {
+            check_classes(&[(class.to_owned(), 1.0)].into(), source).err().map(|error| error.to_string())
+        };
+        for class in ["near", OTHER_RECORDS, SAME_OLD_OBJECT] {
+            assert_eq!(check(&file, class), None);
+        }
+        assert!(CLASSES.iter().all(|class| check(&world, class).is_none()));
+        for (source, strange, nearest) in [(&file, "naer", "near"), (&world, "same old objekt", SAME_OLD_OBJECT)] {
+            let said = check(source, strange).unwrap();
+            assert!(said.starts_with(&format!("loss.mix: unknown class `{strange}`")), "{said}");
+            assert!(said.contains(&format!("did you mean `{nearest}`")), "{said}");
+        }
+    }
+
+    /// Of the shipped configs those whose data is shipped too.
+    #[test]
+    fn shipped_configs_name_classes_of_their_data() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        for name in ["mend-pocket", "serac-pocket", "serac-pocket-convsent", "serac-pocket-fc", "serac-pocket-qa-hard"]
+        {
+            let config = Config::read(&folder.join(format!("{name}.toml")), &[]).unwrap();
+            let mix = match &config.loss {
+                LossSection::Mend(loss) => &loss.near.mix,
+                LossSection::Serac(loss) => &loss.mix,
+            };
+            assert!(!mix.is_empty());
+            check_classes(mix, &Source::open(&config.data.train, Split::Train, &folder).unwrap()).unwrap();
+        }
+        for name in ["convsent", "fc", "qa-hard"] {
+            let config = Config::read(&folder.join(format!("serac-smollm2-{name}.toml")), &[]).unwrap();
+            let LossSection::Serac(loss) = &config.loss else { panic!("{name} is SERAC's") };
+            check_classes(&loss.mix, &Source::open(&config.data.train, Split::Train, &folder).unwrap()).unwrap();
+        }
+    }
 }

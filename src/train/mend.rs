@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use super::below::Below;
 use super::learned::{self, Group, LearnedEditor, Watch};
-use super::loss::{Loss, Reads, edit_and_locality};
+use super::loss::{Loss, Reads, check_classes, check_weights, edit_and_locality, weight_of};
 use crate::archive::EditorSettings;
+use crate::config::choice::{self, Choice, fields, refuse};
 use crate::config::within;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{OTHER_RECORDS, Source, draw_locality};
@@ -36,7 +37,6 @@ use crate::parallel;
 
 /// `[loss]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LossSettings {
     /// c_edit.
     #[serde(default = "edit")]
@@ -47,18 +47,88 @@ pub struct LossSettings {
     /// Where the edit loss is taken.
     #[serde(default)]
     pub scope: Scope,
-    /// In-scope prompts a record.
-    #[serde(default = "one")]
-    pub in_scope: usize,
+    /// Of rephrases.
+    #[serde(flatten)]
+    pub rephrases: Rephrases,
     /// Out-of-scope prompts a record.
     #[serde(default = "one")]
     pub out_of_scope: usize,
+    /// Of out-of-scope prompts.
+    #[serde(flatten)]
+    pub near: Near,
+}
+
+/// Keys of a `scope` with rephrases; the edit's own prompt is one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rephrases {
+    /// In-scope prompts a record.
+    pub in_scope: usize,
+}
+
+impl Default for Rephrases {
+    fn default() -> Self {
+        Rephrases { in_scope: 1 }
+    }
+}
+
+/// Keys of `out_of_scope` above 0.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Near {
     /// Which tokens of an out-of-scope text the KL term reads.
-    #[serde(default)]
     pub kl: KlTokens,
     /// Weights of the classes of out-of-scope prompts; a class not named weighs 1 where none is named, else 0.
-    #[serde(default)]
     pub mix: BTreeMap<String, f64>,
+}
+
+/// Keys of `[train]` that MEND alone has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainSettings {
+    /// The edit rates' learning rate at its height.
+    pub edit_rate_learning_rate: f64,
+    /// Memory, in GB, for the hidden states of texts that are met more than once; what does not fit is dropped by age, and with 0
+    /// nothing is kept.
+    pub hidden_memory_gb: f64,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        TrainSettings { edit_rate_learning_rate: 1e-4, hidden_memory_gb: 2.0 }
+    }
+}
+
+impl TrainSettings {
+    /// From these keys of the section `[train]`; `origin` names its file in errors.
+    ///
+    /// # Errors
+    /// A value of the wrong type or out of range.
+    pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
+        let settings: TrainSettings = choice::read("train", given, origin)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<()> {
+        within("train.hidden_memory_gb", self.hidden_memory_gb, 0.0, 1e6)?;
+        within("train.edit_rate_learning_rate", self.edit_rate_learning_rate, 0.0, 10.0)
+    }
+}
+
+impl LossSettings {
+    /// From the section `[loss]` of a config; `origin` names its file in errors.
+    ///
+    /// # Errors
+    /// A key that is not known, or that the choices made do not use; a value of the wrong type.
+    pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
+        let settings: LossSettings = choice::read("loss", given, origin)?;
+        choice::check("loss", given, settings.scope)?;
+        let number = if settings.out_of_scope == 0 { "0" } else { "1 or more" };
+        let numbers: [(String, &[&str]); 2] = [("0".into(), &[]), ("1 or more".into(), fields::<Near>())];
+        refuse("loss", given, ("out_of_scope", number), &numbers)?;
+        Ok(settings)
+    }
 }
 
 fn edit() -> f64 {
@@ -86,6 +156,18 @@ pub enum Scope {
     Edit,
 }
 
+impl Choice for Scope {
+    const KEY: &'static str = "scope";
+    const VALUES: &'static [Self] = &[Scope::Rephrase, Scope::Both, Scope::Edit];
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Scope::Rephrase | Scope::Both => fields::<Rephrases>(),
+            Scope::Edit => &[],
+        }
+    }
+}
+
 /// Which tokens the KL term reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -107,8 +189,15 @@ pub struct MendTrainer {
     /// Records whose edits are applied together.
     together: usize,
     learning_rate: f64,
-    rate_learning_rate: f64,
+    own: TrainSettings,
 }
+
+/// Parts of a batch that run side by side, each with running figures and gradients of its own. As many as cores would give other bits
+/// on other machines.
+const PARTS: usize = 2;
+
+/// Records whose texts are tokenised between two looks at whether to go on.
+const AT_ONCE: usize = 1024;
 
 impl MendTrainer {
     /// A trainer of `mend` on `base`.
@@ -121,21 +210,20 @@ impl MendTrainer {
         loss: LossSettings,
         together: usize,
         learning_rate: f64,
-        rate_learning_rate: f64,
+        own: TrainSettings,
     ) -> Result<Self> {
-        if loss.in_scope == 0 || together == 0 || !(loss.edit >= 0.0 && loss.locality >= 0.0) {
+        if loss.rephrases.in_scope == 0 || together == 0 || !(loss.edit >= 0.0 && loss.locality >= 0.0) {
             let message =
                 "loss.in_scope and train.edits_together must be at least 1, loss.edit and loss.locality at least 0";
             return Err(Error::Config(message.into()));
         }
-        for (class, weight) in &loss.mix {
-            within(&format!("loss.mix.\"{class}\""), *weight, 0.0, 1e9)?;
-        }
+        check_weights(&loss.near.mix)?;
         within("loss.out_of_scope", loss.out_of_scope as f64, 0.0, 1e4)?;
-        within("loss.in_scope", loss.in_scope as f64, 1.0, 1e4)?;
+        within("loss.in_scope", loss.rephrases.in_scope as f64, 1.0, 1e4)?;
+        own.check()?;
         mend.network = parameters::with_stable_ids(mend.network);
         let below = Below::new(base.clone(), mend.lowest_layer());
-        Ok(MendTrainer { mend, base, below, loss, together, learning_rate, rate_learning_rate })
+        Ok(MendTrainer { mend, base, below, loss, together, learning_rate, own })
     }
 
     /// The editor.
@@ -144,10 +232,7 @@ impl MendTrainer {
     }
 
     fn weight(&self, class: &str) -> f64 {
-        match self.loss.mix.is_empty() {
-            true => 1.0,
-            false => self.loss.mix.get(class).copied().unwrap_or(0.0),
-        }
+        weight_of(&self.loss.near.mix, class)
     }
 
     /// The prompts of a record at which the edit loss may be taken.
@@ -175,7 +260,7 @@ impl MendTrainer {
                 (ids, last..last + 1)
             }
         };
-        let cells = match self.loss.kl {
+        let cells = match self.loss.near.kl {
             KlTokens::All => 0..ids.len(),
             KlTokens::Answer => answer,
         };
@@ -187,7 +272,7 @@ impl MendTrainer {
     fn texts(&self, record: &EditRecord, rng: &mut ChaCha8Rng) -> Result<Texts> {
         let tokenizer = &self.base.base().tokenizer;
         let mut pool = self.in_scope(record);
-        let in_scope = (0..self.loss.in_scope.min(pool.len())).map(|_| {
+        let in_scope = (0..self.loss.rephrases.in_scope.min(pool.len())).map(|_| {
             let prompt = pool.swap_remove(rng.random_range(0..pool.len()));
             tokenizer.continuation(prompt, &record.target_new)
         });
@@ -201,6 +286,24 @@ impl MendTrainer {
             in_scope,
             out_of_scope: near.into_iter().map(|probe| self.out_of_scope(probe)).collect::<Result<_>>()?,
         })
+    }
+
+    /// All texts that a record can ask, as far as the model reads them.
+    fn all_texts(&self, record: &EditRecord) -> Result<Vec<Vec<u32>>> {
+        let mut texts = vec![];
+        for prompt in self.in_scope(record).into_iter().chain([&record.prompt]) {
+            let mut ids = self.base.base().tokenizer.continuation(prompt, &record.target_new)?.ids;
+            ids.pop();
+            texts.push(ids);
+        }
+        let drawn = record.locality.iter().filter(|(class, _)| self.weight(class) > 0.0);
+        // Its own fact is a neighbour of the other records.
+        let own = [OTHER_RECORDS, SAME_OLD_OBJECT].iter().any(|class| self.weight(class) > 0.0);
+        let own = if own { record.fact() } else { None };
+        for probe in drawn.flat_map(|(_, probes)| probes).chain(&own) {
+            texts.push(self.out_of_scope(probe)?.0);
+        }
+        Ok(texts)
     }
 
     /// The edits' own gradients, on the model as it is.
@@ -225,7 +328,7 @@ impl MendTrainer {
                 scope.cells.extend(text.reads().map(|cell| (rows.len(), cell)));
                 scope.weights.extend(text.target().iter().map(|_| weight));
                 targets.extend(text.target());
-                rows.push(text.ids[..text.ids.len() - 1].to_vec());
+                rows.push(read(text).to_vec());
                 places.push((owner, 0));
             }
             let cells: usize = texts.out_of_scope.iter().map(|(_, cells)| cells.len()).sum();
@@ -274,6 +377,19 @@ struct Texts {
     out_of_scope: Vec<(Vec<u32>, Vec<usize>)>,
 }
 
+impl Texts {
+    /// The rows that the model reads.
+    fn rows(&self) -> impl Iterator<Item = &[u32]> {
+        let own = std::iter::once(&self.edit).chain(&self.in_scope).map(read);
+        own.chain(self.out_of_scope.iter().map(|(ids, _)| ids.as_slice()))
+    }
+}
+
+/// A continuation without its last token, which is predicted, never read.
+fn read(text: &Continuation) -> &[u32] {
+    &text.ids[..text.ids.len() - 1]
+}
+
 /// The share of some edits in the loss and in its gradient.
 struct Part {
     gradients: GradientsParams,
@@ -296,45 +412,64 @@ impl LearnedEditor for MendTrainer {
         vec![
             Group {
                 name: "edit rates",
-                learning_rate: self.rate_learning_rate,
+                learning_rate: self.own.edit_rate_learning_rate,
                 decays: false,
+                norm: "gradient_norm",
                 takes: |path| path == "rates",
             },
-            Group { name: "network", learning_rate: self.learning_rate, decays: true, takes: |_| true },
+            Group {
+                name: "network",
+                learning_rate: self.learning_rate,
+                decays: true,
+                norm: "gradient_norm",
+                takes: |_| true,
+            },
         ]
     }
 
-    fn prepare(&mut self, source: &Source, draws: u64, bytes: f64, watch: Watch<'_>) -> Result<()> {
+    fn prepare(&mut self, source: &Source, draws: u64, watch: Watch<'_>) -> Result<()> {
+        check_classes(&self.loss.near.mix, source)?;
         // Texts that are met once are not worth keeping; those of a world are drawn anew each time.
         let Source::Records(records) = source else { return Ok(()) };
-        if draws <= source.len() as u64 {
+        if draws <= source.len() as u64 || self.own.hidden_memory_gb == 0.0 {
             return Ok(());
         }
-        let tokenizer = &self.base.base().tokenizer;
-        let mut kept = BTreeSet::new();
-        for record in records.all() {
-            for prompt in self.in_scope(record).into_iter().chain([&record.prompt]) {
-                let mut ids = tokenizer.continuation(prompt, &record.target_new)?.ids;
-                ids.pop();
-                kept.insert(ids);
-            }
-            let drawn = record.locality.iter().filter(|(class, _)| self.weight(class) > 0.0);
-            // Its own fact is a neighbour of the other records.
-            let own = [OTHER_RECORDS, SAME_OLD_OBJECT].iter().any(|class| self.weight(class) > 0.0);
-            let own = if own { record.fact() } else { None };
-            for probe in drawn.flat_map(|(_, probes)| probes).chain(&own) {
-                kept.insert(self.out_of_scope(probe)?.0);
+        let (records, threads) = (records.all(), parallel::parts(&self.base.base().decoder.device()));
+        let (mut texts, mut done) = (BTreeSet::new(), 0);
+        for some in records.chunks(AT_ONCE) {
+            let parts = some.chunks(some.len().div_ceil(threads)).collect();
+            let tokenised = parallel::run(parts, |records: &[EditRecord]| {
+                records.iter().map(|record| self.all_texts(record)).collect::<Result<Vec<_>>>()
+            })?;
+            texts.extend(tokenised.into_iter().flatten().flatten());
+            done += some.len();
+            if !watch(done, records.len()) {
+                let message = " while texts were prepared; the same command begins with them again";
+                return Err(Error::Interrupted(message.into()));
             }
         }
-        self.below.keep(kept, bytes, watch)
+        self.below.keep(texts, self.own.hidden_memory_gb * 1e9);
+        Ok(())
+    }
+
+    fn note(&self) -> Option<String> {
+        let shares = self.below.shares().filter(|shares| shares.asked > 0)?;
+        Some(format!(
+            "hidden states below the edits: {:.1} % of {} texts were found kept; {:.2} GB are in use, {} passes were dropped for want \
+             of train.hidden_memory_gb",
+            100.0 * shares.found as f64 / shares.asked as f64,
+            shares.asked,
+            shares.bytes as f64 / 1e9,
+            shares.dropped
+        ))
     }
 
     fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<learned::Loss> {
         let texts = records.iter().map(|record| self.texts(record, rng)).collect::<Result<Vec<_>>>()?;
+        self.below.prepare(texts.iter().flat_map(Texts::rows))?;
         // Edits that are applied together stay together.
         let edits: Vec<&[Texts]> = texts.chunks(self.together).collect();
-        let count = edits.len().div_ceil(parallel::parts(&self.base.base().decoder.device()));
-        let parts: Vec<&[&[Texts]]> = edits.chunks(count).collect();
+        let parts: Vec<&[&[Texts]]> = edits.chunks(edits.len().div_ceil(PARTS).max(1)).collect();
         let captured = parallel::run(parts.clone(), |part| self.capture(part))?;
         for (captured, part) in captured.iter().zip(&parts) {
             self.mend.observe(captured, part.iter().map(|edit| edit.len()).sum());

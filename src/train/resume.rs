@@ -1,5 +1,6 @@
 //! Whose training a folder holds, and going on with it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
@@ -9,7 +10,6 @@ use burn::tensor::Bytes;
 use super::learned::LearnedEditor;
 use crate::archive::snapshot::{Progress, Store};
 use crate::data::record::EditRecord;
-use crate::data::source::Source;
 use crate::error::{Error, Result};
 use crate::panics::caught;
 use crate::{files, tensors};
@@ -51,7 +51,7 @@ fn check_free(folder: &Path, resume: bool) -> Result<()> {
 /// training's progress before its first step.
 ///
 /// # Errors
-/// A snapshot of another configuration, model or records, or one with a broken file.
+/// A snapshot of another configuration, of other models or records, or one with a broken file.
 pub fn resume<E: LearnedEditor>(
     store: &Store,
     new: &Progress,
@@ -67,11 +67,7 @@ pub fn resume<E: LearnedEditor>(
             model: new.base.clone(),
         });
     }
-    if saved.data != new.data {
-        let message = "--resume: the records of data.train or data.validation are not those the training began with; \
-                       put them back, or train with another --out";
-        return Err(Error::Config(message.into()));
-    }
+    same_made_of(&saved.made_of, &new.made_of)?;
     let last = folder.join("last.safetensors");
     editor.restore(tensors::read(&last)?).map_err(|error| Error::file(&last, error))?;
     for (number, optimizer) in optimizers.iter_mut().enumerate() {
@@ -91,28 +87,33 @@ pub fn resume<E: LearnedEditor>(
     Ok(Some(saved))
 }
 
-/// BLAKE3 of all records: a training goes on with the ones it began with.
-pub fn digest(train: &Source, validation: &[EditRecord]) -> String {
+/// BLAKE3 of records, in hexadecimal.
+pub fn digest(records: &[EditRecord]) -> String {
     let mut hasher = blake3::Hasher::new();
-    match train {
-        Source::World { .. } => {}
-        Source::Records(records) => hash(&mut hasher, records.all()),
-    }
-    hash(&mut hasher, validation);
-    hasher.finalize().to_hex().to_string()
-}
-
-fn hash(hasher: &mut blake3::Hasher, records: &[EditRecord]) {
     for record in records {
         hasher.update(serde_json::to_string(record).unwrap_or_default().as_bytes());
     }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Sees that a training goes on with the models and records that it began with.
+fn same_made_of(saved: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Result<()> {
+    let names: BTreeSet<&String> = saved.keys().chain(now.keys()).collect();
+    let Some(name) = names.into_iter().find(|name| saved.get(*name) != now.get(*name)) else { return Ok(()) };
+    let of = |known: &BTreeMap<String, String>| known.get(name).map_or("nothing", String::as_str).to_owned();
+    Err(Error::Config(format!(
+        "--resume: {name} is not what the training began with: its fingerprint was {}, now it is {}; put back what it was, or train \
+         with another --out",
+        of(saved),
+        of(now)
+    )))
 }
 
 fn same_config(saved: &serde_json::Value, now: &serde_json::Value) -> Result<()> {
     fn first_difference(path: String, a: &serde_json::Value, b: &serde_json::Value) -> Option<String> {
         match (a.as_object(), b.as_object()) {
             (Some(x), Some(y)) => {
-                let keys: std::collections::BTreeSet<&String> = x.keys().chain(y.keys()).collect();
+                let keys: BTreeSet<&String> = x.keys().chain(y.keys()).collect();
                 let null = serde_json::Value::Null;
                 keys.into_iter().find_map(|key| {
                     let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };

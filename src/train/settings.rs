@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use super::learned::Group;
 use super::schedule::{Schedule, Shape};
+use crate::config::choice::{self, Choice, fields};
+use crate::config::within;
 use crate::error::Result;
 
-/// `[train]`
+/// What `[train]` says of every training; an editor may have keys of its own beside these.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The seed of every draw.
     #[serde(default)]
@@ -25,9 +26,6 @@ pub struct Settings {
     /// Passes whose gradients are averaged in an update.
     #[serde(default = "one")]
     pub accumulate: usize,
-    /// Memory, in GB, for the hidden states of texts that are met more than once; where they need more, none are kept.
-    #[serde(default = "hidden_memory_gb")]
-    pub hidden_memory_gb: f64,
     /// Steps between validations.
     #[serde(default = "validate_every")]
     pub validate_every: usize,
@@ -39,25 +37,22 @@ pub struct Settings {
     pub patience: usize,
     /// The network's learning rate at its height.
     pub learning_rate: f64,
-    /// The edit rates' learning rate at its height; of MEND only.
-    #[serde(default = "edit_rate_learning_rate")]
-    pub edit_rate_learning_rate: f64,
     /// The optimiser.
     #[serde(default)]
     pub optimizer: Optimizer,
-    /// AdamW's decay.
-    #[serde(default)]
-    pub weight_decay: f32,
+    /// Of AdamW.
+    #[serde(flatten)]
+    pub adamw: AdamW,
     /// Steps of a linear warm-up.
     #[serde(default)]
     pub warm_up: usize,
     /// How the learning rates go on.
     #[serde(default)]
     pub schedule: Shape,
-    /// What a cosine leaves at the end, as a share of the height.
-    #[serde(default)]
-    pub schedule_end: f64,
-    /// The largest global norm of the gradient.
+    /// Of a cosine.
+    #[serde(flatten)]
+    pub cosine: Cosine,
+    /// The largest norm of the gradient; SERAC's two networks have one each.
     #[serde(default = "clip")]
     pub clip: f64,
     /// Steps in a row with a loss or gradient that is not finite until the training stops.
@@ -67,14 +62,6 @@ pub struct Settings {
 
 fn one() -> usize {
     1
-}
-
-fn edit_rate_learning_rate() -> f64 {
-    1e-4
-}
-
-fn hidden_memory_gb() -> f64 {
-    2.0
 }
 
 fn validate_every() -> usize {
@@ -104,35 +91,85 @@ pub enum Optimizer {
     AdamW,
 }
 
+/// Keys of `optimizer = "adamw"`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AdamW {
+    /// The decay.
+    pub weight_decay: f32,
+}
+
+/// Keys of `schedule = "cosine"`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cosine {
+    /// What is left at the end, as a share of the height.
+    pub schedule_end: f64,
+}
+
+impl Choice for Optimizer {
+    const KEY: &'static str = "optimizer";
+    const VALUES: &'static [Self] = &[Optimizer::Adam, Optimizer::AdamW];
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Optimizer::Adam => &[],
+            Optimizer::AdamW => fields::<AdamW>(),
+        }
+    }
+}
+
+impl Choice for Shape {
+    const KEY: &'static str = "schedule";
+    const VALUES: &'static [Self] = &[Shape::Constant, Shape::Cosine];
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Shape::Constant => &[],
+            Shape::Cosine => fields::<Cosine>(),
+        }
+    }
+}
+
 impl Settings {
+    /// From the section `[train]` of a config, without the keys of the editor; `origin` names its file in errors.
+    ///
+    /// # Errors
+    /// A key that is not known, or that the choices made do not use; a value of the wrong type or out of range.
+    pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
+        let settings: Settings = choice::read("train", given, origin)?;
+        choice::check("train", given, settings.optimizer)?;
+        choice::check("train", given, settings.schedule)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
     /// # Errors
     /// Names the key that is out of range.
     pub fn check(&self) -> Result<()> {
-        use crate::config::within;
         within("train.max_steps", self.max_steps as f64, 1.0, 1e12)?;
         within("train.edits_per_step", self.edits_per_step as f64, 1.0, 1e6)?;
         within("train.accumulate", self.accumulate as f64, 1.0, 1e6)?;
         within("train.edits_together", self.edits_together as f64, 1.0, self.edits_per_step as f64)?;
         within("train.validate_every", self.validate_every as f64, 1.0, 1e12)?;
         within("train.validation_records", self.validation_records as f64, 1.0, 1e9)?;
-        within("train.hidden_memory_gb", self.hidden_memory_gb, 0.0, 1e6)?;
         within("train.learning_rate", self.learning_rate, 0.0, 10.0)?;
-        within("train.edit_rate_learning_rate", self.edit_rate_learning_rate, 0.0, 10.0)?;
-        within("train.schedule_end", self.schedule_end, 0.0, 1.0)?;
+        within("train.schedule_end", self.cosine.schedule_end, 0.0, 1.0)?;
         within("train.clip", self.clip, 1e-12, f64::INFINITY)?;
         within("train.stop_after_not_finite", self.stop_after_not_finite as f64, 1.0, 1e12)?;
-        within("train.weight_decay", f64::from(self.weight_decay), 0.0, 10.0)
+        within("train.weight_decay", f64::from(self.adamw.weight_decay), 0.0, 10.0)
     }
 
     /// The learning rate's course to and from its `height`.
     pub fn schedule(&self, height: f64) -> Schedule {
-        Schedule { height, warm_up: self.warm_up, steps: self.max_steps, end: self.schedule_end, shape: self.schedule }
+        let (warm_up, steps, end) = (self.warm_up, self.max_steps, self.cosine.schedule_end);
+        Schedule { height, warm_up, steps, end, shape: self.schedule }
     }
 
     /// The optimiser of a group of parameters, in its first state.
     pub fn optimizer(&self, group: &Group) -> ModuleOptimizer {
         // A rate's logarithm has no place to decay to.
-        let decay = if group.decays { self.weight_decay } else { 0.0 };
+        let decay = if group.decays { self.adamw.weight_decay } else { 0.0 };
         match self.optimizer {
             Optimizer::Adam => AdamConfig::new().with_epsilon(1e-8).init(),
             Optimizer::AdamW => AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(decay).init(),

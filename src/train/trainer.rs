@@ -3,10 +3,11 @@
 //! Every draw of a step comes from a stream named by the seed and the step, and every record from its number; so a snapshot needs
 //! no generator's state, and a resumed run repeats the run that was left alone bit for bit.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::optim::{GradientsAccumulator, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 use serde_json::json;
 
@@ -20,8 +21,9 @@ use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
+use crate::evaluate::metrics::locality;
 use crate::evaluate::probes::Limits;
-use crate::evaluate::{ProbeRow, Summary, probe_table, summarize};
+use crate::evaluate::{ProbeRow, Side, Summary, balanced, probe_table, sentiment, summarize};
 use crate::network::parameters::stable_id;
 use crate::{parallel, random, tensors};
 
@@ -49,9 +51,13 @@ pub enum Event<'a> {
         step: usize,
         /// Its figures.
         summary: &'a Summary,
+        /// What it is judged by.
+        score: f64,
         /// Whether it is the best so far.
         best: bool,
     },
+    /// Something to be said at the end.
+    Note(&'a str),
 }
 
 /// A training of one editor into one archive.
@@ -66,6 +72,8 @@ pub struct EditTrainer<'a, E: LearnedEditor> {
     pub description: Base,
     /// The configuration, as it counts for resuming.
     pub config: serde_json::Value,
+    /// What the training stands on beside base, records and the editor's own models, by its key in the config with its fingerprint.
+    pub made_of: BTreeMap<String, String>,
     /// Records to learn from.
     pub train: &'a Source,
     /// Records to validate on.
@@ -76,109 +84,148 @@ pub struct EditTrainer<'a, E: LearnedEditor> {
     pub folder: PathBuf,
 }
 
+/// A training on its way.
+struct Course {
+    store: Store,
+    groups: Vec<Group>,
+    /// The group of each parameter.
+    group_of: Vec<(ParamId, usize)>,
+    /// One a group.
+    optimizers: Vec<ModuleOptimizer>,
+    progress: Progress,
+    metrics: Metrics,
+}
+
+/// Named figures of a step.
+type Figures = Vec<(&'static str, f64)>;
+
 impl<E: LearnedEditor> EditTrainer<'_, E> {
     /// Trains to the end, from the last snapshot where there is one, and gives where it ended; the editor is then the best one.
-    ///
-    /// `watch` is told what happens; `stop` is asked after each step whether to save the state and leave.
+    /// `stop` is asked after every step whether to save the state and leave.
     ///
     /// # Errors
-    /// A folder that cannot be written, a snapshot of another configuration, too many steps that are not finite, an interruption.
+    /// A folder that cannot be written, a snapshot of another configuration, too many steps that are not finite, an interruption; a
+    /// record that the model cannot take, after the state before it is saved.
     pub fn run(&mut self, watch: &mut dyn FnMut(&Event<'_>), stop: &dyn Fn() -> bool) -> Result<Progress> {
+        let mut course = self.begin(watch, stop)?;
+        while !course.progress.finished {
+            if !course.progress.unjudged {
+                self.step(&mut course, watch)?;
+            }
+            let judged = match course.progress.unjudged {
+                true => Some(self.judge(&mut course, watch)?),
+                false => None,
+            };
+            let leave = stop() && !course.progress.finished;
+            if judged.is_some() || leave {
+                self.save(&mut course, judged == Some(true))?;
+            }
+            if leave {
+                let message = format!(" at step {}; --resume goes on from there", course.progress.step);
+                return Err(Error::Interrupted(message));
+            }
+        }
+        self.end(course, watch)
+    }
+
+    /// The first state, or that of the last snapshot, with all that comes before a step.
+    fn begin(&mut self, watch: &mut dyn FnMut(&Event<'_>), stop: &dyn Fn() -> bool) -> Result<Course> {
         let store = Store::new(&self.folder);
         let groups = self.editor.groups();
         let mut optimizers: Vec<ModuleOptimizer> = groups.iter().map(|group| self.settings.optimizer(group)).collect();
+        let mut made_of = self.made_of.clone();
+        made_of.extend(self.editor.made_of());
+        made_of.insert("data.train".into(), self.train.fingerprint());
+        made_of.insert("data.validation".into(), resume::digest(self.validation));
         let mut progress = Progress {
             step: 0,
             metrics_bytes: 0,
             best: None,
+            best_score: None,
+            scores_vary: false,
+            unjudged: false,
             without_gain: 0,
             not_finite: 0,
             finished: false,
             base: self.description.fingerprint.clone(),
-            data: resume::digest(self.train, self.validation),
+            made_of,
             config: self.config.clone(),
         };
         if let Some(saved) = resume::resume(&store, &progress, &mut self.editor, &mut optimizers)? {
             progress = saved;
             self.publish(&store, &progress)?;
         }
-        let mut metrics = Metrics::open(&self.folder.join("metrics.jsonl"), progress.metrics_bytes)?;
-        let of_param = group_of_params(self.editor.network(), &groups);
-        let mut last_validated = progress.step;
-
-        let settings = &self.settings;
-        let draws = (settings.max_steps * settings.accumulate * settings.edits_per_step) as u64;
         if !progress.finished {
-            self.editor.prepare(self.train, draws, settings.hidden_memory_gb * 1e9, &mut |done, total| {
-                watch(&Event::Prepared { done, total });
-                !stop()
-            })?;
+            self.prepare(watch, stop)?;
         }
-        while !progress.finished {
-            let (figures, skipped) = self.step(progress.step, &groups, &of_param, &mut optimizers)?;
-            progress.step += 1;
-            progress.not_finite = if skipped { progress.not_finite + 1 } else { 0 };
-            metrics.line(&step_line(progress.step, &figures, skipped))?;
-            watch(&Event::Step { step: progress.step, figures: &figures, skipped });
-            if progress.not_finite >= self.settings.stop_after_not_finite {
-                return Err(Error::Training(format!(
-                    "loss or gradient was not finite {} steps in a row, last at step {}: try a lower train.learning_rate or \
-                     editor.initial_edit_rate, or a longer train.warm_up",
-                    progress.not_finite, progress.step
-                )));
-            }
-            let mut gained = false;
-            if progress.step.is_multiple_of(self.settings.validate_every) || progress.step == self.settings.max_steps {
-                last_validated = progress.step;
-                let summary = summarize(&self.evaluate(self.validation)?);
-                let gain = progress.best.as_ref().is_none_or(|known| score(&summary) > score(&known.summary));
-                watch(&Event::Validation { step: progress.step, summary: &summary, best: gain });
-                metrics.line(&json!({"step": progress.step, "validation": summary, "best": gain}))?;
-                if gain {
-                    gained = true;
-                    progress.best = Some(Best { step: progress.step, summary });
-                    progress.without_gain = 0;
-                } else {
-                    progress.without_gain += 1;
-                }
-                let patience = self.settings.patience;
-                progress.finished =
-                    progress.step >= self.settings.max_steps || (patience > 0 && progress.without_gain >= patience);
-            }
-            let leave = stop() && !progress.finished;
-            if last_validated == progress.step || leave {
-                progress.metrics_bytes = metrics.sync()?;
-                let optimizers = optimizers.iter().map(state_of).collect::<Result<Vec<_>>>()?;
-                let last = tensors::to_bytes(&self.editor.tensors())?;
-                store.write(&Snapshot { progress: progress.clone(), last, is_best: gained, optimizers })?;
-                if gained {
-                    self.publish(&store, &progress)?;
-                }
-            }
-            if leave {
-                let message = format!(" at step {}; --resume goes on from there", progress.step);
-                return Err(Error::Interrupted(message));
-            }
-        }
-        if progress.best.is_some() {
-            self.editor.restore(tensors::read(&Archive::network_path(&self.folder))?)?;
-        }
-        Ok(progress)
+        let metrics = Metrics::open(&self.folder.join("metrics.jsonl"), progress.metrics_bytes)?;
+        let group_of = group_of_params(self.editor.network(), &groups);
+        Ok(Course { store, groups, group_of, optimizers, progress, metrics })
     }
 
-    /// One update. Gives the mean figures of its passes, and whether it was skipped.
-    fn step(
-        &mut self,
-        step: usize,
-        groups: &[Group],
-        of_param: &[(ParamId, usize)],
-        optimizers: &mut [ModuleOptimizer],
-    ) -> Result<(Vec<(&'static str, f64)>, bool)> {
+    /// What is constant in the training.
+    fn prepare(&mut self, watch: &mut dyn FnMut(&Event<'_>), stop: &dyn Fn() -> bool) -> Result<()> {
+        let settings = &self.settings;
+        let draws = (settings.max_steps * settings.accumulate * settings.edits_per_step) as u64;
+        self.editor.prepare(self.train, draws, &mut |done, total| {
+            watch(&Event::Prepared { done, total });
+            !stop()
+        })
+    }
+
+    /// One step: an update, a line of metrics, and whether a validation is due.
+    fn step(&mut self, course: &mut Course, watch: &mut dyn FnMut(&Event<'_>)) -> Result<()> {
+        let updated = self.update(course);
+        let (figures, skipped) = self.saved_if_wrong(course, updated)?;
+        let progress = &mut course.progress;
+        progress.step += 1;
+        progress.not_finite = if skipped { progress.not_finite + 1 } else { 0 };
+        course.metrics.line(&step_line(progress.step, &figures, skipped))?;
+        watch(&Event::Step { step: progress.step, figures: &figures, skipped });
+        if progress.not_finite >= self.settings.stop_after_not_finite {
+            return Err(Error::Training(format!(
+                "loss or gradient was not finite {} steps in a row, last at step {}: try a lower train.learning_rate or \
+                 editor.initial_edit_rate, or a longer train.warm_up",
+                progress.not_finite, progress.step
+            )));
+        }
+        progress.unjudged =
+            progress.step.is_multiple_of(self.settings.validate_every) || progress.step >= self.settings.max_steps;
+        Ok(())
+    }
+
+    /// One update. Gives the mean figures of its passes, and whether it was skipped. Where it fails, the editor is as before.
+    fn update(&mut self, course: &mut Course) -> Result<(Figures, bool)> {
+        let before = self.editor.clone();
+        let (gradients, mut figures) = match self.mean_gradient(course.progress.step) {
+            Ok(found) => found,
+            Err(error) => {
+                self.editor = before;
+                return Err(error);
+            }
+        };
+        let (parts, norms) = self.clipped(gradients, course);
+        figures.extend(norms);
+        if figures.iter().any(|(_, value)| !value.is_finite()) {
+            // Nothing of a step that went wrong stays, running figures included.
+            self.editor = before;
+            return Ok((figures, true));
+        }
+        drop(before);
+        for ((group, optimizer), gradients) in course.groups.iter().zip(&mut course.optimizers).zip(parts) {
+            let rate = self.settings.schedule(group.learning_rate).at(course.progress.step);
+            let network = self.editor.network().clone();
+            self.editor.set_network(optimizer.step(rate, network, gradients));
+        }
+        Ok((figures, false))
+    }
+
+    /// The mean gradient of a step's passes, and the means of their figures.
+    fn mean_gradient(&mut self, step: usize) -> Result<(GradientsParams, Figures)> {
         let (accumulate, records) = (self.settings.accumulate, self.settings.edits_per_step);
         let mut rng = random::stream(self.settings.seed, "step", step as u64);
-        let before = self.editor.clone();
         let mut sum = GradientsAccumulator::<E::Network>::new();
-        let mut figures: Vec<(&'static str, f64)> = vec![];
+        let mut figures: Figures = vec![];
         for pass in 0..accumulate {
             let first = ((step * accumulate + pass) * records) as u64;
             let records = self.train.draws(self.settings.seed, first, records, self.editor.neighbours());
@@ -189,23 +236,98 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
             }
             figures.iter_mut().zip(&loss.figures).for_each(|(mean, (_, value))| mean.1 += value / accumulate as f64);
         }
-        let gradients = gradients::scale(sum.grads(), self.editor.network(), 1.0 / accumulate as f64);
-        let (gradients, norm) = gradients::clip(gradients, self.editor.network(), self.settings.clip);
-        figures.push(("gradient_norm", norm));
-        if figures.iter().any(|(_, value)| !value.is_finite()) {
-            // Nothing of a step that went wrong stays, running figures included.
-            self.editor = before;
-            return Ok((figures, true));
+        Ok((gradients::scale(sum.grads(), self.editor.network(), 1.0 / accumulate as f64), figures))
+    }
+
+    /// The gradient of each group, and the norms before clipping. Groups that share the name of their norm are clipped together, the
+    /// others apart: how far one network is off does not slow another.
+    fn clipped(&self, gradients: GradientsParams, course: &Course) -> (Vec<GradientsParams>, Figures) {
+        let network = self.editor.network();
+        let group_of =
+            |id: ParamId| course.group_of.iter().find(|(known, _)| *known == id).map_or(0, |(_, group)| *group);
+        let mut names: Vec<&'static str> = vec![];
+        for group in &course.groups {
+            if !names.contains(&group.norm) {
+                names.push(group.norm);
+            }
         }
-        drop(before);
-        let part = |id| of_param.iter().find(|(known, _)| *known == id).map_or(0, |(_, group)| *group);
-        let parts = gradients::split(gradients, self.editor.network(), groups.len(), part);
-        for ((group, optimizer), gradients) in groups.iter().zip(optimizers).zip(parts) {
-            let rate = self.settings.schedule(group.learning_rate).at(step);
-            let network = self.editor.network().clone();
-            self.editor.set_network(optimizer.step(rate, network, gradients));
+        let name_of = |group: usize| names.iter().position(|name| *name == course.groups[group].norm).unwrap_or(0);
+        let mut groups: Vec<GradientsParams> = course.groups.iter().map(|_| GradientsParams::new()).collect();
+        let mut norms = vec![];
+        let together = gradients::split(gradients, network, names.len(), |id| name_of(group_of(id)));
+        for (number, gradients) in together.into_iter().enumerate() {
+            let (gradients, norm) = gradients::clip(gradients, network, self.settings.clip);
+            norms.push((names[number], norm));
+            let own = gradients::split(gradients, network, course.groups.len(), group_of);
+            for (group, own) in own.into_iter().enumerate().filter(|(group, _)| name_of(*group) == number) {
+                groups[group] = own;
+            }
         }
-        Ok((figures, false))
+        (groups, norms)
+    }
+
+    /// A validation: whether the editor is the best so far, and whether the training has ended.
+    fn judge(&mut self, course: &mut Course, watch: &mut dyn FnMut(&Event<'_>)) -> Result<bool> {
+        // Sentiment and verdicts are told by answers that must lose.
+        let rivals = self.limits.rivals || self.validation.iter().any(|record| record.descriptor.is_some());
+        let rows = self.table(self.validation, Limits { rivals, ..self.limits });
+        let rows = self.saved_if_wrong(course, rows)?;
+        let (summary, score) = (summarize(&rows), score(&rows));
+        let progress = &mut course.progress;
+        let gain = progress.best_score.is_none_or(|known| score > known);
+        let same = progress.best_score == Some(score);
+        // As long as no figure tells states apart, the one that learnt the longest is taken.
+        let best = gain || same && !progress.scores_vary;
+        progress.scores_vary |= progress.best_score.is_some() && !same;
+        progress.without_gain = if gain { 0 } else { progress.without_gain + 1 };
+        watch(&Event::Validation { step: progress.step, summary: &summary, score, best });
+        course.metrics.line(&json!({"step": progress.step, "validation": summary, "best": best}))?;
+        if let Some(note) = self.editor.note() {
+            tracing::info!("{note}");
+        }
+        if best {
+            progress.best = Some(Best { step: progress.step, summary });
+            progress.best_score = Some(score);
+        }
+        let patience = self.settings.patience;
+        progress.finished =
+            progress.step >= self.settings.max_steps || (patience > 0 && progress.without_gain >= patience);
+        progress.unjudged = false;
+        Ok(best)
+    }
+
+    /// Writes a snapshot; with `is_best` the archive too.
+    fn save(&self, course: &mut Course, is_best: bool) -> Result<()> {
+        course.progress.metrics_bytes = course.metrics.sync()?;
+        let optimizers = course.optimizers.iter().map(state_of).collect::<Result<Vec<_>>>()?;
+        let last = tensors::to_bytes(&self.editor.tensors())?;
+        course.store.write(&Snapshot { progress: course.progress.clone(), last, is_best, optimizers })?;
+        if is_best { self.publish(&course.store, &course.progress) } else { Ok(()) }
+    }
+
+    /// A result that may be an error, before which the state is saved: what was learnt until then is not lost.
+    fn saved_if_wrong<T>(&self, course: &mut Course, result: Result<T>) -> Result<T> {
+        if result.is_err() && course.progress.step > 0 {
+            self.save(course, false)?;
+        }
+        result
+    }
+
+    /// The best editor, and what is to be said of the whole.
+    fn end(&mut self, course: Course, watch: &mut dyn FnMut(&Event<'_>)) -> Result<Progress> {
+        let progress = course.progress;
+        if let Some(note) = self.editor.note() {
+            watch(&Event::Note(&note));
+        }
+        if !progress.scores_vary && progress.without_gain > 0 {
+            watch(&Event::Note(
+                "no figure of the validations told one state of the training from another: the last one is taken as the best",
+            ));
+        }
+        if progress.best.is_some() {
+            self.editor.restore(tensors::read(&Archive::network_path(&self.folder))?)?;
+        }
+        Ok(progress)
     }
 
     /// The probe table of records, edited as they are trained: each by itself, or `edits_together` at once.
@@ -213,9 +335,14 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
     /// # Errors
     /// A record that the model cannot take.
     pub fn evaluate(&self, records: &[EditRecord]) -> Result<Vec<ProbeRow>> {
+        self.table(records, self.limits)
+    }
+
+    fn table(&self, records: &[EditRecord], limits: Limits) -> Result<Vec<ProbeRow>> {
         let numbered: Vec<(usize, &EditRecord)> = records.iter().enumerate().collect();
         let edits: Vec<&[(usize, &EditRecord)]> = numbered.chunks(self.settings.edits_together).collect();
         let device = self.base.base().decoder.device();
+        // Each edit is looked at by itself: how they are shared among threads changes nothing.
         let parts = edits.chunks(edits.len().div_ceil(parallel::parts(&device)).max(1));
         let tables = parallel::run(parts.collect(), |part| {
             let mut table = vec![];
@@ -223,7 +350,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
                 let requests: Vec<EditRequest> =
                     together.iter().map(|(_, record)| EditRequest::from(*record)).collect();
                 let edit = self.editor.edit(&self.base, &requests, self.settings.seed)?;
-                table.extend(probe_table(&self.base, &self.base.with(edit)?, together, self.limits)?);
+                table.extend(probe_table(&self.base, &self.base.with(edit)?, together, limits)?);
             }
             Ok(table)
         });
@@ -244,11 +371,35 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
     }
 }
 
-/// What a validation is judged by: the mean of edit success, generalisation and locality, as far as there are any.
-pub fn score(summary: &Summary) -> f64 {
-    let figures = [summary.edit_success, summary.generalization, summary.locality];
-    let known: Vec<f64> = figures.into_iter().flatten().collect();
-    known.iter().sum::<f64>() / known.len().max(1) as f64
+/// What a validation is judged by: the mean over the kinds of records that occur of what can tell better from worse there, as far as
+/// it is known.
+///
+/// ```text
+/// plain facts                  edit success, generalisation, locality
+/// records with a descriptor    success of the protocol `sentiment`, both accuracies of `balanced`, locality
+/// ```
+///
+/// A whole reply is hardly ever the likeliest to the word, so that edit success says nothing of a sentiment; it is taken only where
+/// a descriptor's record has no rivals to be judged by.
+pub fn score(rows: &[ProbeRow]) -> f64 {
+    let (described, plain): (Vec<ProbeRow>, Vec<ProbeRow>) = rows.iter().cloned().partition(|row| row.described);
+    let facts = |rows: &[ProbeRow]| {
+        let summary = summarize(rows);
+        [summary.edit_success, summary.generalization, summary.locality]
+    };
+    let (told, labels) = (sentiment(&described, Side::After), balanced(&described, Side::After));
+    let described = match (told.success, labels.in_scope) {
+        (None, None) => facts(&described).to_vec(),
+        _ => vec![told.success, labels.in_scope, labels.out_of_scope, locality(&described, None)],
+    };
+    let kinds = [facts(&plain).to_vec(), described].map(|figures| mean(figures.into_iter().flatten()));
+    mean(kinds.into_iter().flatten()).unwrap_or(0.0)
+}
+
+/// The mean of figures, of which one that is no number counts for nothing; none where there are none.
+fn mean(figures: impl Iterator<Item = f64>) -> Option<f64> {
+    let known: Vec<f64> = figures.map(|figure| if figure.is_finite() { figure } else { 0.0 }).collect();
+    (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
 }
 
 fn step_line(step: usize, figures: &[(&'static str, f64)], skipped: bool) -> serde_json::Value {

@@ -119,6 +119,7 @@ fn configs() {
         ("train.seed=-1", &["train.seed"]),
         ("model.path=3", &["model.path"]),
         ("loss.mix=3", &["loss.mix"]),
+        ("loss.mix={\"same old objekt\"=1}", &["loss.mix", "same old objekt", "did you mean `same old object`"]),
         ("train=3", &["train"]),
         // Values out of range.
         ("train.max_steps=0", &["train.max_steps"]),

@@ -206,6 +206,22 @@ impl Place {
         self.write("serac.toml", text)
     }
 
+    /// [`Place::serac_config`] without the keys of the classifier's loss: for training the counterfactual model alone.
+    pub fn counterfactual_config(&self) -> PathBuf {
+        self.serac_config_with("counterfactual.toml", "mined = { count = 1, among = 4 }", "")
+    }
+
+    /// [`Place::serac_config`] with a classifier that reads pairs.
+    pub fn cross_config(&self) -> PathBuf {
+        self.serac_config_with("cross.toml", "dimensions = 16", "kind = \"cross\"")
+    }
+
+    fn serac_config_with(&self, name: &str, from: &str, to: &str) -> PathBuf {
+        let config = self.write(name, std::fs::read(self.serac_config()).unwrap());
+        replace(&config, from, to);
+        config
+    }
+
     /// A copy of [`Trained::Serac`] with which everything is in scope (a threshold of 0) or nothing is (of 1).
     pub fn serac(&self, name: &str, threshold: &str) -> PathBuf {
         let archive = self.copy(&Trained::Serac.archive(), name);

@@ -13,3 +13,4 @@ mod pretraining;
 mod records;
 mod resume;
 mod threads;
+mod train;

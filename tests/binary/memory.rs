@@ -1,4 +1,4 @@
-//! SERAC as a user meets it: memories that are made, added to, consulted and forgotten, and the networks that they hang on.
+//! SERAC as a user meets it: memories that are made, added to, consulted and forgotten, and the networks that they depend on.
 
 use std::path::{Path, PathBuf};
 
@@ -227,9 +227,10 @@ fn in_scope_an_edit_is_read_before_the_question() {
     let mut said = vec![];
     for routing in ["hard", "soft"] {
         let out = place.path(routing);
-        let routing = format!("editor.routing={routing}");
-        let settings =
-            sets(&["editor.counterfactual.tune=nothing", "editor.threshold=0.0", "train.max_steps=2", &routing]);
+        let set = format!("editor.routing={routing}");
+        let mut values = vec!["editor.counterfactual.tune=nothing", "train.max_steps=2", &set];
+        values.extend((routing == "hard").then_some("editor.threshold=0.0"));
+        let settings = sets(&values);
         stdout(&run(&training(&config, &out, &settings)));
         let memory = place.path("memory.safetensors");
         let _ = std::fs::remove_file(&memory);
@@ -456,6 +457,7 @@ fn the_two_networks_trained_apart() {
 
     let start = format!("editor.start={}", text(&first));
     let apart = settings(&["editor.train=counterfactual"]);
+    let config = place.counterfactual_config();
     stdout(&run(&training(&config, &second, &[&apart[..], &["--set", &start]].concat())));
     assert!(network(&second, "classifier.") == network(&first, "classifier."));
     assert!(network(&second, "counterfactual.") != network(&first, "counterfactual."));
@@ -490,10 +492,14 @@ fn starts_that_are_none() {
 fn a_start_without_the_network_that_is_not_trained() {
     let place = Place::new();
     let (config, out) = (place.serac_config(), place.path("out"));
+    let (alone, cross) = (place.counterfactual_config(), place.cross_config());
+    replace(&cross, "mined = { count = 1, among = 4 }", "");
     let serac = format!("editor.start={}", text(&Trained::Serac.archive()));
-    for other in ["editor.classifier.dimensions=8", "editor.classifier.kind=cross", "editor.classifier.layers=1"] {
+    for (config, other) in
+        [(&alone, "editor.classifier.dimensions=8"), (&cross, "train.seed=0"), (&alone, "editor.classifier.layers=1")]
+    {
         let other = ["editor.train=counterfactual", other, &serac];
-        refused(&training(&config, &out, &sets(&other)), 2, &["editor.start", "classifier"]);
+        refused(&training(config, &out, &sets(&other)), 2, &["editor.start", "classifier"]);
     }
     let other = ["editor.train=classifier", "editor.counterfactual.tune={top=1}", &serac];
     refused(&training(&config, &out, &sets(&other)), 2, &["editor.start", "counterfactual"]);
@@ -504,11 +510,15 @@ fn a_start_without_the_network_that_is_not_trained() {
 fn bert_as_the_classifier() {
     for (kind, width) in [("embedding", 16), ("cross", 32)] {
         let place = Place::new();
-        let (config, facts) = (place.serac_config(), place.path("facts.json"));
+        let facts = place.path("facts.json");
         let (encoder, out) = (place.copy_of("bert-tiny"), place.path("out"));
-        let set = [format!("editor.classifier.kind={kind}")];
-        let set =
-            [&set[0], "editor.classifier.encoder=bert-tiny", "editor.threshold=0.0", "editor.classifier.candidates=2"];
+        let mut set = vec!["editor.classifier.encoder=bert-tiny", "editor.threshold=0.0"];
+        let config = if kind == "cross" {
+            set.push("editor.classifier.candidates=2");
+            place.cross_config()
+        } else {
+            place.serac_config()
+        };
         let document = json(&training(&config, &out, &sets(&set)));
         for share in ["scope_accuracy", "scope_in", "scope_out"] {
             assert!((0.0..=1.0).contains(&number(&document["editor"][share])), "{kind}: {share}");
@@ -566,8 +576,8 @@ fn bert_as_the_classifier() {
 #[test]
 fn pairs_read_by_the_model_itself() {
     let place = Place::new();
-    let (config, out) = (place.serac_config(), place.path("out"));
-    let set = ["editor.classifier.kind=cross", "editor.classifier.layers=2", "editor.classifier.tune={lora={rank=2}}"];
+    let (config, out) = (place.cross_config(), place.path("out"));
+    let set = ["editor.classifier.layers=2", "editor.classifier.tune={lora={rank=2}}"];
     stdout(&run(&training(&config, &out, &sets(&[&set[..], &["editor.threshold=0.0"]].concat()))));
     assert!(network(&out, "classifier.reader.factors").len() >= 4);
     let memory = two(&place, &out);
@@ -598,14 +608,10 @@ fn a_counterfactual_model_of_another_vocabulary() {
 #[test]
 fn memories_in_other_element_types() {
     let place = Place::new();
-    let config = place.serac_config();
+    let config = place.cross_config();
     let cross = place.path("cross");
     let bert = format!("editor.classifier.encoder={}", text(&fixture("bert-tiny")));
-    stdout(&run(&training(
-        &config,
-        &cross,
-        &sets(&["editor.classifier.kind=cross", "editor.threshold=0.0", "train.max_steps=2", &bert]),
-    )));
+    stdout(&run(&training(&config, &cross, &sets(&["editor.threshold=0.0", "train.max_steps=2", &bert]))));
     for (archive, tolerance) in [(place.serac("archive", "0.0"), [1e-5, 0.05]), (cross, [1e-5, 0.05])] {
         let memory = two(&place, &archive);
         let said = predict(&[&memory], &PROMPTS[..1], &[])["results"][0].clone();

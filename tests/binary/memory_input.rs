@@ -206,7 +206,8 @@ fn configs() {
         ("editor.threshold=-0.5", &["editor.threshold = -0.5", "between 0 and 1"]),
         ("editor.threshold=nan", &["editor.threshold"]),
         ("editor.classifier.dimensions=0", &["editor.classifier.dimensions = 0"]),
-        ("editor.classifier.candidates=0", &["editor.classifier.candidates = 0"]),
+        // Pairs' alone.
+        ("editor.classifier.candidates=0", &["editor.classifier.candidates: kind = \"embedding\"", "\"cross\" does"]),
         ("editor.classifier.scale=0.0", &["editor.classifier.scale = 0"]),
         ("editor.classifier.layers=9", &["editor.classifier.layers", "9", "3"]),
         ("editor.classifier.tune={top=9}", &["tune", "9 blocks", "3"]),
@@ -224,6 +225,8 @@ fn configs() {
         ("loss.mined.among=0", &["loss.mined.among = 0"]),
         ("loss.mined.temperature=0.0", &["loss.mined.temperature"]),
         ("loss.mix={\"near\"=-1.0}", &["loss.mix", "near"]),
+        ("loss.mix={\"naer\"=1}", &["loss.mix", "naer", "did you mean `near`"]),
+        ("loss.end=-1", &["loss.end = -1"]),
     ] {
         println!("{set}");
         refused(&training(&config, &out, &["--set", set]), 2, words);
@@ -283,7 +286,11 @@ fn bases_that_do_not_fit() {
     refused(&training(&config, &out, &args), 2, &["loss.locality", "320", "300", "loss.locality = 0"]);
     let args = sets(&[&llama, "loss.locality=0.0", "editor.routing=soft"]);
     refused(&training(&config, &out, &args), 2, &["editor.routing", "300", "320", "\"hard\""]);
-    let pocket = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/serac-pocket.toml");
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    std::fs::create_dir(place.path("base")).unwrap();
+    let copied = |name: &str| place.write(name, std::fs::read(configs.join(name)).unwrap());
+    let pocket = copied("serac-pocket.toml");
+    replace(&copied("base/serac-pocket.toml"), "held = 1", "");
     let model = set("counterfactual.model", &gpt2);
     refused(&training(&pocket, &out, &sets(&[&model])), 2, &["loss.locality", "300"]);
     let args = sets(&[&model, "editor.routing=soft", "loss.locality=0.0"]);
@@ -369,7 +376,8 @@ fn opinions(out: &Path, more: &[&str]) -> Vec<String> {
     let data = ["train", "validation", "test"]
         .map(|part| format!("data.{part}={}", text(&root.join(format!("data/convsent/{part}.json")))));
     let tiny = ["train.max_steps=2", "train.edits_per_step=2", "train.validation_records=2", "data.test_records=2"];
-    let settings = [&data.each_ref().map(String::as_str)[..], &tiny, &["editor.threshold=0.0"]].concat();
+    let own = ["editor.threshold=0.0", "loss.mix={\"other topic\"=1}"];
+    let settings = [&data.each_ref().map(String::as_str)[..], &tiny, &own].concat();
     let args = training(&config, out, &sets(&settings)).into_iter().chain(more.iter().copied());
     args.map(str::to_owned).collect()
 }

@@ -110,8 +110,9 @@ fn serac_interrupted_in_one_network() {
     let (config, start) = (place.serac_config(), place.path("start"));
     let lora = EVERYTHING_OF_SERAC[7];
     stdout(&run(&training(&config, &start, &sets(&["editor.train=classifier", lora]))));
-    let own = [&EVERYTHING_OF_SERAC[..], &["editor.train=counterfactual", "editor.start=start"]].concat();
-    interrupt(&place, &config, &own);
+    let alone = ["editor.train=counterfactual", "editor.start=start"];
+    let own = EVERYTHING_OF_SERAC.into_iter().filter(|set| !set.starts_with("editor.classifier.learning_rate"));
+    interrupt(&place, &place.counterfactual_config(), &own.chain(alone).collect::<Vec<_>>());
 }
 
 fn interrupt(place: &Place, config: &Path, everything: &[&str]) {

@@ -15,5 +15,6 @@ mod sets;
 mod stack;
 mod taps;
 mod tokens;
+mod trainer;
 mod without_training;
 mod world;

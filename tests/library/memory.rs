@@ -96,7 +96,7 @@ fn serac(routing: &str, tune: &str, size: f64) -> Serac {
 
 fn routed(serac: &Serac, threshold: f64) -> Arc<SeracRoute> {
     let mut serac = serac.clone();
-    serac.settings.threshold = threshold;
+    serac.settings.hard.threshold = threshold;
     serac.route().unwrap()
 }
 

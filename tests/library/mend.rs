@@ -13,7 +13,7 @@ use emend::network::mend::{Mend, Settings};
 use emend::network::parameters;
 use emend::random;
 use emend::train::learned::LearnedEditor;
-use emend::train::mend::{LossSettings, MendTrainer};
+use emend::train::mend::{LossSettings, MendTrainer, TrainSettings};
 
 use crate::common::{Golden, difference, fixture, model, values};
 
@@ -147,7 +147,7 @@ fn trainer(settings_extra: &str, loss: &str, together: usize) -> MendTrainer {
     device.seed(3);
     let mend = Mend::new(settings(settings_extra), &base.base().decoder.spec, (&device, DType::F64)).unwrap();
     let loss: LossSettings = toml::from_str(loss).unwrap();
-    MendTrainer::new(mend, base, loss, together, 1e-3, 1e-3).unwrap()
+    MendTrainer::new(mend, base, loss, together, 1e-3, TrainSettings::default()).unwrap()
 }
 
 #[test]
@@ -223,6 +223,16 @@ fn inner_layers_are_their_equation() {
     assert_eq!(values(out.inner()), [1.0 - 11.5, -2.0 + 1.0]);
 }
 
+/// A trainer of the same network with so much memory for hidden states, in GB, that was told of a training of so many draws.
+fn keeping(trainer: &MendTrainer, loss: &str, memory: f64, draws: u64) -> MendTrainer {
+    let own = TrainSettings { hidden_memory_gb: memory, ..TrainSettings::default() };
+    let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
+    let loss: LossSettings = toml::from_str(loss).unwrap();
+    let mut kept = MendTrainer::new(trainer.mend().clone(), base, loss, 1, 1e-3, own).unwrap();
+    kept.prepare(&Source::from(records()), draws, &mut |_, _| true).unwrap();
+    kept
+}
+
 #[test]
 fn kept_hidden_states_change_no_loss() {
     for kl in ["all", "answer"] {
@@ -231,29 +241,51 @@ fn kept_hidden_states_change_no_loss() {
         shaken(&mut computed, 0.3);
         let source = Source::from(records());
         let drawn = source.draws(0, 0, 5, 2);
-        let mut kept = computed.clone();
-        let mut told = vec![];
-        let mut watch = |done, total| {
-            told.push((done, total));
-            true
-        };
-        kept.prepare(&source, 3, 1e9, &mut watch).unwrap();
-        kept.prepare(&source, 4, 0.0, &mut watch).unwrap();
-        assert!(told.is_empty(), "nothing is kept of texts that are met once, nor beyond the memory");
-        kept.prepare(&source, 4, 1e9, &mut |done, total| {
-            told.push((done, total));
-            true
-        })
-        .unwrap();
-        assert!(told.last().is_some_and(|(done, total)| done == total && *total > 6), "{told:?}");
         let of = |trainer: &mut MendTrainer| trainer.loss(&drawn, &mut random::stream(1, "draw", 0)).unwrap();
-        let (a, b) = (of(&mut computed), of(&mut kept));
+        let start = computed.clone();
+        let a = of(&mut computed);
+        // With no memory, and of texts that are met once, nothing is kept.
+        for (memory, draws) in [(0.0, 4), (1.0, 3)] {
+            let mut none = keeping(&start, &loss, memory, draws);
+            assert_eq!(of(&mut none).figures, a.figures);
+            assert_eq!(none.note(), None);
+        }
+        let mut kept = keeping(&start, &loss, 1.0, 4);
+        assert_eq!(kept.note(), None, "nothing is computed before it is asked for");
+        let b = of(&mut kept);
         assert!((a.figures[0].1 - b.figures[0].1).abs() < 1e-12 * a.figures[0].1, "{:?} {:?}", a.figures, b.figures);
         let id = parameters::stable_id("transforms.0.layers.0.down");
         assert!(
             difference(&values(a.gradients.get::<2>(id).unwrap()), &values(b.gradients.get::<2>(id).unwrap())) < 1e-9
         );
-        assert!(kept.clone().prepare(&source, 4, 1e9, &mut |_, _| false).is_err());
+        let mut interrupted = kept.clone();
+        assert!(interrupted.prepare(&source, 4, &mut |_, _| false).is_err());
+    }
+}
+
+/// When a text is first met, and whether it was dropped since, changes no bit: a resumed training finds the same.
+#[test]
+fn hidden_states_do_not_depend_on_when_they_were_computed() {
+    let loss = "scope = \"both\"\nin_scope = 2\nout_of_scope = 2";
+    let mut start = trainer("initial_edit_rate = 0.02\nnormalization = \"off\"", loss, 1);
+    shaken(&mut start, 0.3);
+    let source = Source::from(records());
+    let steps: Vec<Vec<EditRecord>> = (0..4).map(|step| source.draws(0, 2 * step, 2, 2)).collect();
+    let figures = |trainer: &mut MendTrainer, step: usize| {
+        trainer.loss(&steps[step], &mut random::stream(1, "draw", step as u64)).unwrap().figures
+    };
+    // Room for all, for one byte, and taken up at the last step; on one thread and on three.
+    let mut all = keeping(&start, loss, 1.0, 8);
+    let whole: Vec<_> = (0..4).map(|step| figures(&mut all, step)).collect();
+    let mut least = keeping(&start, loss, 1e-9, 8);
+    assert_eq!((0..4).map(|step| figures(&mut least, step)).collect::<Vec<_>>(), whole);
+    assert!(all.note().unwrap().contains(" 0 passes were dropped"), "{:?}", all.note());
+    assert!(!least.note().unwrap().contains(" 0 passes were dropped"), "{:?}", least.note());
+    assert_eq!(figures(&mut keeping(&start, loss, 1.0, 8), 3), whole[3]);
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let step = |step| pool.install(|| figures(&mut keeping(&start, loss, 1.0, 8), step));
+        assert_eq!([step(0), step(3)], [whole[0].clone(), whole[3].clone()], "{threads} threads");
     }
 }
 

@@ -83,7 +83,7 @@ fn records() -> Vec<EditRecord> {
     ]
 }
 
-/// A trainer whose networks hang on the names of their parameters alone: none is as it begins, so that no gradient is zero for that.
+/// A trainer whose networks depend on the names of their parameters alone: none is as it begins, so that no gradient is zero for that.
 fn trainer(settings: Settings, loss: &str, dtype: DType) -> SeracTrainer {
     let base = base(dtype);
     let serac = Serac::new(settings, base.base(), (&Device::flex().autodiff(), dtype)).unwrap();
@@ -104,7 +104,7 @@ fn trainer(settings: Settings, loss: &str, dtype: DType) -> SeracTrainer {
     SeracTrainer::new(serac, base, loss, 1e-3).unwrap()
 }
 
-/// The loss of records, all of them in one part: otherwise it would hang on the number of cores which questions share a batch.
+/// The loss of records, on one thread.
 fn loss(trainer: &SeracTrainer, records: &[EditRecord]) -> Loss {
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     alone.install(|| trainer.clone().loss(records, &mut random::stream(1, "draw", 0)).unwrap())
@@ -357,6 +357,9 @@ fn counterfactual_losses_are_means_over_questions() {
     // Scores are f32.
     assert!((figure(&found, "edit_nll") - mean(&nll)).abs() < 1e-6);
     close(figure(&found, "locality_kl"), mean(&kl));
+    // The more the end of an answer weighs, the more it costs.
+    let ends = self::trainer(settings(general, ITSELF, LORA), "in_scope = 10\nheld = 0\nend = 0.7", DType::F64);
+    assert!(figure(&loss(&ends, &records()), "edit_nll") > figure(&found, "edit_nll"));
     // `held` says how many out-of-scope questions are looked at.
     let none = self::trainer(settings(general, ITSELF, LORA), "held = 0\nin_scope = 10", DType::F64);
     assert_eq!(figure(&loss(&none, &records()), "locality_kl"), 0.0);
@@ -399,6 +402,7 @@ fn what_is_not_trained_stays_as_it_is() {
                 dtype: emend::config::Precision::F32,
             },
             config: json!({}),
+            made_of: BTreeMap::new(),
             train: &source,
             validation: &records,
             limits: Limits::default(),

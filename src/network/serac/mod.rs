@@ -19,7 +19,10 @@ use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 
 pub use route::SeracRoute;
 use settings::check;
-pub use settings::{ClassifierSettings, CounterfactualSettings, Form, ITSELF, Kind, Part, Routing, Settings, located};
+pub use settings::{
+    ByEmbedding, ClassifierSettings, CounterfactualSettings, Form, HardRouting, ITSELF, Kind, Learning, OverPairs,
+    Part, Routing, Settings, located,
+};
 
 use super::parameters;
 use super::reader::{Pretrained, Reader, Row};
@@ -104,11 +107,14 @@ impl Serac {
             }
         }
         let outputs = match settings.classifier.kind {
-            Kind::Embedding => settings.classifier.dimensions,
+            Kind::Embedding => settings.classifier.embedding.dimensions,
             Kind::Cross => 1,
         };
         let log_scale = match settings.classifier.kind {
-            Kind::Embedding => Some(Param::from_tensor(Tensor::full([1], settings.classifier.scale.ln(), place))),
+            Kind::Embedding => {
+                let scale = settings.classifier.embedding.scale;
+                Some(Param::from_tensor(Tensor::full([1], scale.ln(), place)))
+            }
             Kind::Cross => None,
         };
         let head = linear(reader.width(), outputs, place);

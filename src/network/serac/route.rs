@@ -60,7 +60,7 @@ impl SeracRoute {
             };
             return Ok(products.chunks(entries).map(best).collect());
         }
-        let near = nearest(questions, keys, settings.classifier.candidates);
+        let near = nearest(questions, keys, settings.classifier.pairs.candidates);
         let pairs: Vec<(usize, usize)> =
             near.iter().enumerate().flat_map(|(row, near)| near.iter().map(move |&(entry, _)| (row, entry))).collect();
         let rows = pairs.iter().map(|&(row, entry)| reader.row(&requests[entry].statement(), Some(texts[row])));
@@ -108,17 +108,17 @@ impl SeracRoute {
 impl Route for SeracRoute {
     fn width(&self) -> usize {
         match self.serac.settings.classifier.kind {
-            Kind::Embedding => self.serac.settings.classifier.dimensions,
+            Kind::Embedding => self.serac.settings.classifier.embedding.dimensions,
             Kind::Cross => self.serac.reader.width(),
         }
     }
 
     fn consult(&self, recall: &Recall, prompts: &[String]) -> Result<Vec<Option<Consulted>>> {
-        let Settings { routing, threshold, counterfactual, .. } = &self.serac.settings;
+        let Settings { routing, hard, counterfactual, .. } = &self.serac.settings;
         let scopes = self.scopes(&recall.requests, &recall.keys, prompts)?;
         let answers = scopes.into_iter().zip(prompts).map(|((entry, scope), prompt)| {
             let share = match routing {
-                Routing::Hard if scope > *threshold => 1.0,
+                Routing::Hard if scope > hard.threshold => 1.0,
                 Routing::Hard => return None,
                 Routing::Soft => scope,
             };

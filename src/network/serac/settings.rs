@@ -4,24 +4,25 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::choice::{self, Choice, fields};
 use crate::config::within;
 use crate::edit::EditRequest;
 use crate::error::{Error, Result};
 use crate::network::tuned::Tune;
+use crate::paths;
 
 /// What stands in a config for the edited model itself.
 pub const ITSELF: &str = "model";
 
 /// `[editor]` of a SERAC config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// How a question in scope is answered.
     #[serde(default)]
     pub routing: Routing,
-    /// The scope above which a question is in scope, with hard routing.
-    #[serde(default = "half")]
-    pub threshold: f64,
+    /// Of hard routing.
+    #[serde(flatten)]
+    pub hard: HardRouting,
     /// What is trained.
     #[serde(default)]
     pub train: Part,
@@ -37,8 +38,18 @@ pub struct Settings {
     pub forms: Vec<Form>,
 }
 
-fn half() -> f64 {
-    0.5
+/// Keys of `routing = "hard"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HardRouting {
+    /// The scope above which a question is in scope.
+    pub threshold: f64,
+}
+
+impl Default for HardRouting {
+    fn default() -> Self {
+        HardRouting { threshold: 0.5 }
+    }
 }
 
 /// How a question in scope is answered.
@@ -91,7 +102,6 @@ impl Form {
 
 /// `[editor.classifier]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ClassifierSettings {
     /// How a question is compared with an edit.
     #[serde(default)]
@@ -106,30 +116,54 @@ pub struct ClassifierSettings {
     pub layers: usize,
     /// How much of the reader is trained.
     pub tune: Tune,
+    /// Of comparing embeddings.
+    #[serde(flatten)]
+    pub embedding: ByEmbedding,
+    /// Of reading pairs.
+    #[serde(flatten)]
+    pub pairs: OverPairs,
+    /// Where it is trained.
+    #[serde(flatten)]
+    pub learning: Learning,
+}
+
+/// Keys of `kind = "embedding"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ByEmbedding {
     /// Width of the embeddings that are compared.
-    #[serde(default = "dimensions")]
     pub dimensions: usize,
     /// σ at the start.
-    #[serde(default = "scale")]
     pub scale: f64,
+}
+
+impl Default for ByEmbedding {
+    fn default() -> Self {
+        ByEmbedding { dimensions: 128, scale: 4.0 }
+    }
+}
+
+/// Keys of `kind = "cross"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OverPairs {
     /// Edits that a question is compared with over the pair: the nearest by the pretrained reader.
-    #[serde(default = "candidates")]
     pub candidates: usize,
+}
+
+impl Default for OverPairs {
+    fn default() -> Self {
+        OverPairs { candidates: 8 }
+    }
+}
+
+/// Keys of a network that is trained.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Learning {
     /// Its learning rate, where it is not `train.learning_rate`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
-}
-
-fn dimensions() -> usize {
-    128
-}
-
-fn scale() -> f64 {
-    4.0
-}
-
-fn candidates() -> usize {
-    8
 }
 
 /// How a question is compared with an edit.
@@ -145,7 +179,6 @@ pub enum Kind {
 
 /// `[editor.counterfactual]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct CounterfactualSettings {
     /// A language model's folder or name, or `model` for the edited model itself.
     pub model: String,
@@ -157,9 +190,9 @@ pub struct CounterfactualSettings {
     /// What it reads: `{edit}`, then `{question}`.
     #[serde(default = "template")]
     pub template: String,
-    /// Its learning rate, where it is not `train.learning_rate`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub learning_rate: Option<f64>,
+    /// Where it is trained.
+    #[serde(flatten)]
+    pub learning: Learning,
 }
 
 fn template() -> String {
@@ -179,24 +212,92 @@ impl CounterfactualSettings {
     }
 }
 
+impl Choice for Routing {
+    const KEY: &'static str = "routing";
+    const VALUES: &'static [Self] = &[Routing::Hard, Routing::Soft];
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Routing::Hard => fields::<HardRouting>(),
+            Routing::Soft => &[],
+        }
+    }
+}
+
+impl Choice for Kind {
+    const KEY: &'static str = "kind";
+    const VALUES: &'static [Self] = &[Kind::Embedding, Kind::Cross];
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Kind::Embedding => fields::<ByEmbedding>(),
+            Kind::Cross => fields::<OverPairs>(),
+        }
+    }
+}
+
+impl Settings {
+    /// From the section `[editor]` of a config; `origin` names its file in errors.
+    ///
+    /// # Errors
+    /// A key that is not known, or that the choices made do not use; a value of the wrong type.
+    pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
+        let settings: Settings = choice::read("editor", given, origin)?;
+        choice::check("editor", given, settings.routing)?;
+        for (network, part) in [("classifier", Part::Classifier), ("counterfactual", Part::Counterfactual)] {
+            let Some(given) = given.get(network).and_then(toml::Value::as_table) else { continue };
+            let section = format!("editor.{network}");
+            if part == Part::Classifier {
+                choice::check(&section, given, settings.classifier.kind)?;
+            }
+            settings.refuse_untrained(&section, given, part, fields::<Learning>())?;
+        }
+        check(&settings)?;
+        Ok(settings)
+    }
+
+    /// Whether a network is trained.
+    pub fn trains(&self, part: Part) -> bool {
+        [Part::Both, part].contains(&self.train)
+            && (part == Part::Classifier || self.counterfactual.tune != Tune::Nothing)
+    }
+
+    /// Refuses `keys`, which say how a network is trained, where it is not.
+    ///
+    /// # Errors
+    /// Names the key, and what leaves the network as it is.
+    pub fn refuse_untrained(&self, section: &str, given: &toml::Table, part: Part, keys: &[&str]) -> Result<()> {
+        let key = match self.trains(part) {
+            true => None,
+            false => given.keys().find(|key| keys.contains(&key.as_str())),
+        };
+        let Some(key) = key else { return Ok(()) };
+        let (chosen, other) = match (part, self.train) {
+            (Part::Classifier, _) => ("train = \"counterfactual\"", "\"both\" or \"classifier\""),
+            (_, Part::Classifier) => ("train = \"classifier\"", "\"both\" or \"counterfactual\""),
+            _ => ("counterfactual.tune = \"nothing\"", "every other"),
+        };
+        Err(Error::Config(format!("{section}.{key}: editor.{chosen} does not use it; {other} does")))
+    }
+}
+
 /// # Errors
 /// Numbers out of range, a template that is none, nothing to train.
 pub(super) fn check(settings: &Settings) -> Result<()> {
-    within("editor.threshold", settings.threshold, 0.0, 1.0)?;
-    within("editor.classifier.dimensions", settings.classifier.dimensions as f64, 1.0, 1e5)?;
-    within("editor.classifier.scale", settings.classifier.scale, 1e-6, 1e6)?;
-    for (network, rate) in
-        [("classifier", settings.classifier.learning_rate), ("counterfactual", settings.counterfactual.learning_rate)]
-    {
-        within(&format!("editor.{network}.learning_rate"), rate.unwrap_or(0.0), 0.0, 10.0)?;
+    let (classifier, counterfactual) = (&settings.classifier, &settings.counterfactual);
+    within("editor.threshold", settings.hard.threshold, 0.0, 1.0)?;
+    within("editor.classifier.dimensions", classifier.embedding.dimensions as f64, 1.0, 1e5)?;
+    within("editor.classifier.scale", classifier.embedding.scale, 1e-6, 1e6)?;
+    for (network, learning) in [("classifier", &classifier.learning), ("counterfactual", &counterfactual.learning)] {
+        within(&format!("editor.{network}.learning_rate"), learning.learning_rate.unwrap_or(0.0), 0.0, 10.0)?;
     }
-    if settings.train == Part::Counterfactual && settings.counterfactual.tune == Tune::Nothing {
+    if settings.train == Part::Counterfactual && counterfactual.tune == Tune::Nothing {
         let message =
             "editor.counterfactual.tune = \"nothing\" leaves nothing to train with editor.train = \"counterfactual\"";
         return Err(Error::Config(message.into()));
     }
-    within("editor.classifier.candidates", settings.classifier.candidates as f64, 1.0, 1e6)?;
-    let template = &settings.counterfactual.template;
+    within("editor.classifier.candidates", classifier.pairs.candidates as f64, 1.0, 1e6)?;
+    let template = &counterfactual.template;
     if template.matches("{edit}").count() != 1
         || template.matches("{question}").count() != 1
         || !template.ends_with("{question}")
@@ -212,10 +313,6 @@ pub(super) fn check(settings: &Settings) -> Result<()> {
 pub fn located(name: &str, folder: &Path) -> String {
     match name {
         ITSELF => name.to_owned(),
-        name => {
-            let beside = folder.join(name);
-            let whole = beside.is_dir().then(|| beside.canonicalize().ok()).flatten();
-            whole.map_or_else(|| name.to_owned(), |folder| folder.to_string_lossy().into_owned())
-        }
+        name => paths::folder_or_name(name, folder),
     }
 }

@@ -23,15 +23,17 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-pub use mining::Mined;
 use mining::Pool;
+pub use mining::{Mined, Search};
 
 use super::learned::{self, Group, LearnedEditor, Watch};
-use super::loss::{Loss, Reads, edit_and_locality};
+use super::loss::{Loss, Reads, check_classes, check_weights, edit_and_locality, weight_of};
 use crate::archive::EditorSettings;
+use crate::config::choice::{self, fields, refuse};
 use crate::config::within;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{Source, draw_locality};
+use crate::data::unicode;
 use crate::edit::score::check_targets;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
@@ -40,46 +42,93 @@ use crate::model::tap::NoTap;
 use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;
 use crate::network::parameters;
-use crate::network::serac::{Kind, Part, Serac, SeracNetwork, SeracRoute};
-use crate::network::tuned::Tune;
+use crate::network::serac::{Kind, Part, Serac, SeracNetwork, SeracRoute, Settings};
 use crate::{parallel, random};
 
 /// `[loss]` of a SERAC config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LossSettings {
-    /// c_edit.
-    #[serde(default = "one")]
-    pub edit: f64,
-    /// c_loc; 0 for a counterfactual model of another vocabulary.
-    #[serde(default = "one")]
-    pub locality: f64,
-    /// c_scope.
-    #[serde(default = "one")]
-    pub scope: f64,
+    /// Of the classifier, where it is trained.
+    #[serde(flatten)]
+    pub classifier: ClassifierLoss,
+    /// Of the counterfactual model, where it is trained.
+    #[serde(flatten)]
+    pub counterfactual: CounterfactualLoss,
     /// In-scope questions a record.
     #[serde(default = "two")]
     pub in_scope: usize,
-    /// Out-of-scope questions a record, of its own, for the classifier.
+    /// Out-of-scope questions a record, of its own.
     #[serde(default = "two")]
     pub out_of_scope: usize,
-    /// How many of these the counterfactual model is held to the base on.
-    #[serde(default = "two")]
-    pub held: usize,
     /// Weights of the classes of out-of-scope questions; a class not named weighs 1 where none is named, else 0.
     #[serde(default)]
     pub mix: BTreeMap<String, f64>,
+}
+
+/// Keys of the classifier's loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClassifierLoss {
+    /// c_scope.
+    pub scope: f64,
     /// Hard negatives that are mined among the questions of other records.
-    #[serde(default)]
     pub mined: Mined,
 }
 
-fn one() -> f64 {
-    1.0
+impl Default for ClassifierLoss {
+    fn default() -> Self {
+        ClassifierLoss { scope: 1.0, mined: Mined::default() }
+    }
+}
+
+/// Keys of the counterfactual model's loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CounterfactualLoss {
+    /// c_edit.
+    pub edit: f64,
+    /// c_loc; 0 for a counterfactual model of another vocabulary.
+    pub locality: f64,
+    /// On how many of a record's out-of-scope questions it is held to the base.
+    pub held: usize,
+    /// What a token of an answer's end weighs beside one of the answer. The full stop and the token that ends a text are the same
+    /// behind every answer and learnt within a few steps; weighed like the answer, the two would be most of the loss of a short one.
+    pub end: f64,
+}
+
+impl Default for CounterfactualLoss {
+    fn default() -> Self {
+        CounterfactualLoss { edit: 1.0, locality: 1.0, held: 2, end: 0.1 }
+    }
 }
 
 fn two() -> usize {
     2
+}
+
+impl LossSettings {
+    /// From the section `[loss]` of a config whose section `[editor]` is `editor`; `origin` names its file in errors.
+    ///
+    /// # Errors
+    /// A key that is not known, or of a loss that is not taken; a value of the wrong type.
+    pub fn read(given: &toml::Table, editor: &Settings, origin: &str) -> Result<Self> {
+        let settings: LossSettings = choice::read("loss", given, origin)?;
+        for (part, keys) in
+            [(Part::Classifier, fields::<ClassifierLoss>()), (Part::Counterfactual, fields::<CounterfactualLoss>())]
+        {
+            editor.refuse_untrained("loss", given, part, keys)?;
+        }
+        let numbers =
+            |of: &'static [&'static str]| -> [(String, &[&str]); 2] { [("0".into(), &[]), ("above 0".into(), of)] };
+        let number = |zero: bool| if zero { "0" } else { "above 0" };
+        let LossSettings { classifier, counterfactual, .. } = &settings;
+        refuse("loss", given, ("locality", number(counterfactual.locality == 0.0)), &numbers(&["held"]))?;
+        refuse("loss", given, ("out_of_scope", number(settings.out_of_scope == 0)), &numbers(&["mix"]))?;
+        if let Some(given) = given.get("mined").and_then(toml::Value::as_table) {
+            refuse("loss.mined", given, ("count", number(classifier.mined.count == 0)), &numbers(fields::<Search>()))?;
+        }
+        Ok(settings)
+    }
 }
 
 /// SERAC with what it learns from.
@@ -117,24 +166,25 @@ impl SeracTrainer {
     /// # Errors
     /// Numbers out of range; a KL loss between models of different vocabularies.
     pub fn new(mut serac: Serac, base: Edited, loss: LossSettings, learning_rate: f64) -> Result<Self> {
-        for (key, value) in [("edit", loss.edit), ("locality", loss.locality), ("scope", loss.scope)] {
+        let (scope, answers) = (&loss.classifier, &loss.counterfactual);
+        for (key, value) in
+            [("edit", answers.edit), ("locality", answers.locality), ("end", answers.end), ("scope", scope.scope)]
+        {
             within(&format!("loss.{key}"), value, 0.0, 1e9)?;
         }
         within("loss.in_scope", loss.in_scope as f64, 1.0, 1e4)?;
         within("loss.out_of_scope", loss.out_of_scope as f64, 0.0, 1e4)?;
-        within("loss.mined.among", loss.mined.among as f64, 1.0, 1e6)?;
-        within("loss.mined.temperature", loss.mined.temperature, 1e-6, 1e6)?;
-        for (class, weight) in &loss.mix {
-            within(&format!("loss.mix.\"{class}\""), *weight, 0.0, 1e9)?;
-        }
+        within("loss.mined.among", scope.mined.search.among as f64, 1.0, 1e6)?;
+        within("loss.mined.temperature", scope.mined.search.temperature, 1e-6, 1e6)?;
+        check_weights(&loss.mix)?;
         let vocabularies = [&serac.pretrained, base.base()].map(|model| model.decoder.spec.vocabulary);
         let alike = vocabularies[0] == vocabularies[1]
             && serac.pretrained.tokenizer.fingerprint()? == base.base().tokenizer.fingerprint()?;
-        if loss.locality > 0.0 && !alike && serac.settings.train != Part::Classifier {
+        if answers.locality > 0.0 && !alike && serac.settings.train != Part::Classifier {
             return Err(Error::Config(format!(
                 "loss.locality = {}: the KL loss wants equal vocabularies, the counterfactual model has {} tokens of its own, the model {}; \
-                 set loss.locality = 0",
-                loss.locality, vocabularies[0], vocabularies[1]
+                 set loss.locality = 0 and leave loss.held out",
+                answers.locality, vocabularies[0], vocabularies[1]
             )));
         }
         serac.network = parameters::with_stable_ids(serac.network);
@@ -159,19 +209,16 @@ impl SeracTrainer {
     }
 
     fn weight(&self, class: &str) -> f64 {
-        match self.loss.mix.is_empty() {
-            true => 1.0,
-            false => self.loss.mix.get(class).copied().unwrap_or(0.0),
-        }
+        weight_of(&self.loss.mix, class)
     }
 
     fn trains(&self, part: Part) -> bool {
-        [Part::Both, part].contains(&self.serac.settings.train)
+        self.serac.settings.trains(part)
     }
 
     /// What some records ask in a step.
     fn ask(&self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Vec<Asked>> {
-        let mined = self.pool.mine(records, &self.loss.mined, &self.serac.reader, rng)?;
+        let mined = self.pool.mine(records, &self.loss.classifier.mined, &self.serac.reader, rng)?;
         let asked = records.iter().zip(mined).map(|(record, mined)| {
             let mut pool = in_scope(record);
             let in_scope = (0..self.loss.in_scope.min(pool.len())).map(|_| {
@@ -196,16 +243,16 @@ impl SeracTrainer {
         let mut losses = vec![];
         let mut figures = [0.0; 3];
         let share = asked.len() as f64 / records as f64;
-        if self.trains(Part::Classifier) && self.loss.scope > 0.0 {
+        if self.trains(Part::Classifier) && self.loss.classifier.scope > 0.0 {
             let loss = match serac.settings.classifier.kind {
                 Kind::Embedding => scope::by_embedding(serac, asked)?,
                 Kind::Cross => scope::by_pairs(serac, asked)?,
             };
             figures[0] = share * loss.clone().into_data().iter::<f64>().sum::<f64>();
-            losses.push(loss.mul_scalar(share * self.loss.scope));
+            losses.push(loss.mul_scalar(share * self.loss.classifier.scope));
         }
-        let learns = serac.settings.counterfactual.tune != Tune::Nothing;
-        if self.trains(Part::Counterfactual) && learns && (self.loss.edit > 0.0 || self.loss.locality > 0.0) {
+        let CounterfactualLoss { edit, locality, .. } = self.loss.counterfactual;
+        if self.trains(Part::Counterfactual) && (edit > 0.0 || locality > 0.0) {
             let Loss { surrogate, nll, kl } = self.counterfactual(serac, asked, records)?;
             (figures[1], figures[2]) = (nll, kl);
             losses.push(surrogate);
@@ -217,42 +264,80 @@ impl SeracTrainer {
         Ok(Share { gradients, figures })
     }
 
+    /// Sees whether the counterfactual model can read an edit with a question and its answer, and the answer's end where it learns it.
+    fn answerable(&self, statement: &str, question: &str, answer: &str, learnt: bool) -> Result<()> {
+        let Serac { settings, pretrained, .. } = &self.serac;
+        let asked = settings.counterfactual.prompt(statement, question);
+        let context = pretrained.decoder.spec.context;
+        // No token is shorter than a byte; what stands around a text are a token or two.
+        if asked.len() + answer.len() + 4 <= context {
+            return Ok(());
+        }
+        let tokens = match answer.is_empty() {
+            true => pretrained.tokenizer.encode_prompt(&asked)?.len(),
+            false => self.with_end(&asked, answer, learnt)?.0.ids.len() - 1,
+        };
+        if tokens > context { Err(too_long(tokens, context, "counterfactual model")) } else { Ok(()) }
+    }
+
+    /// Sees whether the classifier can read an edit, with a question where it reads pairs.
+    fn readable(&self, statement: &str, question: &str) -> Result<()> {
+        let Serac { settings, reader, .. } = &self.serac;
+        let second = (settings.classifier.kind == Kind::Cross).then_some(question);
+        let Some(context) = reader.context().filter(|context| statement.len() + question.len() + 4 > *context) else {
+            return Ok(());
+        };
+        let tokens = reader.row(statement, second)?.0.len();
+        if tokens > context { Err(too_long(tokens, context, "classifier")) } else { Ok(()) }
+    }
+
+    /// A prompt with its answer, and with the answer's end where that is learnt too: a full stop, and the token that ends a text. Also
+    /// how many of the target's tokens are the answer's own.
+    fn with_end(&self, prompt: &str, answer: &str, learnt: bool) -> Result<(Continuation, usize)> {
+        let Serac { pretrained, .. } = &self.serac;
+        let mut text = pretrained.tokenizer.continuation(prompt, answer)?;
+        let own = text.target().len();
+        if learnt && !answer.ends_with(['.', '!', '?']) {
+            text.ids.extend(pretrained.tokenizer.encode_plain(".")?);
+        }
+        text.ids.extend(pretrained.stop_tokens().first().filter(|_| learnt));
+        Ok((text, own))
+    }
+
     /// The counterfactual model's loss.
     fn counterfactual(&self, serac: &Serac, asked: &[Asked], records: usize) -> Result<Loss> {
         let tokenizer = &serac.pretrained.tokenizer;
         let settings = &serac.settings.counterfactual;
-        let (full_stop, end) = (tokenizer.encode_plain(".")?, serac.pretrained.stop_tokens().first().copied());
-        let share = 1.0 / records as f64;
+        let (share, context) = (1.0 / records as f64, serac.pretrained.decoder.spec.context);
         let mut rows: Vec<Vec<u32>> = vec![];
         let (mut scope, mut near) = (Reads::default(), Reads::default());
         let mut targets = vec![];
         let (mut base_rows, mut base_cells): (Vec<Vec<u32>>, Vec<(usize, usize)>) = (vec![], vec![]);
         for asked in asked {
             for (question, answer) in &asked.in_scope {
-                let mut text = tokenizer.continuation(&settings.prompt(&asked.statement, question), answer)?;
-                let own = text.target().len();
-                // It learns to stop too: with a full stop, and with the token that ends a text.
-                if !answer.ends_with(['.', '!', '?']) {
-                    text.ids.extend(&full_stop);
-                }
-                text.ids.extend(end);
+                let prompt = settings.prompt(&asked.statement, question);
+                let (text, own) = self.with_end(&prompt, answer, true)?;
                 let weight = share / (asked.in_scope.len() * own) as f64;
                 scope.cells.extend(text.reads().map(|cell| (rows.len(), cell)));
-                let end_weight = END * weight;
+                let end_weight = self.loss.counterfactual.end * weight;
                 scope.weights.extend((0..text.target().len()).map(|at| if at < own { weight } else { end_weight }));
                 targets.extend(text.target());
                 rows.push(text.ids[..text.ids.len() - 1].to_vec());
             }
-            if self.loss.locality == 0.0 {
+            if self.loss.counterfactual.locality == 0.0 {
                 continue;
             }
-            let texts = asked.out_of_scope.iter().take(self.loss.held).map(|probe| {
+            let texts = asked.out_of_scope.iter().take(self.loss.counterfactual.held).map(|probe| {
                 let behind = settings.prompt(&asked.statement, &probe.prompt);
                 Ok((text_of(tokenizer, &probe.prompt, probe)?, text_of(tokenizer, &behind, probe)?))
             });
             let texts = texts.collect::<Result<Vec<_>>>()?;
-            // An answer that is tokenised otherwise behind the edit cannot be compared.
-            let texts: Vec<_> = texts.into_iter().filter(|(alone, behind)| alone.target() == behind.target()).collect();
+            // An answer that is tokenised otherwise behind the edit cannot be compared; nor can a question about another record that
+            // is too long behind this one's edit.
+            let comparable = |(alone, behind): &(Continuation, Continuation)| {
+                alone.target() == behind.target() && (behind.ids.len() - 1).max(behind.prompt) <= context
+            };
+            let texts: Vec<_> = texts.into_iter().filter(comparable).collect();
             let cells: usize = texts.iter().map(|(alone, _)| alone.target().len().max(1)).sum();
             for (alone, behind) in texts {
                 let reads = |text: &Continuation| text.prompt - 1..(text.ids.len() - 1).max(text.prompt);
@@ -281,9 +366,16 @@ impl SeracTrainer {
                 Some(self.base.head(hidden, &base_cells))
             }
         };
-        let weights = (self.loss.edit, self.loss.locality);
+        let weights = (self.loss.counterfactual.edit, self.loss.counterfactual.locality);
         Ok(edit_and_locality(logits, (&targets, &scope.weights), base, &near.weights, weights))
     }
+}
+
+fn too_long(tokens: usize, context: usize, network: &str) -> Error {
+    Error::Input(format!(
+        "edit, question and answer are {tokens} tokens together, more than the {context} of the {network}'s context; shorten it or \
+         leave it out"
+    ))
 }
 
 /// A question with its answer, where one is known; the question alone is read at its end.
@@ -304,14 +396,16 @@ struct Share {
     figures: [f64; 3],
 }
 
-/// What a token of the answer's end weighs beside one of the answer: ends are learnt fast, and answers are what counts.
-const END: f64 = 0.1;
-
-/// Parts of a batch that run side by side.
+/// Parts of a batch that run side by side: questions of a part are each other's negatives, so there must be as many on every machine.
 const PARTS: usize = 2;
 
 /// Records of a part at least: fewer have too few negatives.
 const LEAST: usize = 4;
+
+/// Questions of other records that an edit's scope is examined on: of so many nearest, so many that are about another subject, so many
+/// of these are drawn. A record has about four out-of-scope questions of its own, so that both kinds count alike; drawn from the
+/// nearest twenty, they are hard without all being the same fact again.
+const NEAR: [usize; 3] = [40, 20, 4];
 
 impl LearnedEditor for SeracTrainer {
     type Network = SeracNetwork;
@@ -330,35 +424,59 @@ impl LearnedEditor for SeracTrainer {
         vec![
             Group {
                 name: "classifier",
-                learning_rate: settings.classifier.learning_rate.unwrap_or(self.learning_rate),
+                learning_rate: settings.classifier.learning.learning_rate.unwrap_or(self.learning_rate),
                 decays: true,
+                norm: "gradient_norm",
                 takes: |path| path.starts_with("classifier."),
             },
             Group {
                 name: "counterfactual model",
-                learning_rate: settings.counterfactual.learning_rate.unwrap_or(self.learning_rate),
+                learning_rate: settings.counterfactual.learning.learning_rate.unwrap_or(self.learning_rate),
                 decays: true,
+                norm: "gradient_norm_counterfactual",
                 takes: |_| true,
             },
         ]
     }
 
-    fn prepare(&mut self, source: &Source, _draws: u64, _bytes: f64, watch: Watch<'_>) -> Result<()> {
-        if self.loss.mined.count == 0 || !self.trains(Part::Classifier) {
+    fn check(&self, record: &EditRecord) -> Result<()> {
+        let statement = EditRequest::from(record).statement();
+        let learnt = in_scope(record).into_iter().map(|(question, answer)| (question, answer, true));
+        let near = record.locality.values().chain(record.portability.values()).flatten();
+        let near = near.flat_map(|probe| {
+            let answers = [probe.target.as_deref(), probe.rival.as_deref()];
+            answers.into_iter().map(move |answer| (probe.prompt.as_str(), answer.unwrap_or_default(), false))
+        });
+        let old = record.target_true.as_deref().unwrap_or_default();
+        let own = record.rephrases.iter().chain([&record.prompt]).map(|question| (question.as_str(), old, false));
+        for (question, answer, learnt) in learnt.chain(own).chain(near) {
+            self.answerable(&statement, question, answer, learnt)?;
+            self.readable(&statement, question)?;
+        }
+        Ok(())
+    }
+
+    fn made_of(&self) -> BTreeMap<String, String> {
+        let Settings { classifier, counterfactual, .. } = &self.serac.settings;
+        let named = [
+            ("editor.classifier.encoder", &classifier.fingerprint),
+            ("editor.counterfactual.model", &counterfactual.fingerprint),
+        ];
+        named.into_iter().filter_map(|(key, found)| Some((key.to_owned(), found.clone()?))).collect()
+    }
+
+    fn prepare(&mut self, source: &Source, _draws: u64, watch: Watch<'_>) -> Result<()> {
+        check_classes(&self.loss.mix, source)?;
+        let mined = &self.loss.classifier.mined;
+        if mined.count == 0 || !self.trains(Part::Classifier) {
             return Ok(());
         }
-        let Mined { pool, .. } = self.loss.mined;
-        let records = match source {
-            Source::Records(records) => records.all().to_vec(),
-            Source::World { .. } => source.draws(0, 0, pool, 1),
-        };
-        self.pool = Arc::new(Pool::of(&records, pool, &self.serac.reader, watch)?);
+        self.pool = Arc::new(Pool::of(source, mined.search.pool, &self.serac.reader, watch)?);
         Ok(())
     }
 
     fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<learned::Loss> {
         let asked = self.ask(records, rng)?;
-        // The questions of a part are each other's negatives: how many parts there are must not hang on the machine.
         let parts: Vec<&[Asked]> = asked.chunks(asked.len().div_ceil(PARTS).max(LEAST)).collect();
         // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
         let device = self.serac.network.classifier.head.weight.val().device();
@@ -372,7 +490,8 @@ impl LearnedEditor for SeracTrainer {
             figures.iter_mut().zip(share.figures).for_each(|(sum, figure)| *sum += figure);
         }
         let [scope, nll, kl] = figures;
-        let total = self.loss.scope * scope + self.loss.edit * nll + self.loss.locality * kl;
+        let CounterfactualLoss { edit, locality, .. } = self.loss.counterfactual;
+        let total = self.loss.classifier.scope * scope + edit * nll + locality * kl;
         let figures = vec![("loss", total), ("scope", scope), ("edit_nll", nll), ("locality_kl", kl)];
         Ok(learned::Loss { gradients: sum.grads(), figures })
     }
@@ -403,21 +522,22 @@ impl LearnedEditor for SeracTrainer {
     /// locality prompts, and mined ones among the questions of the other records). Balanced: the mean of the two shares.
     fn examine(&self, records: &[EditRecord]) -> Result<Vec<(&'static str, f64)>> {
         let route = self.route()?;
-        let mut rng = random::stream(0, "examine", 0);
-        let others: Vec<&EditRecord> = records.iter().collect();
-        let texts: Vec<&str> = others.iter().map(|record| record.prompt.as_str()).collect();
+        let texts: Vec<&str> = records.iter().map(|record| record.prompt.as_str()).collect();
         let near = match records.len() {
             0 => vec![],
-            count => nearest(self.serac.reader.embed(&texts)?, &self.serac.reader.embed(&texts)?, count.min(40)),
+            count => nearest(self.serac.reader.embed(&texts)?, &self.serac.reader.embed(&texts)?, count.min(NEAR[0])),
         };
         let (mut right, mut all) = ([0usize; 2], [0usize; 2]);
-        for (record, near) in records.iter().zip(near) {
+        for (number, (record, near)) in records.iter().zip(near).enumerate() {
             let request = EditRequest::from(record);
-            let about = |text: &str| record.subject.as_ref().is_some_and(|subject| text.contains(subject.as_str()));
+            let about = |text: &str| record.subject.as_ref().is_some_and(|subject| unicode::contains(text, subject));
             let mined =
                 near.iter().map(|&(other, _)| texts[other]).filter(|text| !about(text) && *text != record.prompt);
-            let mined: Vec<&str> = mined.take(20).collect();
-            let mined = mined.sample(&mut rng, 4).copied();
+            let statement = request.statement();
+            let mined = mined.filter(|text| self.readable(&statement, text).is_ok());
+            let mined: Vec<&str> = mined.take(NEAR[1]).collect();
+            let mut rng = random::stream(0, "examine", number as u64);
+            let mined = mined.sample(&mut rng, NEAR[2]).copied();
             let inside: Vec<String> = in_scope(record).into_iter().map(|(prompt, _)| prompt.to_owned()).collect();
             let outside = record.locality.values().flatten().map(|probe| probe.prompt.as_str()).chain(mined);
             let outside: Vec<String> = outside.map(str::to_owned).collect();
@@ -428,7 +548,7 @@ impl LearnedEditor for SeracTrainer {
                     continue;
                 }
                 let scopes = route.scopes(std::slice::from_ref(&request), &memory.keys, &prompts)?;
-                let said_in = |scope: f64| scope > self.serac.settings.threshold;
+                let said_in = |scope: f64| scope > self.serac.settings.hard.threshold;
                 right[part] += scopes.iter().filter(|(_, scope)| said_in(*scope) == (part == 0)).count();
                 all[part] += scopes.len();
             }

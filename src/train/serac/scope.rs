@@ -7,11 +7,20 @@
 use burn::tensor::{Tensor, TensorData, activation};
 
 use super::Asked;
+use crate::data::unicode;
 use crate::error::Result;
 use crate::network::serac::Serac;
 
-/// Least distance of a negative: what lies nearer counts as this near, so that its loss is finite.
+/// Least distance of a negative: what lies nearer counts as this near, so that its loss is finite: −ln(1 − e^(−1e-4)) = 9.2.
 const NEAREST: f64 = 1e-4;
+
+/// What positives and negatives weigh together: each side one half, so that always saying the same costs as much either way.
+const SIDE: f64 = 0.5;
+
+/// What hard negatives and other records' questions weigh, where there are both: each half of their side. In a batch of n edits there
+/// are about n² of the others and n of the hard ones: counted alike, a batch would teach nothing but the easy ones. Where there is but
+/// one kind, the whole side is its.
+const KIND: f64 = 0.5 * SIDE;
 
 /// The classifier's loss on all pairs of the edits and the questions of a batch. Out of scope of an edit are its own near
 /// questions and mined ones, which count for half of the negatives, and the questions of the others, where they do not name its subject.
@@ -36,7 +45,7 @@ pub(super) fn by_embedding(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> 
         _ => {
             let text = questions[question];
             let own = asked[edit].in_scope.iter().any(|(prompt, _)| prompt == text);
-            let same = asked[edit].subject.as_ref().is_some_and(|subject| text.contains(subject.as_str()));
+            let same = asked[edit].subject.as_ref().is_some_and(|subject| unicode::contains(text, subject));
             if own || same { 0 } else { 3 }
         }
     };
@@ -45,9 +54,9 @@ pub(super) fn by_embedding(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> 
     let of_kind = |kind: usize| kinds.iter().filter(|&&known| known == kind).count() as f64;
     let (positives, hard, others) = (of_kind(1), of_kind(2), of_kind(3));
     let (hard_share, other_share) = match (hard > 0.0, others > 0.0) {
-        (true, true) => (0.25, 0.25),
-        (true, false) => (0.5, 0.0),
-        _ => (0.0, 0.5),
+        (true, true) => (KIND, KIND),
+        (true, false) => (SIDE, 0.0),
+        _ => (0.0, SIDE),
     };
     let device = serac.network.classifier.head.weight.val().device().inner();
     let weights = |weight: [f64; 4]| {
@@ -64,7 +73,7 @@ pub(super) fn by_embedding(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> 
     let embedded = embedded.slice([edits..edits + count, 0..dimensions]);
     let distances = serac.distances(statements, embedded);
     let place = (&device, distances.dtype());
-    let positive = Tensor::<2>::from_data(weights([0.0, 0.5 / positives.max(1.0), 0.0, 0.0]), place);
+    let positive = Tensor::<2>::from_data(weights([0.0, SIDE / positives.max(1.0), 0.0, 0.0]), place);
     let negative =
         Tensor::<2>::from_data(weights([0.0, 0.0, hard_share / hard.max(1.0), other_share / others.max(1.0)]), place);
     // −ln s = x and −ln(1 − s) = −ln(1 − e^(−x)), for x = σ‖e − q‖².
@@ -79,7 +88,7 @@ pub(super) fn by_pairs(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> {
         let other = &asked[(number + 1) % asked.len()];
         let foreign = other.in_scope.iter().take(usize::from(asked.len() > 1)).map(|(question, _)| question);
         let foreign =
-            foreign.filter(|text| edit.subject.as_ref().is_none_or(|subject| !text.contains(subject.as_str())));
+            foreign.filter(|text| edit.subject.as_ref().is_none_or(|subject| !unicode::contains(text, subject)));
         let negatives = edit.out_of_scope.iter().chain(&edit.mined).map(|probe| &probe.prompt).chain(foreign);
         for (question, label) in edit
             .in_scope
@@ -87,14 +96,19 @@ pub(super) fn by_pairs(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> {
             .map(|(question, _)| (question, true))
             .chain(negatives.map(|question| (question, false)))
         {
-            rows.push(serac.reader.row(&edit.statement, Some(question))?);
+            let row = serac.reader.row(&edit.statement, Some(question))?;
+            // Another record's question may be too long beside this edit.
+            if !label && serac.reader.context().is_some_and(|context| row.0.len() > context) {
+                continue;
+            }
+            rows.push(row);
             labels.push(label);
         }
     }
     let logits = serac.pairs(&rows)?;
     let positives = labels.iter().filter(|label| **label).count().max(1) as f64;
     let negatives = labels.iter().filter(|label| !**label).count().max(1) as f64;
-    let weights: Vec<f64> = labels.iter().map(|&label| 0.5 / if label { positives } else { negatives }).collect();
+    let weights: Vec<f64> = labels.iter().map(|&label| SIDE / if label { positives } else { negatives }).collect();
     // −ln σ(z) = softplus(−z), −ln(1 − σ(z)) = softplus(z).
     let signs: Vec<f64> = labels.iter().map(|&label| if label { -1.0 } else { 1.0 }).collect();
     let place = (&logits.device().inner(), logits.dtype());
