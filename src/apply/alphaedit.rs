@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Editor;
 use super::association::{Association, defaults_of_many};
-use super::contexts::Sampled;
+use super::contexts::{self, Sampled};
 use super::memit::{Spread, singular, spread};
 use super::prepared::{Prepared, columns, tensor};
 use crate::edit::{Change, Edit, EditRequest, Edited};
@@ -55,8 +55,8 @@ impl super::Settings for Settings {
         defaults_of_many()
     }
 
-    fn check_parts(table: &toml::Table, origin: &str) -> Result<()> {
-        Association::check(table, origin)
+    fn check_used(&self, given: &toml::Table) -> Result<()> {
+        contexts::check_used(given)
     }
 
     fn layers(&self) -> (&'static str, &[usize]) {

@@ -5,7 +5,6 @@ use toml::Table;
 
 use super::contexts::Sampled;
 use super::value::Descent;
-use crate::error::Result;
 
 /// The settings of an association: where it goes, how its value is found, and what keeps other keys still.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,15 +32,6 @@ impl Association {
     /// The context templates, and how they are sampled where there are none.
     pub fn contexts(&mut self) -> (&mut Vec<String>, &Sampled) {
         (&mut self.context_templates, &self.context)
-    }
-
-    /// Reads only these keys: an error in a part of a settings type would else not name its key.
-    ///
-    /// # Errors
-    /// A value of the wrong type.
-    pub(super) fn check(table: &Table, origin: &str) -> Result<()> {
-        crate::config::parse_under::<Descent>("editor", table.clone().into(), origin)?;
-        crate::config::parse_under::<Association>("editor", table.clone().into(), origin).map(drop)
     }
 }
 

@@ -26,6 +26,20 @@ pub struct Sampled {
     pub seed: u64,
 }
 
+/// Refuses contexts that are given and to be sampled: one of the two would do nothing.
+///
+/// # Errors
+/// Both keys are there.
+pub(super) fn check_used(given: &toml::Table) -> Result<()> {
+    let templates = given.get("context_templates").and_then(toml::Value::as_array);
+    match (templates.is_some_and(|templates| !templates.is_empty()), given.contains_key("context")) {
+        (true, true) => Err(Error::Config(
+            "editor.context: editor.context_templates are given, so none is sampled; leave one of the two out".into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// The templates of an editor: those it was given, else sampled ones. Each holds one `{}`, where the prompt stands.
 ///
 /// # Errors

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Editor;
 use super::prepared::{Prepared, check, of_request, precision};
+use crate::config::choice::{self, fields};
 use crate::data::text as documents;
 use crate::edit::score::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
@@ -37,7 +38,6 @@ pub(super) const NAME: &str = "fine_tuning";
 
 /// `[editor]` of a fine-tuning config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The layers.
     pub layers: Vec<usize>,
@@ -64,21 +64,33 @@ pub struct Settings {
     /// λ: how much the texts of `locality` count.
     #[serde(default)]
     pub kl: f64,
-    /// A file of texts that the model is held to; needed where `kl` is not 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub locality: Option<String>,
-    /// Texts of that file that a step draws.
-    #[serde(default = "locality_texts")]
-    pub locality_texts: usize,
-    /// The key that holds the text where `locality` is JSON.
-    #[serde(default = "locality_field")]
-    pub locality_field: String,
-    /// The seed of these draws.
-    #[serde(default)]
-    pub seed: u64,
+    /// Of the KL term.
+    #[serde(flatten)]
+    pub held: Held,
     /// Which positions the loss reads.
     #[serde(default)]
     pub compat: Compat,
+}
+
+/// Keys of a `kl` above 0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Held {
+    /// A file of texts that the model is held to; it must be given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locality: Option<String>,
+    /// Texts of that file that a step draws.
+    pub locality_texts: usize,
+    /// The key that holds the text where `locality` is JSON.
+    pub locality_field: String,
+    /// The seed of these draws.
+    pub seed: u64,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Held { locality: None, locality_texts: 8, locality_field: "text".into(), seed: 0 }
+    }
 }
 
 /// Texts that are read of a file of locality, and tokens of each: enough that steps seldom meet a text again, and as long as the prompts that
@@ -121,20 +133,20 @@ fn steps() -> usize {
 fn early_stop() -> f64 {
     1e-2
 }
-fn locality_texts() -> usize {
-    8
-}
-fn locality_field() -> String {
-    "text".into()
-}
 
 impl super::Settings for Settings {
+    fn check_used(&self, given: &toml::Table) -> Result<()> {
+        let (none, some) = ("0".to_owned(), "a number above 0".to_owned());
+        let chosen = if self.kl > 0.0 { &some } else { &none };
+        choice::refuse("editor", given, ("kl", chosen), &[(none.clone(), &[]), (some.clone(), fields::<Held>())])
+    }
+
     fn layers(&self) -> (&'static str, &[usize]) {
         ("layers", &self.layers)
     }
 
     fn seed(&self) -> u64 {
-        self.seed
+        self.held.seed
     }
 
     fn editor(self: Box<Self>, prepared: Prepared, model: &Arc<Model>, folder: &Path) -> Result<Box<dyn Editor>> {
@@ -147,10 +159,11 @@ impl Settings {
     /// The beginnings of the texts that the model is held to.
     fn held(&self, model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
         let mut held = vec![];
-        if let Some(file) = self.locality.as_ref().filter(|_| self.kl > 0.0) {
+        if let Some(file) = self.held.locality.as_ref().filter(|_| self.kl > 0.0) {
             let (most, length) = LOCALITY;
-            let texts = documents::Texts { files: vec![paths::file(file, folder)], field: self.locality_field.clone() };
-            texts.shuffled(self.seed, &mut |text| {
+            let texts =
+                documents::Texts { files: vec![paths::file(file, folder)], field: self.held.locality_field.clone() };
+            texts.shuffled(self.held.seed, &mut |text| {
                 let mut ids = model.tokenizer.encode_prompt(text.trim())?;
                 ids.truncate(length.min(model.decoder.spec.context));
                 held.push(ids);
@@ -171,7 +184,7 @@ pub struct FineTuning {
 }
 
 impl FineTuning {
-    /// `texts` are those of `settings.locality`, as tokens.
+    /// `texts` are those of `settings.held.locality`, as tokens.
     ///
     /// # Errors
     /// Settings out of range.
@@ -181,18 +194,12 @@ impl FineTuning {
         within("editor.learning_rate", settings.learning_rate, 0.0, 1e3)?;
         within("editor.early_stop", settings.early_stop, 0.0, 1e9)?;
         within("editor.kl", settings.kl, 0.0, 1e9)?;
-        within("editor.locality_texts", settings.locality_texts as f64, 1.0, 1e6)?;
+        within("editor.locality_texts", settings.held.locality_texts as f64, 1.0, 1e6)?;
         if let Some(most) = settings.norm_constraint {
             within("editor.norm_constraint", most, 0.0, 1e9)?;
         }
-        if let (Some(file), true) = (&settings.locality, settings.kl == 0.0) {
-            let message = format!(
-                "editor.locality = \"{file}\": with editor.kl = 0 no text is read; set editor.kl, or leave this out"
-            );
-            return Err(Error::Config(message));
-        }
         if settings.kl > 0.0 && texts.is_empty() {
-            return Err(Error::Config(match &settings.locality {
+            return Err(Error::Config(match &settings.held.locality {
                 None => "editor.kl: name a file of texts that the model is held to, editor.locality = \"FILE\"".into(),
                 Some(file) => format!("editor.locality = \"{file}\": there is no text in it"),
             }));
@@ -375,9 +382,9 @@ impl FineTuning {
         weights: &[Weight],
         step: usize,
     ) -> Result<(f64, WeightGradients)> {
-        let mut rng = random::stream(self.settings.seed, "locality", step as u64);
+        let mut rng = random::stream(self.settings.held.seed, "locality", step as u64);
         let drawn =
-            (0..self.settings.locality_texts).map(|_| self.texts[rng.random_range(0..self.texts.len())].clone());
+            (0..self.settings.held.locality_texts).map(|_| self.texts[rng.random_range(0..self.texts.len())].clone());
         let texts = Texts::new(model, lowest, drawn)?;
         let rows = texts.tokens.ids().iter().enumerate();
         let cells: Vec<(usize, usize)> =

@@ -18,8 +18,9 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use super::Editor;
-use super::contexts::{Sampled, templates};
+use super::contexts::{self, Sampled, templates};
 use super::prepared::{Prepared, check, of_request, precision};
+use crate::config::choice::{self, Choice, fields};
 use crate::edit::score::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
@@ -34,7 +35,6 @@ pub(super) const NAME: &str = "knowledge_neurons";
 
 /// `[editor]` of a knowledge-neurons config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The layers searched; all unless given.
     #[serde(default)]
@@ -58,15 +58,9 @@ pub struct Settings {
     /// What is done with them.
     #[serde(default)]
     pub operation: Operation,
-    /// λ₁: of the old answer's embedding, in rewriting.
-    #[serde(default = "one")]
-    pub old_weight: f64,
-    /// λ₂: of the new answer's embedding, in rewriting.
-    #[serde(default = "new_weight")]
-    pub new_weight: f64,
-    /// What the embeddings are measured in, in rewriting.
-    #[serde(default)]
-    pub scale: Scale,
+    /// Of rewriting.
+    #[serde(flatten)]
+    pub rewriting: Rewriting,
     /// Texts with `{}` where the prompt stands, for refinement; sampled where there are none.
     #[serde(default)]
     pub context_templates: Vec<String>,
@@ -86,6 +80,36 @@ pub enum Operation {
     /// The old answer's output embedding is taken off their rows, the new one's is added.
     #[default]
     Rewrite,
+}
+
+/// Keys of `operation = "rewrite"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rewriting {
+    /// λ₁: of the old answer's embedding.
+    pub old_weight: f64,
+    /// λ₂: of the new answer's embedding.
+    pub new_weight: f64,
+    /// What the embeddings are measured in.
+    pub scale: Scale,
+}
+
+impl Default for Rewriting {
+    fn default() -> Self {
+        Rewriting { old_weight: 1.0, new_weight: 8.0, scale: Scale::Paper }
+    }
+}
+
+impl Choice for Operation {
+    const KEY: &'static str = "operation";
+    const VALUES: &'static [Self] = &[Operation::Erase, Operation::Amplify, Operation::Rewrite];
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Operation::Erase | Operation::Amplify => &[],
+            Operation::Rewrite => fields::<Rewriting>(),
+        }
+    }
 }
 
 /// What both answers' output embeddings are measured in when they are written into a neuron's row w.
@@ -109,17 +133,16 @@ fn threshold() -> f64 {
 fn share() -> f64 {
     0.5
 }
-fn one() -> f64 {
-    1.0
-}
-fn new_weight() -> f64 {
-    8.0
-}
 fn context() -> Sampled {
     Sampled { lengths: vec![], starts: vec![], seed: 0 }
 }
 
 impl super::Settings for Settings {
+    fn check_used(&self, given: &toml::Table) -> Result<()> {
+        choice::check("editor", given, self.operation)?;
+        contexts::check_used(given)
+    }
+
     fn layers(&self) -> (&'static str, &[usize]) {
         ("layers", &self.layers)
     }
@@ -162,8 +185,8 @@ impl KnowledgeNeurons {
         within("editor.steps", settings.steps as f64, 1.0, 1e6)?;
         within("editor.threshold", settings.threshold, 0.0, 1.0)?;
         within("editor.share", settings.share, 0.0, 1.0)?;
-        within("editor.old_weight", settings.old_weight, -1e6, 1e6)?;
-        within("editor.new_weight", settings.new_weight, -1e6, 1e6)?;
+        within("editor.old_weight", settings.rewriting.old_weight, -1e6, 1e6)?;
+        within("editor.new_weight", settings.rewriting.new_weight, -1e6, 1e6)?;
         Ok(KnowledgeNeurons { settings, prepared })
     }
 
@@ -256,7 +279,7 @@ impl KnowledgeNeurons {
                 None => decoder.embedding.val().select(0, index),
             };
             let row = row.cast(dtype);
-            match self.settings.scale {
+            match self.settings.rewriting.scale {
                 Scale::Paper => row,
                 Scale::Row => row.clone() * size(row).recip(),
             }
@@ -272,9 +295,9 @@ impl KnowledgeNeurons {
                 Operation::Erase => rows.neg(),
                 Operation::Amplify => rows,
                 Operation::Rewrite => {
-                    let direction = embedding(new).mul_scalar(self.settings.new_weight)
-                        - embedding(old).mul_scalar(self.settings.old_weight);
-                    match self.settings.scale {
+                    let direction = embedding(new).mul_scalar(self.settings.rewriting.new_weight)
+                        - embedding(old).mul_scalar(self.settings.rewriting.old_weight);
+                    match self.settings.rewriting.scale {
                         Scale::Paper => direction.repeat_dim(0, mine.len()),
                         Scale::Row => size(rows) * direction,
                     }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Editor;
 use super::association::{Association, defaults_of_many};
-use super::contexts::{Posed, Sampled, templates};
+use super::contexts::{self, Posed, Sampled, templates};
 use super::prepared::{Prepared, Progress, check, columns, of_request, tensor};
 use super::value::{Cone, Measured, descend};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
@@ -60,8 +60,8 @@ impl super::Settings for Settings {
         defaults_of_many()
     }
 
-    fn check_parts(table: &toml::Table, origin: &str) -> Result<()> {
-        Association::check(table, origin)
+    fn check_used(&self, given: &toml::Table) -> Result<()> {
+        contexts::check_used(given)
     }
 
     fn layers(&self) -> (&'static str, &[usize]) {

@@ -12,7 +12,7 @@ use faer::Mat;
 use serde::{Deserialize, Serialize};
 
 use super::association::Association;
-use super::contexts::{Posed, Sampled, templates};
+use super::contexts::{self, Posed, Sampled, templates};
 use super::prepared::{check, of_request, precision};
 use super::value::{Cone, Found, Measured, descend};
 use super::{Editor, Prepared};
@@ -54,8 +54,8 @@ impl super::Settings for Settings {
         }
     }
 
-    fn check_parts(table: &toml::Table, origin: &str) -> Result<()> {
-        Association::check(table, origin)
+    fn check_used(&self, given: &toml::Table) -> Result<()> {
+        contexts::check_used(given)
     }
 
     fn layers(&self) -> (&'static str, &[usize]) {

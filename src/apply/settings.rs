@@ -12,7 +12,7 @@ use super::Editor;
 use super::contexts::{self, Sampled};
 use super::methods::{Made, find};
 use super::prepared::{Prepared, Progress};
-use crate::config;
+use crate::config::choice;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -29,15 +29,12 @@ pub trait Settings: fmt::Debug + Send + Sync {
         Table::new()
     }
 
-    /// Sees to the parts that the type is made of, so that an error in one of them names its key.
+    /// Refuses what the settings' own choices make of no use, among the keys that were `given`.
     ///
     /// # Errors
-    /// A value of the wrong type.
-    fn check_parts(table: &Table, origin: &str) -> Result<()>
-    where
-        Self: Sized,
-    {
-        let _ = (table, origin);
+    /// Names the key, and the choice that does not use it.
+    fn check_used(&self, given: &Table) -> Result<()> {
+        let _ = given;
         Ok(())
     }
 
@@ -150,22 +147,13 @@ pub(super) fn read<S: Settings + DeserializeOwned + Serialize + 'static>(
 /// A method's settings out of its section; `origin` names its file in errors.
 ///
 /// # Errors
-/// Keys that the method does not have, values of the wrong type.
-pub fn settings<S: Settings + DeserializeOwned + Serialize>(mut table: Table, origin: &str) -> Result<S> {
-    let given: Vec<String> = table.keys().cloned().collect();
+/// Keys that the method does not have or use, values of the wrong type.
+pub fn settings<S: Settings + DeserializeOwned + Serialize>(given: Table, origin: &str) -> Result<S> {
+    let mut whole = given.clone();
     for (key, value) in S::defaults() {
-        table.entry(key).or_insert(value);
+        whole.entry(key).or_insert(value);
     }
-    S::check_parts(&table, origin)?;
-    let settings: S = config::parse_under("editor", table.into(), origin)?;
-    // serde lets keys pass that no part of a type has. What was read, written down again, has every key that there is.
-    let known = serde_json::to_value(&settings).ok();
-    let known: Vec<&String> = known.iter().filter_map(|value| value.as_object()).flat_map(|map| map.keys()).collect();
-    match given.iter().find(|key| !known.contains(key)) {
-        None => Ok(settings),
-        Some(key) => {
-            let known: Vec<&str> = known.into_iter().map(String::as_str).collect();
-            Err(Error::Config(format!("{origin}: editor.{key}: {}", config::unknown("key", key, &known))))
-        }
-    }
+    let settings: S = choice::read("editor", &whole, origin)?;
+    settings.check_used(&given)?;
+    Ok(settings)
 }

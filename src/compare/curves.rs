@@ -17,6 +17,9 @@ use crate::evaluate::probes::Limits;
 use crate::evaluate::{ProbeRow, Summary, probe_table, summarize};
 use crate::{files, parallel};
 
+/// Records whose probes are asked together: enough to fill a batch, and the same on any number of cores.
+const TOGETHER: usize = 32;
+
 /// A model has collapsed where its perplexity is this many times the unedited one's.
 const COLLAPSE: f64 = 10.0;
 
@@ -189,8 +192,8 @@ fn ask(base: &Edited, after: &Edited, records: &[EditRecord], lost: &BTreeMap<us
     let made: Vec<(usize, &EditRecord)> =
         records.iter().enumerate().filter(|(number, _)| !lost.contains_key(number)).collect();
     let limits = Limits { rephrases: 1, per_class: 1, rivals: false };
-    let parts = made.len().div_ceil(parallel::parts(&base.base().decoder.device())).max(1);
-    let tables = parallel::run(made.chunks(parts).collect(), |part: &[(usize, &EditRecord)]| {
+    let parts = made.chunks(TOGETHER).collect();
+    let tables = parallel::each(&base.base().decoder.device(), parts, |part: &[(usize, &EditRecord)]| {
         let together = probe_table(base, after, part, limits);
         let Err(error) = together else { return together };
         fault(error)?;

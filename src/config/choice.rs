@@ -93,7 +93,11 @@ pub fn read<T: DeserializeOwned + Serialize>(section: &str, given: &Table, origi
     let settings: T = parse_under(section, given.clone().into(), origin).map_err(|error| {
         let read = |table: &Table| <T as serde::Deserialize>::deserialize(Value::Table(table.clone()));
         let wrong = |table: &Table| read(table).err().map(|error| error.to_string());
-        match (culprit(given, &wrong), wrong(given)) {
+        // Where nothing is flattened serde names the key itself, down to its parts.
+        let whole = Value::Table(given.clone());
+        let named = serde_path_to_error::deserialize::<_, T>(whole).err().map(|error| error.path().to_string());
+        let named = named.is_some_and(|path| path != ".");
+        match (culprit(given, &wrong).filter(|_| !named), wrong(given)) {
             (Some(key), Some(message)) => {
                 Error::Config(format!("{origin}: {}: {}", joined(section, &key), explain(&message)))
             }

@@ -27,7 +27,7 @@ use crate::common::{difference, model, settings_of, values};
 
 const PROMPT: &str = "The river that runs through Ost is the";
 
-fn request() -> EditRequest {
+pub fn request() -> EditRequest {
     EditRequest { subject: Some("Ost".into()), ..EditRequest::new(PROMPT, "Vell") }
 }
 
@@ -36,7 +36,7 @@ fn random(rows: usize, columns: usize, stream: u64) -> Mat<f64> {
     Mat::from_fn(rows, columns, |_, _| rng.random::<f64>() - 0.5)
 }
 
-fn prepared(statistics: Option<Statistics>) -> Prepared {
+pub fn prepared(statistics: Option<Statistics>) -> Prepared {
     Prepared { statistics, seed: 0, progress: Box::new(|_| {}) }
 }
 
@@ -83,7 +83,7 @@ fn texts(folder: &tempfile::TempDir, lines: usize) -> Texts {
     Texts { files: vec![path], field: "text".into() }
 }
 
-fn statistics(model: &Model, layers: &[usize]) -> Statistics {
+pub fn statistics(model: &Model, layers: &[usize]) -> Statistics {
     let folder = tempfile::tempdir().unwrap();
     let mut moments = Moments::empty(header(model, 16, layers));
     let settings = Collect::default();

@@ -160,6 +160,5 @@ fn settings_that_cannot_be_are_refused() {
         assert!(error.contains(word), "{error}");
     };
     refused("early_stop = nan", "editor.early_stop = NaN");
-    refused("locality = \"nofile\"", "editor.locality = \"nofile\": with editor.kl = 0 no text is read");
     refused("kl = 1.0", "name a file of texts");
 }

@@ -12,6 +12,7 @@ mod protocols;
 mod sampling;
 mod serac;
 mod sets;
+mod settings;
 mod stack;
 mod taps;
 mod tokens;

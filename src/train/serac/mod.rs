@@ -373,7 +373,7 @@ impl SeracTrainer {
 
 fn too_long(tokens: usize, context: usize, network: &str) -> Error {
     Error::Input(format!(
-        "edit, question and answer are {tokens} tokens together, more than the {context} of the {network}'s context; shorten it or \
+        "edit, question and answer are {tokens} tokens together, more than the {network}'s context of {context}; shorten it or \
          leave it out"
     ))
 }
