@@ -8,7 +8,7 @@
 //! let model = Arc::new(Model::load("pocket", &Device::flex(), DType::F32)?);
 //! let mend = Archive::open(Path::new("checkpoints/mend-pocket"))?.editor(&model, false, &Device::flex())?;
 //! let base = Edited::new(model);
-//! let edited = base.with(mend.edit(&base, &[EditRequest::new("The city of Lyon lies in", "Japan")], 0)?)?;
+//! let edited = base.with(mend.edit(&base, &[EditRequest::new("The city of Lyon lies in", "Japan")])?)?;
 //! println!("{:?}", edited.next_tokens(&edited.base().tokenizer.encode("In which country is Lyon?")?, 5)?);
 //! # Ok(())
 //! # }

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::methods::by_name;
-use crate::archive::{Archive, Trained};
+use super::methods::consults;
+use crate::archive::Archive;
 use crate::edit::{Change, Edit, Memory, Route};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -39,18 +39,18 @@ pub fn bind(edit: Edit, model: &Arc<Model>, elsewhere: Elsewhere<'_>, allow_othe
     let Some(name) = memory.needs["method"].as_str() else {
         return Err(Error::Input("the memory names no method that consults it".into()));
     };
-    let Some(consults) = by_name(name).and_then(|method| method.consults) else {
+    let Some(consults) = consults(name) else {
         return Err(Error::Input(format!("it is a memory of \"{name}\", which nothing here consults")));
     };
     let route = consults(&edit, memory, &Search { model, elsewhere, allow_other_base })?;
     Ok(edit.bound(route))
 }
 
-/// SERAC's networks, from the archive that a memory names.
+/// The networks of an editor that learned, from the archive that a memory names.
 ///
 /// # Errors
 /// An archive that is not there, or another than the memory was made with.
-pub(super) fn serac_route(_: &Edit, memory: &Memory, search: &Search<'_>) -> Result<Arc<dyn Route>> {
+pub(super) fn from_archive(_: &Edit, memory: &Memory, search: &Search<'_>) -> Result<Arc<dyn Route>> {
     let needs = &memory.needs;
     let (Some(named), Some(wanted)) = (needs["archive"].as_str(), needs["fingerprint"].as_str()) else {
         return Err(Error::Input(
@@ -82,10 +82,8 @@ pub(super) fn serac_route(_: &Edit, memory: &Memory, search: &Search<'_>) -> Res
             folder.display()
         )));
     }
-    match archive.editor(search.model, search.allow_other_base, &search.model.decoder.device())? {
-        Trained::Serac(route, _) => Ok(route),
-        Trained::Mend(_) => {
-            Err(Error::Input(format!("{} is an archive of MEND, which has no memory", folder.display())))
-        }
-    }
+    let editor = archive.editor(search.model, search.allow_other_base, &search.model.decoder.device())?;
+    let wrong =
+        || Error::Input(format!("{} is an archive of {}, which has no memory", folder.display(), editor.describe().0));
+    editor.route().ok_or_else(wrong)
 }

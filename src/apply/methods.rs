@@ -1,4 +1,5 @@
-//! All editors, by the names that configs, edits and memories know them by. Another editor is a line here, a file of its own and a config.
+//! The editors that need no training, by the names that configs, edits and memories know them by. Another one is a line here, a file
+//! of its own and a config.
 
 use std::sync::Arc;
 
@@ -6,53 +7,38 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::memory::{Search, serac_route};
+use super::memory::{Search, from_archive};
 use super::settings::{Settings, read};
 use super::{alphaedit, emmet, fine_tuning, ike, knowledge_neurons, lookup, memit, rome};
 use crate::edit::{Edit, Memory, Route};
 use crate::error::{Error, Result};
-use crate::network::{mend, serac};
+use crate::network::learned;
 
-/// A method by its name.
+/// An editor that needs no training: its section `[editor]` is all it takes.
 #[derive(Debug)]
 pub(super) struct Method {
     pub name: &'static str,
-    pub made: Made,
+    pub read: fn(Table, &str) -> Result<Box<dyn Settings>>,
     /// What finds the consultant of a memory that it made and that was read from a file; nothing where it makes no memories.
     pub consults: Option<Consults>,
-}
-
-/// Where an editor comes from.
-#[derive(Debug)]
-pub(super) enum Made {
-    /// Its section `[editor]` is all it takes.
-    FromSettings(fn(Table, &str) -> Result<Box<dyn Settings>>),
-    /// `emend train` makes it.
-    ByTraining,
 }
 
 /// See [`Method::consults`].
 pub(super) type Consults = fn(&Edit, &Memory, &Search<'_>) -> Result<Arc<dyn Route>>;
 
-static METHODS: [Method; 10] = [
-    untrained::<fine_tuning::Settings>(fine_tuning::NAME),
-    untrained::<rome::Settings>(rome::NAME),
-    untrained::<memit::Settings>(memit::NAME),
-    untrained::<emmet::Settings>(emmet::NAME),
-    untrained::<alphaedit::Settings>(alphaedit::NAME),
-    untrained::<knowledge_neurons::Settings>(knowledge_neurons::NAME),
-    untrained::<ike::Settings>(ike::NAME).consulted_by(ike::route),
-    untrained::<lookup::Settings>(lookup::NAME).consulted_by(lookup::route),
-    trained(mend::NAME),
-    trained(serac::NAME).consulted_by(serac_route),
+static METHODS: [Method; 8] = [
+    method::<fine_tuning::Settings>(fine_tuning::NAME),
+    method::<rome::Settings>(rome::NAME),
+    method::<memit::Settings>(memit::NAME),
+    method::<emmet::Settings>(emmet::NAME),
+    method::<alphaedit::Settings>(alphaedit::NAME),
+    method::<knowledge_neurons::Settings>(knowledge_neurons::NAME),
+    method::<ike::Settings>(ike::NAME).consulted_by(ike::route),
+    method::<lookup::Settings>(lookup::NAME).consulted_by(lookup::route),
 ];
 
-const fn untrained<S: Settings + DeserializeOwned + Serialize + 'static>(name: &'static str) -> Method {
-    Method { name, made: Made::FromSettings(read::<S>), consults: None }
-}
-
-const fn trained(name: &'static str) -> Method {
-    Method { name, made: Made::ByTraining, consults: None }
+const fn method<S: Settings + DeserializeOwned + Serialize + 'static>(name: &'static str) -> Method {
+    Method { name, read: read::<S>, consults: None }
 }
 
 impl Method {
@@ -64,20 +50,25 @@ impl Method {
 /// The method that `editor.method` names; `origin` names the file in errors.
 ///
 /// # Errors
-/// No method, or one that is not known.
+/// No method, one that is not known, or one that is made by training.
 pub(super) fn find(named: Option<Value>, origin: &str) -> Result<&'static Method> {
-    let known = || {
-        let untrained = METHODS.iter().filter(|method| matches!(method.made, Made::FromSettings(_)));
-        untrained.map(|method| format!("\"{}\"", method.name)).collect::<Vec<_>>().join(", ")
-    };
+    let known = || METHODS.iter().map(|method| format!("\"{}\"", method.name)).collect::<Vec<_>>().join(", ");
     let Some(named) = named else {
         return Err(Error::Config(format!("{origin}: editor.method is missing; known: {}", known())));
     };
+    if named.as_str().is_some_and(|name| learned::METHODS.contains(&name)) {
+        return Err(Error::Config(format!(
+            "{origin}: editor.method = {named}: `emend train` makes this editor, `emend apply --archive` uses it"
+        )));
+    }
     let method = METHODS.iter().find(|method| named.as_str() == Some(method.name));
     method.ok_or_else(|| Error::Config(format!("{origin}: editor.method = {named} is not known; known: {}", known())))
 }
 
-/// The method of a name, where there is one.
-pub(super) fn by_name(name: &str) -> Option<&'static Method> {
-    find(Some(Value::String(name.to_owned())), "").ok()
+/// What finds the consultant of a memory of this method, where there is one.
+pub(super) fn consults(name: &str) -> Option<Consults> {
+    if learned::METHODS.contains(&name) {
+        return Some(from_archive);
+    }
+    METHODS.iter().find(|method| method.name == name)?.consults
 }

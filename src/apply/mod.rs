@@ -14,7 +14,6 @@ mod methods;
 pub mod prepared;
 pub mod rome;
 mod settings;
-mod trained;
 pub mod value;
 
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use toml::Table;
 
 use super::Editor;
 use super::contexts::{self, Sampled};
-use super::methods::{Made, find};
+use super::methods::find;
 use super::prepared::{Prepared, Progress};
 use crate::config::choice;
 use crate::edit::Edited;
@@ -76,13 +76,7 @@ impl EditorSettings {
     /// A method that is not known or is made by training, or keys that it does not have.
     pub fn parse(mut table: Table, origin: &str) -> Result<Self> {
         let method = find(table.remove("method"), origin)?;
-        match method.made {
-            Made::FromSettings(read) => Ok(EditorSettings(read(table, origin)?)),
-            Made::ByTraining => Err(Error::Config(format!(
-                "{origin}: editor.method = \"{}\": `emend train` makes this editor, `emend apply --archive` uses it",
-                method.name
-            ))),
-        }
+        Ok(EditorSettings((method.read)(table, origin)?))
     }
 
     /// Where the statistics lie: beside the config, in `folder`, or from the working folder.

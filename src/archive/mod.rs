@@ -12,13 +12,12 @@ use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use crate::config::choice::unread;
-use crate::edit::{Edit, EditRequest, Edited};
+use crate::edit::Editor;
 use crate::error::{Error, Result};
 use crate::evaluate::Summary;
 use crate::model::Model;
-use crate::network::mend::{self, Mend};
-use crate::network::serac::{self, Serac, SeracRoute};
-use crate::tensors;
+pub use crate::network::learned::EditorSettings;
+use crate::network::learned::Stored;
 
 const FORMAT: &str = "archive/1";
 
@@ -48,40 +47,6 @@ pub struct Base {
     /// The element type it was computed in.
     #[serde(default)]
     pub dtype: crate::config::Precision,
-}
-
-/// `[editor]`, by its method.
-// There is one of them at a time: a box would save nothing.
-#[allow(clippy::large_enum_variant)]
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "method", rename_all = "lowercase")]
-pub enum EditorSettings {
-    /// MEND.
-    Mend(mend::Settings),
-    /// SERAC.
-    Serac(serac::Settings),
-}
-
-/// A trained editor for a model.
-#[derive(Clone)]
-pub enum Trained {
-    /// MEND.
-    Mend(Box<Mend>),
-    /// SERAC: its networks, and what a memory of theirs says of where they lie.
-    Serac(Arc<SeracRoute>, serde_json::Value),
-}
-
-impl Trained {
-    /// One edit that makes the model answer all requests.
-    ///
-    /// # Errors
-    /// A request that cannot be tokenised, is longer than the context, or of a form the editor was not trained on.
-    pub fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit> {
-        match self {
-            Trained::Mend(mend) => mend.edit(model, requests, seed),
-            Trained::Serac(route, needs) => route.edit(model, requests, needs.clone(), seed),
-        }
-    }
 }
 
 /// The best network of a training.
@@ -186,35 +151,17 @@ impl Archive {
     ///
     /// # Errors
     /// A model that is not the archive's base (unless `allow_other_base`), a network that does not fit.
-    pub fn editor(&self, model: &Arc<Model>, allow_other_base: bool, device: &Device) -> Result<Trained> {
+    pub fn editor(&self, model: &Arc<Model>, allow_other_base: bool, device: &Device) -> Result<Box<dyn Editor>> {
         if !allow_other_base {
             self.check_base(model)?;
         }
-        let place = (device, network_type(model.decoder.dtype()));
-        let path = Archive::network_path(&self.folder);
-        let wrong = |error: Error| match error {
-            Error::Input(message) => Error::file(&path, message),
-            other => other,
-        };
-        let described = |error: Error| Error::file(self.folder.join("archive.toml"), error);
-        match self.description.editor.clone() {
-            EditorSettings::Mend(settings) => {
-                let mend = Mend::new(settings, &model.decoder.spec, place).map_err(described)?;
-                let mut mend = mend.restored(tensors::read(&path)?).map_err(wrong)?;
-                mend.archive_fingerprint = Some(self.fingerprint()?);
-                Ok(Trained::Mend(Box::new(mend)))
-            }
-            EditorSettings::Serac(settings) => {
-                let serac = Serac::new(settings, model, place).map_err(described)?;
-                let serac = serac.restored(tensors::read(&path)?).map_err(wrong)?;
-                let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
-                let needs = serde_json::json!({
-                    "method": "serac",
-                    "archive": folder,
-                    "fingerprint": self.fingerprint()?,
-                });
-                Ok(Trained::Serac(serac.route()?, needs))
-            }
-        }
+        self.description.editor.editor(&Stored {
+            model,
+            place: (device, network_type(model.decoder.dtype())),
+            folder: &self.folder,
+            settings: &self.folder.join("archive.toml"),
+            network: &Archive::network_path(&self.folder),
+            fingerprint: self.fingerprint()?,
+        })
     }
 }

@@ -398,7 +398,7 @@ fn editor(args: &Args, device: &Device, bar: &ProgressBar) -> Result<(String, Ar
         let name = args.model.as_ref().unwrap_or(&base.path).clone();
         let model = Arc::new(Model::load(&name, device, base.dtype.into())?);
         let editor = archive.editor(&model, args.allow_other_base, device)?;
-        return Ok((name, model, Box::new(editor)));
+        return Ok((name, model, editor));
     }
     let path = args.config.clone().unwrap_or_default();
     let config = Config::read(&path, &args.sets)?;

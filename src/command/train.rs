@@ -9,9 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{keep_state, print, show_rows, state_is_kept, stop};
-use crate::archive::{Archive, Base, EditorSettings, network_type};
-use crate::config::beside;
-use crate::config::train::{Config, Loss};
+use crate::archive::{Base, network_type};
+use crate::config::train::Config;
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::data::world::Split;
@@ -21,16 +20,13 @@ use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
 use crate::evaluate::{Kind, ProbeRow, Side, balanced, sentiment, summarize};
 use crate::model::Model;
-use crate::network::mend::Mend;
-use crate::network::serac::{Form, Part, Serac, located};
 use crate::paths;
 use crate::process::peak_memory;
 use crate::report::figures;
 use crate::report::table::percent;
 use crate::train::learned::LearnedEditor;
-use crate::train::mend::MendTrainer;
+use crate::train::methods::{Beginning, Trainer};
 use crate::train::resume::claim_folder;
-use crate::train::serac::SeracTrainer;
 use crate::train::trainer::{EditTrainer, Event};
 
 /// Train an editor into an archive.
@@ -98,96 +94,17 @@ pub fn run(args: &Args) -> Result<()> {
         check_lengths(source, name, &model)?;
     }
 
-    let every = &config.train.every;
     let training = device.clone().autodiff();
-    training.seed(every.seed);
-    let network = (&training, network_type(model.decoder.dtype()));
-    // The start of an editor is added where there is one.
-    let made_of = BTreeMap::from([("data.test".to_owned(), test.fingerprint())]);
-    let mut run = Run { args, config: &config, base, train: &train, validation, test, made_of, folder, start };
-    match (config.editor.clone(), config.loss.clone()) {
-        (EditorSettings::Mend(settings), Loss::Mend(loss)) => {
-            let mend = Mend::new(settings, &model.decoder.spec, network)?;
-            let own = config.train.mend.clone().unwrap_or_default();
-            let (together, rate) = (every.edits_together, every.learning_rate);
-            run.train(MendTrainer::new(mend, run.base.clone(), loss, together, rate, own)?)
-        }
-        (EditorSettings::Serac(mut settings), Loss::Serac(loss)) => {
-            settings.classifier.encoder = located(&settings.classifier.encoder, place);
-            settings.counterfactual.model = located(&settings.counterfactual.model, place);
-            if !settings.forms.is_empty() {
-                return Err(Error::Config("editor.forms is filled in by the training; leave it out".into()));
-            }
-            settings.forms = forms(&train);
-            let mut serac = Serac::new(settings.clone(), &model, network)?;
-            if let Some(start) = &settings.start {
-                let archive = Archive::open(&beside(&args.config, start))?;
-                serac = started(serac, &archive)?;
-                run.made_of.insert("editor.start".into(), archive.fingerprint()?);
-            }
-            run.train(SeracTrainer::new(serac, run.base.clone(), loss, every.learning_rate)?)
-        }
-        _ => Err(Error::Config("[loss] is another editor's than [editor]".into())),
-    }
-}
-
-/// The forms of the edits in the data.
-fn forms(source: &Source) -> Vec<Form> {
-    let records = match source {
-        Source::World { .. } => return vec![Form::Answer],
-        Source::Records(records) => records.all(),
+    training.seed(config.train.seed);
+    let beginning = Beginning {
+        base: &base,
+        settings: &config.train,
+        place: (&training, network_type(model.decoder.dtype())),
+        source: &train,
+        folder: place,
     };
-    let forms: std::collections::BTreeSet<Form> =
-        records.iter().map(|record| Form::of(&EditRequest::from(record))).collect();
-    forms.into_iter().collect()
-}
-
-/// SERAC with the networks of an archive; what is trained differently there than here begins anew.
-fn started(serac: Serac, archive: &Archive) -> Result<Serac> {
-    let (own, EditorSettings::Serac(theirs)) = (serac.settings.clone(), &archive.description.editor) else {
-        return Err(Error::Config(format!("editor.start: {} is no archive of SERAC", archive.folder.display())));
-    };
-    let alike = [
-        (
-            "classifier.",
-            own.classifier.kind == theirs.classifier.kind
-                && own.classifier.tune == theirs.classifier.tune
-                && own.classifier.fingerprint == theirs.classifier.fingerprint
-                && own.classifier.embedding.dimensions == theirs.classifier.embedding.dimensions
-                && own.classifier.layers == theirs.classifier.layers,
-        ),
-        (
-            "counterfactual.",
-            own.counterfactual.tune == theirs.counterfactual.tune
-                && own.counterfactual.fingerprint == theirs.counterfactual.fingerprint,
-        ),
-    ];
-    if alike.iter().all(|(_, alike)| !alike) {
-        return Err(Error::Config(format!(
-            "editor.start: neither network of {} is built as the ones of this config",
-            archive.folder.display()
-        )));
-    }
-    // What is not trained here has to come from there.
-    let kept = match own.train {
-        Part::Both => None,
-        Part::Classifier => Some(&alike[1]),
-        Part::Counterfactual => Some(&alike[0]),
-    };
-    if let Some((part, false)) = kept {
-        return Err(Error::Config(format!(
-            "editor.start: {} has another {} than this config, and editor.train leaves it as it is there",
-            archive.folder.display(),
-            part.trim_end_matches('.')
-        )));
-    }
-    let mut tensors = serac.tensors();
-    for (name, tensor) in crate::tensors::read(&Archive::network_path(&archive.folder))? {
-        if alike.iter().any(|(part, alike)| *alike && name.starts_with(part)) {
-            tensors.insert(name, tensor);
-        }
-    }
-    serac.restored(tensors)
+    let run = Run { args, config: &config, base: base.clone(), train: &train, validation, test, folder, start };
+    config.editor.train(&beginning, run)
 }
 
 /// A training, whatever its editor.
@@ -198,15 +115,14 @@ struct Run<'a> {
     train: &'a Source,
     validation: Source,
     test: Source,
-    made_of: BTreeMap<String, String>,
     folder: PathBuf,
     start: Instant,
 }
 
-impl Run<'_> {
-    fn train<E: LearnedEditor>(&self, editor: E) -> Result<()> {
-        let Run { args, config, base, folder, start, .. } = self;
-        let (model, seed, every) = (base.base(), config.data.seed, &config.train.every);
+impl Trainer for Run<'_> {
+    fn train<E: LearnedEditor>(self, editor: E) -> Result<()> {
+        let Run { args, config, base, folder, start, .. } = &self;
+        let (model, seed, every) = (base.base(), config.data.seed, &config.train);
         let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: false };
         let validation = self.validation.fixed(seed, every.validation_records, limits.per_class);
         for (source, name) in [
@@ -225,8 +141,8 @@ impl Run<'_> {
                 fingerprint: model.fingerprint.clone(),
                 dtype: config.model.dtype,
             },
-            config: serde_json::to_value(config).unwrap_or_default(),
-            made_of: self.made_of.clone(),
+            config: config.written(),
+            made_of: BTreeMap::from([("data.test".to_owned(), self.test.fingerprint())]),
             train: self.train,
             validation: &validation,
             limits,
@@ -258,7 +174,7 @@ impl Run<'_> {
                 "editor": own.iter().map(|(name, share)| ((*name).to_owned(), json!(share))).collect::<serde_json::Map<_, _>>(),
                 "balanced": balanced(&rows, Side::After),
                 "sentiment": sentiment(&rows, Side::After),
-                "settings": config,
+                "settings": config.written(),
                 "fingerprint": model.fingerprint,
                 "seconds": seconds,
                 "peak_memory_bytes": peak_memory(),
@@ -349,7 +265,7 @@ fn three<E: LearnedEditor>(
         let mine: Vec<&ProbeRow> = rows.iter().filter(|row| row.record == record).collect();
         let Some(own) = test.get(record) else { break };
         let request = EditRequest::from(own);
-        let edit = trainer.editor.edit(base, &[request], trainer.settings.seed)?;
+        let edit = trainer.editor.edit(base, &[request])?;
         let after = base.with(edit)?;
         let of = |kind: Kind| mine.iter().filter(move |row| row.kind == kind).take(1);
         let chosen: Vec<&ProbeRow> =

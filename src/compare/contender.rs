@@ -77,8 +77,7 @@ impl<'a> Contender<'a> {
             MadeOf::Trained(archive) => {
                 // Another training under the same name is another editor.
                 network = Some(hash(&files::map(&Archive::network_path(&archive.folder))?));
-                let trained = archive.editor(model, false, &model.decoder.device());
-                trained.map(|trained| Box::new(trained) as Box<dyn Editor>)
+                archive.editor(model, false, &model.decoder.device())
             }
             MadeOf::Untrained(settings, folder) => {
                 settings.editor(model, &config.model.path, &folder, Box::new(|_| {}))

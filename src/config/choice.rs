@@ -47,7 +47,7 @@ pub fn refuse(section: &str, given: &Table, (key, chosen): (&str, &str), values:
 }
 
 /// A value as a config has it.
-fn written<T: Serialize>(value: &T) -> String {
+pub fn written<T: Serialize>(value: &T) -> String {
     serde_json::to_value(value).unwrap_or_default().to_string()
 }
 

@@ -3,70 +3,26 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use toml::Table;
 
-use super::choice::{self, Choice, fields};
+use super::choice::{self, Choice};
 use super::{ModelSection, within};
-use crate::archive::EditorSettings;
-use crate::error::{Error, Result};
-use crate::network;
+use crate::error::Result;
+use crate::train::methods::{Method, Sections, Trained};
 use crate::train::settings::Settings;
-use crate::train::{mend, serac};
 
 /// The whole file.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// The frozen base.
     pub model: ModelSection,
-    /// The editor.
-    pub editor: EditorSettings,
-    /// Its loss.
-    pub loss: Loss,
+    /// `[editor]`, `[loss]`, and the editor's own keys of `[train]`.
+    pub editor: Trained,
     /// What it learns from.
     pub data: Data,
-    /// How it learns.
-    pub train: Train,
-}
-
-/// `[train]`
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Train {
-    /// What every training has.
-    #[serde(flatten)]
-    pub every: Settings,
-    /// What MEND's has.
-    #[serde(flatten)]
-    pub mend: Option<mend::TrainSettings>,
-}
-
-/// The trained editors.
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Method {
-    Mend,
-    Serac,
-}
-
-impl Choice for Method {
-    const KEY: &'static str = "editor.method";
-    const VALUES: &'static [Self] = &[Method::Mend, Method::Serac];
-
-    /// Its keys in `[train]`.
-    fn keys(self) -> &'static [&'static str] {
-        match self {
-            Method::Mend => fields::<mend::TrainSettings>(),
-            Method::Serac => &[],
-        }
-    }
-}
-
-/// `[loss]`, by the editor's method.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum Loss {
-    /// MEND's.
-    Mend(mend::LossSettings),
-    /// SERAC's.
-    Serac(serac::LossSettings),
+    /// What `[train]` says of every training.
+    pub train: Settings,
 }
 
 /// `[data]`: `pocket`, a named set that `fetch` brings, or a path beside the config.
@@ -103,11 +59,11 @@ fn few() -> usize {
 #[serde(deny_unknown_fields)]
 struct File {
     model: ModelSection,
-    editor: toml::Table,
+    editor: Table,
     #[serde(default)]
-    loss: toml::Table,
+    loss: Table,
     data: Data,
-    train: toml::Table,
+    train: Table,
 }
 
 impl Config {
@@ -119,44 +75,37 @@ impl Config {
         let file: File = super::read(path, sets)?;
         let origin = path.display().to_string();
         let (mut editor, mut train) = (file.editor, file.train);
-        let method = method(&mut editor, &origin)?;
+        let method = Method::take(&mut editor, &origin)?;
         choice::check("train", &train, method)?;
         // The editor's own keys stand among those that every training has.
         let own = method.keys().iter().filter_map(|key| Some(((*key).to_owned(), train.remove(*key)?)));
-        let own: toml::Table = own.collect();
-        let (editor, loss, mend) = match method {
-            Method::Mend => {
-                let settings = network::mend::Settings::read(&editor, &origin)?;
-                let loss = mend::LossSettings::read(&file.loss, &origin)?;
-                (EditorSettings::Mend(settings), Loss::Mend(loss), Some(mend::TrainSettings::read(&own, &origin)?))
-            }
-            Method::Serac => {
-                let settings = network::serac::Settings::read(&editor, &origin)?;
-                let loss = serac::LossSettings::read(&file.loss, &settings, &origin)?;
-                (EditorSettings::Serac(settings), Loss::Serac(loss), None)
-            }
-        };
-        let train = Train { every: Settings::read(&train, &origin)?, mend };
-        let config = Config { model: file.model, editor, loss, data: file.data, train };
+        let own: Table = own.collect();
+        let sections = Sections { editor: &editor, loss: &file.loss, train: &own, origin: &origin };
+        let editor = Trained::read(method, &sections)?;
+        let train = Settings::read(&train, &origin)?;
+        let config = Config { model: file.model, editor, data: file.data, train };
         within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;
         within("data.per_class", config.data.per_class as f64, 0.0, 1e6)?;
         Ok(config)
     }
-}
 
-/// The method of `[editor]`, taken out of it.
-fn method(table: &mut toml::Table, origin: &str) -> Result<Method> {
-    let known = Method::VALUES.iter().map(|method| serde_json::json!(method).to_string());
-    let known = known.collect::<Vec<_>>().join(", ");
-    let Some(method) = table.remove("method") else {
-        let found: Vec<&str> = table.keys().map(String::as_str).collect();
-        let found = found.join(", ");
-        return Err(Error::Config(format!("{origin}: editor.method is missing (found: {found}); known: {known}")));
-    };
-    match method.as_str() {
-        Some("mend") => Ok(Method::Mend),
-        Some("serac") => Ok(Method::Serac),
-        _ => Err(Error::Config(format!("{origin}: editor.method = {method} is not known; known: {known}"))),
+    /// The file with every key and its value, section by section.
+    pub fn written(&self) -> Value {
+        let mut own = json!(self.editor);
+        let mut editor = json!({ "method": own["method"].take() });
+        let mut train = json!(self.train);
+        for (into, section) in [(&mut editor, own["editor"].take()), (&mut train, own["train"].take())] {
+            if let (Value::Object(into), Value::Object(section)) = (into, section) {
+                into.extend(section);
+            }
+        }
+        json!({
+            "model": self.model,
+            "editor": editor,
+            "loss": own["loss"].take(),
+            "data": self.data,
+            "train": train,
+        })
     }
 }
 

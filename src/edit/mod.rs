@@ -15,6 +15,7 @@ mod speaker;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,11 @@ pub trait Editor: Send + Sync {
     /// Whether its edits are memories: of two requests on one question the later then wins, where others refuse them.
     fn remembers(&self) -> bool {
         false
+    }
+
+    /// What consults its memories when they are read from a file; nothing where they hold all that consults them.
+    fn route(&self) -> Option<Arc<dyn Route>> {
+        None
     }
 
     /// The seed of its draws.

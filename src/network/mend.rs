@@ -9,10 +9,11 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::gradient_transform::{GradientTransform, Nonlinearity, Normalization, Normalizer};
+use super::learned::Stored;
 use super::parameters;
 use crate::config::choice::{self, Choice, fields};
 use crate::edit::score::{check_targets, target_log_probabilities};
-use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, RecordDeltas, WeightChange};
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::spec::DecoderSpec;
 use crate::model::tap::{NoTap, Role, Weight};
@@ -106,6 +107,15 @@ impl Settings {
         choice::check("editor", given, settings.normalization)?;
         choice::check("editor", given, settings.edit_rates)?;
         Ok(settings)
+    }
+
+    /// The editor of an archive.
+    pub(super) fn editor(&self, stored: &Stored<'_>) -> Result<Box<dyn Editor>> {
+        let mend = Mend::new(self.clone(), &stored.model.decoder.spec, stored.place);
+        let mend = mend.map_err(|error| stored.of_settings(error))?;
+        let mut mend = mend.restored(stored.tensors()?).map_err(|error| stored.of_network(error))?;
+        mend.archive_fingerprint = Some(stored.fingerprint.clone());
+        Ok(Box::new(mend))
     }
 }
 
@@ -371,36 +381,6 @@ impl Mend {
         deltas
     }
 
-    /// One edit that makes the model answer all requests.
-    ///
-    /// # Errors
-    /// A request that cannot be tokenised or is longer than the context.
-    pub fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit> {
-        let tokenizer = &model.base().tokenizer;
-        let rows: Vec<Continuation> = requests
-            .iter()
-            .map(|request| tokenizer.continuation(&request.prompt, &request.target_new))
-            .collect::<Result<_>>()?;
-        let rows: Vec<&Continuation> = rows.iter().collect();
-        let tokens = without_last(&rows);
-        let hidden = model.embed(&tokens, &mut NoTap)?;
-        let hidden = model.blocks(hidden, 0..self.lowest_layer(), tokens.span(), None, &mut NoTap)?;
-        let captured = self.capture(model, hidden, &tokens, &rows, &vec![0; rows.len()])?;
-        // Nothing is learnt here: what autodiff would keep of each edit adds up over hundreds of them.
-        let plain = Mend { network: self.network.clone().valid(), ..self.clone() };
-        let deltas = plain.deltas(&captured, 1).matrices.into_iter();
-        let matrices: BTreeMap<Weight, Delta> = deltas
-            .map(|(at, (a, b))| (at, Delta::LowRank { a: a.squeeze_dim(0), b: b.squeeze_dim(0) }.smaller()))
-            .collect();
-        let mut settings = serde_json::to_value(&self.settings).unwrap_or_default();
-        // Settings alone do not tell two trainings apart.
-        if let Some(fingerprint) = &self.archive_fingerprint {
-            settings["archive_fingerprint"] = fingerprint.as_str().into();
-        }
-        let provenance = Provenance::new(NAME, settings, seed, model, requests);
-        Ok(Edit::new(provenance, Change::Weights(WeightChange { matrices, biases: BTreeMap::new() }), BTreeMap::new()))
-    }
-
     /// The tensors of an editor: its network, and the running figures beside it.
     pub fn tensors(&self) -> BTreeMap<String, TensorData> {
         let mut tensors: BTreeMap<String, TensorData> = parameters::collect(&self.network)
@@ -442,6 +422,37 @@ impl Mend {
             tensors.into_iter().map(|(name, data)| (name.strip_prefix("network.").unwrap_or(&name).to_owned(), data));
         self.network = parameters::restore(self.network, named.collect())?;
         Ok(self)
+    }
+}
+
+impl Editor for Mend {
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        let tokenizer = &model.base().tokenizer;
+        let rows: Vec<Continuation> = requests
+            .iter()
+            .map(|request| tokenizer.continuation(&request.prompt, &request.target_new))
+            .collect::<Result<_>>()?;
+        let rows: Vec<&Continuation> = rows.iter().collect();
+        let tokens = without_last(&rows);
+        let hidden = model.embed(&tokens, &mut NoTap)?;
+        let hidden = model.blocks(hidden, 0..self.lowest_layer(), tokens.span(), None, &mut NoTap)?;
+        let captured = self.capture(model, hidden, &tokens, &rows, &vec![0; rows.len()])?;
+        // Nothing is learnt here: what autodiff would keep of each edit adds up over hundreds of them.
+        let plain = Mend { network: self.network.clone().valid(), ..self.clone() };
+        let deltas = plain.deltas(&captured, 1).matrices.into_iter();
+        let matrices: BTreeMap<Weight, Delta> = deltas
+            .map(|(at, (a, b))| (at, Delta::LowRank { a: a.squeeze_dim(0), b: b.squeeze_dim(0) }.smaller()))
+            .collect();
+        let mut provenance = self.provenance(model, requests);
+        // Settings alone do not tell two trainings apart.
+        if let Some(fingerprint) = &self.archive_fingerprint {
+            provenance.settings["archive_fingerprint"] = fingerprint.as_str().into();
+        }
+        Ok(Edit::new(provenance, Change::Weights(WeightChange { matrices, biases: BTreeMap::new() }), BTreeMap::new()))
+    }
+
+    fn describe(&self) -> (String, serde_json::Value) {
+        (NAME.into(), serde_json::to_value(&self.settings).unwrap_or_default())
     }
 }
 

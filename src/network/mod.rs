@@ -1,6 +1,7 @@
 //! What training learns, and requests → deltas through it.
 
 pub mod gradient_transform;
+pub mod learned;
 pub mod mend;
 pub mod parameters;
 pub mod reader;

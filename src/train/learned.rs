@@ -65,7 +65,7 @@ pub trait LearnedEditor: Clone + Send + Sync {
     ///
     /// # Errors
     /// A request that the model cannot take.
-    fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit>;
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit>;
 
     /// Everything that an archive holds of it, by name.
     fn tensors(&self) -> BTreeMap<String, TensorData>;

@@ -90,10 +90,11 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::train::{Config, Loss as LossSection};
+    use crate::config::train::Config;
     use crate::data::record::{EditRecord, Probe};
     use crate::data::source::OTHER_RECORDS;
     use crate::data::world::{CLASSES, SAME_OLD_OBJECT, Split};
+    use crate::train::methods::Trained;
 
     #[test]
     fn classes_that_are_not_there_are_named_with_the_nearest() {
@@ -121,17 +122,17 @@ mod tests {
         for name in ["mend-pocket", "serac-pocket", "serac-pocket-convsent", "serac-pocket-fc", "serac-pocket-qa-hard"]
         {
             let config = Config::read(&folder.join(format!("{name}.toml")), &[]).unwrap();
-            let mix = match &config.loss {
-                LossSection::Mend(loss) => &loss.near.mix,
-                LossSection::Serac(loss) => &loss.mix,
+            let mix = match &config.editor {
+                Trained::Mend(mend) => &mend.loss.near.mix,
+                Trained::Serac(serac) => &serac.loss.mix,
             };
             assert!(!mix.is_empty());
             check_classes(mix, &Source::open(&config.data.train, Split::Train, &folder).unwrap()).unwrap();
         }
         for name in ["convsent", "fc", "qa-hard"] {
             let config = Config::read(&folder.join(format!("serac-smollm2-{name}.toml")), &[]).unwrap();
-            let LossSection::Serac(loss) = &config.loss else { panic!("{name} is SERAC's") };
-            check_classes(&loss.mix, &Source::open(&config.data.train, Split::Train, &folder).unwrap()).unwrap();
+            let Trained::Serac(serac) = &config.editor else { panic!("{name} is SERAC's") };
+            check_classes(&serac.loss.mix, &Source::open(&config.data.train, Split::Train, &folder).unwrap()).unwrap();
         }
     }
 }

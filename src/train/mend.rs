@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::below::Below;
 use super::learned::{self, Group, LearnedEditor, Watch};
 use super::loss::{Loss, Reads, check_classes, check_weights, edit_and_locality, weight_of};
+use super::methods::{self, Beginning, Sections};
 use crate::archive::EditorSettings;
 use crate::config::choice::{self, Choice, fields, refuse};
 use crate::config::within;
@@ -26,12 +27,12 @@ use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{OTHER_RECORDS, Source, draw_locality};
 use crate::data::world::SAME_OLD_OBJECT;
 use crate::edit::score::check_targets;
-use crate::edit::{Edit, EditRequest, Edited};
+use crate::edit::{Edit, EditRequest, Edited, Editor};
 use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
-use crate::network::mend::{Captured, Mend, MendNetwork, without_last};
+use crate::network::mend::{Captured, Mend, MendNetwork, Settings, without_last};
 use crate::network::parameters;
 use crate::parallel;
 
@@ -141,6 +142,40 @@ fn locality() -> f64 {
 
 fn one() -> usize {
     1
+}
+
+/// What a config says of MEND.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Training {
+    /// `[editor]`
+    pub editor: Settings,
+    /// `[loss]`
+    pub loss: LossSettings,
+    /// Its own keys of `[train]`.
+    pub train: TrainSettings,
+}
+
+impl methods::Training for Training {
+    type Editor = MendTrainer;
+
+    fn own_keys() -> &'static [&'static str] {
+        fields::<TrainSettings>()
+    }
+
+    fn read(sections: &Sections<'_>) -> Result<Self> {
+        Ok(Training {
+            editor: Settings::read(sections.editor, sections.origin)?,
+            loss: LossSettings::read(sections.loss, sections.origin)?,
+            train: TrainSettings::read(sections.train, sections.origin)?,
+        })
+    }
+
+    fn begin(&self, beginning: &Beginning<'_>) -> Result<MendTrainer> {
+        let Beginning { base, settings, place, .. } = beginning;
+        let mend = Mend::new(self.editor.clone(), &base.base().decoder.spec, *place)?;
+        let (loss, own) = (self.loss.clone(), self.train.clone());
+        MendTrainer::new(mend, (*base).clone(), loss, settings.edits_together, settings.learning_rate, own)
+    }
 }
 
 /// Where the edit loss is taken.
@@ -496,8 +531,8 @@ impl LearnedEditor for MendTrainer {
         })
     }
 
-    fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit> {
-        self.mend.edit(model, requests, seed)
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        self.mend.edit(model, requests)
     }
 
     fn tensors(&self) -> BTreeMap<String, TensorData> {

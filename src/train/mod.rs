@@ -5,6 +5,7 @@ pub mod gradients;
 pub mod learned;
 mod loss;
 pub mod mend;
+pub mod methods;
 mod metrics;
 pub mod pretrain;
 pub mod resume;

@@ -349,7 +349,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
             for together in part {
                 let requests: Vec<EditRequest> =
                     together.iter().map(|(_, record)| EditRequest::from(*record)).collect();
-                let edit = self.editor.edit(&self.base, &requests, self.settings.seed)?;
+                let edit = self.editor.edit(&self.base, &requests)?;
                 table.extend(probe_table(&self.base, &self.base.with(edit)?, together, limits)?);
             }
             Ok(table)

@@ -101,7 +101,7 @@ fn routed(serac: &Serac, threshold: f64) -> Arc<SeracRoute> {
 }
 
 fn remember(serac: &Serac, threshold: f64, model: &Edited, requests: &[EditRequest]) -> Arc<Edit> {
-    Arc::new(routed(serac, threshold).edit(model, requests, json!({"method": "serac"}), 0).unwrap())
+    Arc::new(routed(serac, threshold).edit(model, requests, json!({"method": "serac"})).unwrap())
 }
 
 fn scope(serac: &Serac, edit: &Edit, prompt: &str) -> f64 {

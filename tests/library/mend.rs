@@ -294,7 +294,7 @@ fn untrained_mend_steps_down_the_gradient() {
     let trainer = trainer("initial_edit_rate = 1e-3\nnormalization = \"off\"", "", 1);
     let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
     let request = EditRequest::from(&records()[0]);
-    let edit = trainer.edit(&base, std::slice::from_ref(&request), 0).unwrap();
+    let edit = trainer.edit(&base, std::slice::from_ref(&request)).unwrap();
     let text = base.base().tokenizer.continuation(&request.prompt, &request.target_new).unwrap();
     let after = base.with(edit).unwrap();
     let scored = emend::edit::score::score(&[&base, &after], &[text]).unwrap();

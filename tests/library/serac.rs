@@ -312,7 +312,7 @@ fn counterfactual_losses_are_means_over_questions() {
     let (mut nll, mut kl) = (vec![], vec![]);
     for record in &records() {
         let request = EditRequest::from(record);
-        let edit = trainer.edit(&base, std::slice::from_ref(&request), 0).unwrap();
+        let edit = trainer.edit(&base, std::slice::from_ref(&request)).unwrap();
         let after = base.with(edit).unwrap();
         let said = after.consult(std::slice::from_ref(&record.prompt)).unwrap().remove(0).unwrap();
         let Answer::Model { model: counterfactual, .. } = said.answer else { panic!("a model answers") };
@@ -429,7 +429,7 @@ fn edits_of_a_form_not_trained_on_are_refused() {
     let told = EditRequest { descriptor: Some("She is Ada.".into()), ..plain.clone() };
     let edit = |serac: &Serac, request: &EditRequest| {
         let route = serac.route().unwrap();
-        route.edit(&base, std::slice::from_ref(request), json!({"method": "serac"}), 0)
+        route.edit(&base, std::slice::from_ref(request), json!({"method": "serac"}))
     };
     assert!(edit(&serac, &plain).is_ok() && edit(&serac, &told).is_ok());
     for (form, taken, refused, words) in [
@@ -463,8 +463,7 @@ fn a_counterfactual_model_of_another_vocabulary_answers_alone() {
 
     // Scores are in its tokens; what it says is told in the model's own.
     let request = EditRequest::new("Her name is", "Ada");
-    let edit =
-        serac.route().unwrap().edit(&base, std::slice::from_ref(&request), json!({"method": "serac"}), 0).unwrap();
+    let edit = serac.route().unwrap().edit(&base, std::slice::from_ref(&request), json!({"method": "serac"})).unwrap();
     let after = base.with(edit).unwrap();
     let other = Edited::new(Arc::new(model("llama-tiny", DType::F32)));
     let asked = serac.settings.counterfactual.prompt(&request.statement(), "They call her");

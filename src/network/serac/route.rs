@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, activation};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Form, Kind, NAME, Routing, Serac, Settings};
 use crate::edit::memory::{Answer, Consulted, Recall, settled};
-use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Provenance, Route};
+use crate::edit::{Change, Edit, EditRequest, Edited, Editor, Memory, Provenance, Route};
 use crate::error::{Error, Result};
 use crate::model::sentences::nearest;
+use crate::network::learned::Stored;
 
 /// SERAC's networks as they answer.
 pub struct SeracRoute {
@@ -81,7 +82,7 @@ impl SeracRoute {
     ///
     /// # Errors
     /// A request that the classifier cannot take, or of a form it was not trained on.
-    pub fn edit(self: &Arc<Self>, model: &Edited, requests: &[EditRequest], needs: Value, seed: u64) -> Result<Edit> {
+    pub fn edit(self: &Arc<Self>, model: &Edited, requests: &[EditRequest], needs: Value) -> Result<Edit> {
         let settings = &self.serac.settings;
         if let Some(strange) =
             requests.iter().find(|request| !settings.forms.is_empty() && !settings.forms.contains(&Form::of(request)))
@@ -98,10 +99,47 @@ impl SeracRoute {
         let statements: Vec<String> = requests.iter().map(EditRequest::statement).collect();
         let keys = self.keys(&statements.iter().map(String::as_str).collect::<Vec<_>>())?;
         let settings = serde_json::to_value(settings).unwrap_or_default();
-        let provenance = Provenance::new(NAME, settings, seed, model, requests);
+        let provenance = Provenance::new(NAME, settings, 0, model, requests);
         let route: Arc<dyn Route> = self.clone();
         let memory = Memory { needs, keys, texts: vec![], route: Some(route) };
         Ok(Edit::new(provenance, Change::Memory(memory), Default::default()))
+    }
+}
+
+/// SERAC out of its archive.
+pub(super) struct FromArchive {
+    route: Arc<SeracRoute>,
+    /// What its memories say of where their networks lie.
+    needs: Value,
+}
+
+impl Settings {
+    /// The editor of an archive.
+    pub(in crate::network) fn editor(&self, stored: &Stored<'_>) -> Result<Box<dyn Editor>> {
+        let serac = Serac::new(self.clone(), stored.model, stored.place);
+        let serac = serac.map_err(|error| stored.of_settings(error))?;
+        let serac = serac.restored(stored.tensors()?).map_err(|error| stored.of_network(error))?;
+        let folder = stored.folder.canonicalize().unwrap_or_else(|_| stored.folder.to_owned());
+        let needs = json!({"method": NAME, "archive": folder, "fingerprint": stored.fingerprint});
+        Ok(Box::new(FromArchive { route: serac.route()?, needs }))
+    }
+}
+
+impl Editor for FromArchive {
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        self.route.edit(model, requests, self.needs.clone())
+    }
+
+    fn describe(&self) -> (String, Value) {
+        (NAME.into(), serde_json::to_value(&self.route.serac.settings).unwrap_or_default())
+    }
+
+    fn remembers(&self) -> bool {
+        true
+    }
+
+    fn route(&self) -> Option<Arc<dyn Route>> {
+        Some(self.route.clone())
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod mining;
 mod scope;
+mod start;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +26,7 @@ use serde_json::json;
 
 use mining::Pool;
 pub use mining::{Mined, Search};
+pub use start::Training;
 
 use super::learned::{self, Group, LearnedEditor, Watch};
 use super::loss::{Loss, Reads, check_classes, check_weights, edit_and_locality, weight_of};
@@ -42,7 +44,7 @@ use crate::model::tap::NoTap;
 use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;
 use crate::network::parameters;
-use crate::network::serac::{Kind, Part, Serac, SeracNetwork, SeracRoute, Settings};
+use crate::network::serac::{Kind, NAME, Part, Serac, SeracNetwork, SeracRoute, Settings};
 use crate::{parallel, random};
 
 /// `[loss]` of a SERAC config.
@@ -139,6 +141,8 @@ pub struct SeracTrainer {
     loss: LossSettings,
     learning_rate: f64,
     pool: Arc<Pool>,
+    /// The fingerprint of the archive whose networks it began with.
+    start: Option<String>,
     /// The networks as they answer, put together when they are asked for.
     route: Arc<Mutex<Option<Arc<SeracRoute>>>>,
 }
@@ -188,7 +192,7 @@ impl SeracTrainer {
             )));
         }
         serac.network = parameters::with_stable_ids(serac.network);
-        Ok(SeracTrainer { serac, base, loss, learning_rate, pool: Arc::default(), route: Arc::default() })
+        Ok(SeracTrainer { serac, base, loss, learning_rate, pool: Arc::default(), start: None, route: Arc::default() })
     }
 
     /// The networks.
@@ -461,6 +465,7 @@ impl LearnedEditor for SeracTrainer {
         let named = [
             ("editor.classifier.encoder", &classifier.fingerprint),
             ("editor.counterfactual.model", &counterfactual.fingerprint),
+            ("editor.start", &self.start),
         ];
         named.into_iter().filter_map(|(key, found)| Some((key.to_owned(), found.clone()?))).collect()
     }
@@ -496,8 +501,8 @@ impl LearnedEditor for SeracTrainer {
         Ok(learned::Loss { gradients: sum.grads(), figures })
     }
 
-    fn edit(&self, model: &Edited, requests: &[EditRequest], seed: u64) -> Result<Edit> {
-        self.route()?.edit(model, requests, json!({"method": "serac"}), seed)
+    fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+        self.route()?.edit(model, requests, json!({"method": NAME}))
     }
 
     fn tensors(&self) -> BTreeMap<String, TensorData> {
@@ -541,7 +546,7 @@ impl LearnedEditor for SeracTrainer {
             let inside: Vec<String> = in_scope(record).into_iter().map(|(prompt, _)| prompt.to_owned()).collect();
             let outside = record.locality.values().flatten().map(|probe| probe.prompt.as_str()).chain(mined);
             let outside: Vec<String> = outside.map(str::to_owned).collect();
-            let edit = route.edit(&self.base, std::slice::from_ref(&request), json!({}), 0)?;
+            let edit = route.edit(&self.base, std::slice::from_ref(&request), json!({}))?;
             let Some(memory) = edit.memory() else { continue };
             for (part, prompts) in [inside, outside].into_iter().enumerate() {
                 if prompts.is_empty() {

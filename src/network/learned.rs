@@ -1,0 +1,81 @@
+//! The editors that learn, as archives name them. Another one is a variant here, and the compiler names its arms.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::{mend, serac};
+use crate::edit::Editor;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::tensors;
+
+/// `[editor]` of an archive, by its method.
+// There is one of them at a time: a box would save nothing.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "lowercase")]
+pub enum EditorSettings {
+    /// MEND.
+    Mend(mend::Settings),
+    /// SERAC.
+    Serac(serac::Settings),
+}
+
+/// Their names.
+pub(crate) const METHODS: &[&str] = &[mend::NAME, serac::NAME];
+
+impl EditorSettings {
+    /// The editor of these settings, with the network of its archive.
+    ///
+    /// # Errors
+    /// Settings that do not fit the model, a network that does not fit them.
+    pub fn editor(&self, stored: &Stored<'_>) -> Result<Box<dyn Editor>> {
+        match self {
+            EditorSettings::Mend(settings) => settings.editor(stored),
+            EditorSettings::Serac(settings) => settings.editor(stored),
+        }
+    }
+}
+
+/// Where an editor's network is stored, and what it is for.
+pub struct Stored<'a> {
+    /// The model to edit.
+    pub model: &'a Arc<Model>,
+    /// The network's device and element type.
+    pub place: (&'a Device, DType),
+    /// The archive's folder.
+    pub folder: &'a Path,
+    /// The file with its settings.
+    pub settings: &'a Path,
+    /// The file with its network.
+    pub network: &'a Path,
+    /// BLAKE3 of both.
+    pub fingerprint: String,
+}
+
+impl Stored<'_> {
+    /// The network's tensors.
+    ///
+    /// # Errors
+    /// A file that is missing or broken.
+    pub fn tensors(&self) -> Result<BTreeMap<String, TensorData>> {
+        tensors::read(self.network)
+    }
+
+    /// What is wrong with the settings, said of their file.
+    pub fn of_settings(&self, error: Error) -> Error {
+        Error::file(self.settings, error)
+    }
+
+    /// What is wrong with the network, said of its file.
+    pub fn of_network(&self, error: Error) -> Error {
+        match error {
+            Error::Input(message) => Error::file(self.network, message),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The editors that `emend train` makes. Another one is a variant here, and the compiler names its arms.
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device};
+use serde::Serialize;
+use serde_json::json;
+use toml::Table;
+
+use super::learned::LearnedEditor;
+use super::settings::Settings;
+use super::{mend, serac};
+use crate::config::choice::{self, Choice};
+use crate::data::source::Source;
+use crate::edit::Edited;
+use crate::error::{Error, Result};
+
+/// What a config says of one method: `[editor]`, `[loss]`, and the method's own keys of `[train]`, all by the names of the sections.
+pub trait Training: Sized {
+    /// What learns.
+    type Editor: LearnedEditor;
+
+    /// The method's own keys of `[train]`.
+    fn own_keys() -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Reads the sections.
+    ///
+    /// # Errors
+    /// Unknown keys, values out of range, keys that other ones make of no use.
+    fn read(sections: &Sections<'_>) -> Result<Self>;
+
+    /// The editor as it begins.
+    ///
+    /// # Errors
+    /// Settings that the model or the records cannot serve.
+    fn begin(&self, beginning: &Beginning<'_>) -> Result<Self::Editor>;
+}
+
+/// The sections of a config before they are read.
+pub struct Sections<'a> {
+    /// `[editor]`, without its method.
+    pub editor: &'a Table,
+    /// `[loss]`
+    pub loss: &'a Table,
+    /// The method's own keys of `[train]`.
+    pub train: &'a Table,
+    /// The file, for errors.
+    pub origin: &'a str,
+}
+
+/// What an editor begins on.
+pub struct Beginning<'a> {
+    /// The frozen model.
+    pub base: &'a Edited,
+    /// What every training has.
+    pub settings: &'a Settings,
+    /// The network's device and element type.
+    pub place: (&'a Device, DType),
+    /// The records it is going to learn from.
+    pub source: &'a Source,
+    /// The config's folder, where files that it names lie.
+    pub folder: &'a Path,
+}
+
+/// The methods.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// MEND.
+    Mend,
+    /// SERAC.
+    Serac,
+}
+
+/// What a config says of its method.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "method", rename_all = "lowercase")]
+pub enum Trained {
+    /// MEND.
+    Mend(mend::Training),
+    /// SERAC.
+    Serac(serac::Training),
+}
+
+impl Choice for Method {
+    const KEY: &'static str = "editor.method";
+    const VALUES: &'static [Self] = &[Method::Mend, Method::Serac];
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Method::Mend => mend::Training::own_keys(),
+            Method::Serac => serac::Training::own_keys(),
+        }
+    }
+}
+
+impl Trained {
+    /// Reads the sections of a method.
+    ///
+    /// # Errors
+    /// As [`Training::read`].
+    pub fn read(method: Method, sections: &Sections<'_>) -> Result<Self> {
+        Ok(match method {
+            Method::Mend => Trained::Mend(Training::read(sections)?),
+            Method::Serac => Trained::Serac(Training::read(sections)?),
+        })
+    }
+
+    /// Hands the editor as it begins to whoever trains it.
+    ///
+    /// # Errors
+    /// As [`Training::begin`], and what the trainer says.
+    pub fn train(&self, beginning: &Beginning<'_>, trainer: impl Trainer) -> Result<()> {
+        match self {
+            Trained::Mend(training) => trainer.train(training.begin(beginning)?),
+            Trained::Serac(training) => trainer.train(training.begin(beginning)?),
+        }
+    }
+}
+
+/// Whoever trains an editor, whichever it is.
+pub trait Trainer {
+    /// Trains it.
+    ///
+    /// # Errors
+    /// As [`EditTrainer::run`](super::trainer::EditTrainer::run).
+    fn train<E: LearnedEditor>(self, editor: E) -> Result<()>;
+}
+
+impl Method {
+    /// The method of `[editor]`, taken out of it; `origin` names the file in errors.
+    ///
+    /// # Errors
+    /// No method, or one that is not known.
+    pub fn take(editor: &mut Table, origin: &str) -> Result<Self> {
+        let known = || Self::VALUES.iter().map(choice::written).collect::<Vec<_>>().join(", ");
+        let Some(named) = editor.remove("method") else {
+            let found: Vec<&str> = editor.keys().map(String::as_str).collect();
+            let found = found.join(", ");
+            return Err(Error::Config(format!(
+                "{origin}: editor.method is missing (found: {found}); known: {}",
+                known()
+            )));
+        };
+        let method = Self::VALUES.iter().find(|method| named.as_str().is_some_and(|name| json!(method) == name));
+        let unknown = || Error::Config(format!("{origin}: editor.method = {named} is not known; known: {}", known()));
+        method.copied().ok_or_else(unknown)
+    }
+}

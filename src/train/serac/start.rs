@@ -1,0 +1,114 @@
+//! What a SERAC config says, and the networks as a training begins with them.
+
+use serde::Serialize;
+
+use super::{LossSettings, SeracTrainer};
+use crate::archive::{Archive, EditorSettings};
+use crate::data::source::Source;
+use crate::edit::EditRequest;
+use crate::error::{Error, Result};
+use crate::network::serac::{Form, Part, Serac, Settings, located};
+use crate::tensors;
+use crate::train::methods::{self, Beginning, Sections};
+
+/// What a config says of SERAC.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Training {
+    /// `[editor]`
+    pub editor: Settings,
+    /// `[loss]`
+    pub loss: LossSettings,
+}
+
+impl methods::Training for Training {
+    type Editor = SeracTrainer;
+
+    fn read(sections: &Sections<'_>) -> Result<Self> {
+        let editor = Settings::read(sections.editor, sections.origin)?;
+        let loss = LossSettings::read(sections.loss, &editor, sections.origin)?;
+        Ok(Training { editor, loss })
+    }
+
+    fn begin(&self, beginning: &Beginning<'_>) -> Result<SeracTrainer> {
+        let Beginning { base, settings: every, place, source, folder } = beginning;
+        let mut settings = self.editor.clone();
+        settings.classifier.encoder = located(&settings.classifier.encoder, folder);
+        settings.counterfactual.model = located(&settings.counterfactual.model, folder);
+        if !settings.forms.is_empty() {
+            return Err(Error::Config("editor.forms is filled in by the training; leave it out".into()));
+        }
+        settings.forms = forms(source);
+        let start = settings.start.clone();
+        let mut serac = Serac::new(settings, base.base(), *place)?;
+        let mut fingerprint = None;
+        if let Some(start) = start {
+            let archive = Archive::open(&folder.join(start))?;
+            serac = started(serac, &archive)?;
+            fingerprint = Some(archive.fingerprint()?);
+        }
+        let trainer = SeracTrainer::new(serac, (*base).clone(), self.loss.clone(), every.learning_rate)?;
+        Ok(SeracTrainer { start: fingerprint, ..trainer })
+    }
+}
+
+/// The forms of the edits in the data.
+fn forms(source: &Source) -> Vec<Form> {
+    let records = match source {
+        Source::World { .. } => return vec![Form::Answer],
+        Source::Records(records) => records.all(),
+    };
+    let forms: std::collections::BTreeSet<Form> =
+        records.iter().map(|record| Form::of(&EditRequest::from(record))).collect();
+    forms.into_iter().collect()
+}
+
+/// SERAC with the networks of an archive; what is trained differently there than here begins anew.
+///
+/// # Errors
+/// An archive of another editor, or whose networks are built otherwise.
+fn started(serac: Serac, archive: &Archive) -> Result<Serac> {
+    let (own, EditorSettings::Serac(theirs)) = (serac.settings.clone(), &archive.description.editor) else {
+        return Err(Error::Config(format!("editor.start: {} is no archive of SERAC", archive.folder.display())));
+    };
+    let alike = [
+        (
+            "classifier.",
+            own.classifier.kind == theirs.classifier.kind
+                && own.classifier.tune == theirs.classifier.tune
+                && own.classifier.fingerprint == theirs.classifier.fingerprint
+                && own.classifier.embedding.dimensions == theirs.classifier.embedding.dimensions
+                && own.classifier.layers == theirs.classifier.layers,
+        ),
+        (
+            "counterfactual.",
+            own.counterfactual.tune == theirs.counterfactual.tune
+                && own.counterfactual.fingerprint == theirs.counterfactual.fingerprint,
+        ),
+    ];
+    if alike.iter().all(|(_, alike)| !alike) {
+        return Err(Error::Config(format!(
+            "editor.start: neither network of {} is built as the ones of this config",
+            archive.folder.display()
+        )));
+    }
+    // What is not trained here has to come from there.
+    let kept = match own.train {
+        Part::Both => None,
+        Part::Classifier => Some(&alike[1]),
+        Part::Counterfactual => Some(&alike[0]),
+    };
+    if let Some((part, false)) = kept {
+        return Err(Error::Config(format!(
+            "editor.start: {} has another {} than this config, and editor.train leaves it as it is there",
+            archive.folder.display(),
+            part.trim_end_matches('.')
+        )));
+    }
+    let mut tensors = serac.tensors();
+    for (name, tensor) in tensors::read(&Archive::network_path(&archive.folder))? {
+        if alike.iter().any(|(part, alike)| *alike && name.starts_with(part)) {
+            tensors.insert(name, tensor);
+        }
+    }
+    serac.restored(tensors)
+}
