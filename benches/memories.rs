@@ -15,7 +15,7 @@ use emend::edit::score::score;
 use emend::edit::{EditRequest, Edited, Route};
 use emend::model::sentences::SentenceEncoder;
 use emend::model::{Model, hub};
-use emend::network::serac::{Serac, Settings};
+use emend::network::serac::{Serac, SeracSettings};
 use serde_json::json;
 
 mod common;
@@ -50,7 +50,7 @@ fn run(name: &str, encoder: &str, sentences: Option<&str>) -> emend::Result<()> 
 /// What 10,000 edits add to a query of a SERAC memory of the embedded model, whose width of 128 is the config's.
 fn lookup() -> emend::Result<()> {
     let model = Arc::new(Model::load(pocket::NAME, &Device::flex(), DType::F32)?);
-    let settings: Settings = serde_json::from_value(json!({
+    let settings: SeracSettings = serde_json::from_value(json!({
         "classifier": {"encoder": "model", "tune": "nothing", "layers": 2},
         "counterfactual": {"model": "model", "tune": "nothing"},
     }))
@@ -62,7 +62,7 @@ fn lookup() -> emend::Result<()> {
         texts: vec![],
         needs: json!({}),
         edits: vec![],
-        below: Edited::new(model.clone()),
+        model: Edited::new(model.clone()),
         route: route.clone(),
     };
     let prompt = ["In which country is the city of Lyon?".to_owned()];

@@ -34,6 +34,7 @@ pub mod paths;
 pub mod process;
 pub mod random;
 pub mod report;
+pub mod sections;
 pub mod statistics;
 pub mod tensors;
 pub mod train;

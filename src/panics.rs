@@ -14,7 +14,7 @@ thread_local! {
 /// What panics say while a device is tried.
 static TRIED: Mutex<Option<Vec<String>>> = Mutex::new(None);
 
-/// The result of `run`, or nothing where it panicked; nothing is printed. Panics of other threads are told as ever.
+/// The result of `run`, or nothing where it panicked; nothing is printed. Panics of other threads are printed as ever.
 pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Option<T> {
     install();
     let before = SILENT.replace(true);

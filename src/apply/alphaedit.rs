@@ -30,7 +30,7 @@ pub(super) const NAME: &str = "alphaedit";
 
 /// `[editor]` of an AlphaEdit config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct AlphaEditSettings {
     /// Where the associations go, and how they are found.
     #[serde(flatten)]
     pub association: Association,
@@ -50,7 +50,7 @@ fn l2() -> f64 {
     10.0
 }
 
-impl super::Settings for Settings {
+impl super::MethodSettings for AlphaEditSettings {
     fn defaults() -> toml::Table {
         defaults_of_many()
     }
@@ -82,7 +82,7 @@ impl super::Settings for Settings {
 
 /// AlphaEdit, ready to edit.
 pub struct AlphaEdit {
-    settings: Settings,
+    settings: AlphaEditSettings,
     prepared: Prepared,
     /// For each layer a basis `[width, rank]` of the null space.
     bases: BTreeMap<usize, Mat<f64>>,
@@ -91,9 +91,9 @@ pub struct AlphaEdit {
 impl AlphaEdit {
     /// # Errors
     /// Settings out of range, no statistics, or no null space under the threshold.
-    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+    pub fn new(settings: AlphaEditSettings, prepared: Prepared) -> Result<Self> {
         settings.association.descent.check()?;
-        crate::config::within("editor.l2", settings.l2, 1e-12, 1e15)?;
+        crate::sections::within("editor.l2", settings.l2, 1e-12, 1e15)?;
         let Some(statistics) = &prepared.statistics else {
             let message = "editor.statistics: AlphaEdit's null space is that of C; it cannot go without";
             return Err(Error::Config(message.into()));

@@ -85,9 +85,9 @@ pub fn templates(model: &Edited, given: &[String], sampled: &Sampled) -> Result<
     Ok(templates)
 }
 
-/// A request in its contexts, as tokens.
+/// A request's prompt and target in each of its contexts, as tokens.
 #[derive(Debug, Clone)]
-pub struct Posed {
+pub struct RequestInContexts {
     /// Prompt and target in each context; the first is the empty one where templates are sampled.
     pub rows: Vec<Continuation>,
     /// The index of the subject's last token in each row.
@@ -98,8 +98,8 @@ pub struct Posed {
     pub essence_subject: usize,
 }
 
-impl Posed {
-    /// Poses a request.
+impl RequestInContexts {
+    /// Writes a request into each template, and tokenises it.
     ///
     /// # Errors
     /// A request without a subject, or whose subject does not occur in its prompt; texts that cannot be tokenised.
@@ -118,7 +118,7 @@ impl Posed {
             rows.push(row);
         }
         let essence = format!("{subject} is a");
-        Ok(Posed {
+        Ok(RequestInContexts {
             rows,
             subjects,
             essence: tokenizer.encode_prompt(&essence)?,

@@ -23,7 +23,7 @@ pub(super) const NAME: &str = "emmet";
 
 /// `[editor]` of an EMMET config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct EmmetSettings {
     /// Where the associations go, and how they are found.
     #[serde(flatten)]
     pub association: Association,
@@ -43,7 +43,7 @@ fn ridge() -> f64 {
     0.1
 }
 
-impl super::Settings for Settings {
+impl super::MethodSettings for EmmetSettings {
     fn defaults() -> toml::Table {
         defaults_of_many()
     }
@@ -75,17 +75,17 @@ impl super::Settings for Settings {
 
 /// EMMET, ready to edit.
 pub struct Emmet {
-    settings: Settings,
+    settings: EmmetSettings,
     prepared: Prepared,
 }
 
 impl Emmet {
     /// # Errors
     /// Settings out of range.
-    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+    pub fn new(settings: EmmetSettings, prepared: Prepared) -> Result<Self> {
         settings.association.descent.check()?;
-        crate::config::within("editor.covariance_weight", settings.covariance_weight, 1e-12, 1e15)?;
-        crate::config::within("editor.ridge", settings.ridge, 0.0, 1e15)?;
+        crate::sections::within("editor.covariance_weight", settings.covariance_weight, 1e-12, 1e15)?;
+        crate::sections::within("editor.ridge", settings.ridge, 0.0, 1e15)?;
         Ok(Emmet { settings, prepared })
     }
 }

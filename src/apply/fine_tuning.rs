@@ -4,7 +4,7 @@
 //! fine-tuning of Hase et al., 2023, with one layer or five). The loss is that of the target's tokens under teacher
 //! forcing (FT-M); `compat = "prompt_last"` reads all of them at the prompt's last token, as ROME's baseline does.
 //!
-//! With `kl` λ the model is also held to what it said of other texts x (FT+KL):
+//! With `kl` λ the distributions on other texts x are also kept near the model's before the edit (FT+KL):
 //!
 //! ```text
 //! mean over requests of −ln p(target) / |target|  +  λ · mean over tokens of KL(p₀(· | x) ‖ p(· | x))
@@ -21,8 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Editor;
 use super::prepared::{Prepared, check, of_request, precision};
-use crate::config::choice::{self, fields};
-use crate::data::text as documents;
+use crate::data::text::Documents;
 use crate::edit::score::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
@@ -31,6 +30,7 @@ use crate::model::tap::{NoTap, Role, Tap, Weight};
 use crate::model::taps::GradientProbes;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::{Tokens, check_length};
+use crate::sections::choice::{self, fields};
 use crate::{parallel, paths, random};
 
 /// What configs and edits call it.
@@ -38,7 +38,7 @@ pub(super) const NAME: &str = "fine_tuning";
 
 /// `[editor]` of a fine-tuning config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct FineTuningSettings {
     /// The layers.
     pub layers: Vec<usize>,
     /// The weights in each.
@@ -134,7 +134,7 @@ fn early_stop() -> f64 {
     1e-2
 }
 
-impl super::Settings for Settings {
+impl super::MethodSettings for FineTuningSettings {
     fn check_used(&self, given: &toml::Table) -> Result<()> {
         let (none, some) = ("0".to_owned(), "a number above 0".to_owned());
         let chosen = if self.kl > 0.0 { &some } else { &none };
@@ -155,14 +155,13 @@ impl super::Settings for Settings {
     }
 }
 
-impl Settings {
+impl FineTuningSettings {
     /// The beginnings of the texts that the model is held to.
     fn held(&self, model: &Model, folder: &Path) -> Result<Vec<Vec<u32>>> {
         let mut held = vec![];
         if let Some(file) = self.held.locality.as_ref().filter(|_| self.kl > 0.0) {
             let (most, length) = LOCALITY;
-            let texts =
-                documents::Texts { files: vec![paths::file(file, folder)], field: self.held.locality_field.clone() };
+            let texts = Documents { files: vec![paths::file(file, folder)], field: self.held.locality_field.clone() };
             texts.shuffled(self.held.seed, &mut |text| {
                 let mut ids = model.tokenizer.encode_prompt(text.trim())?;
                 ids.truncate(length.min(model.decoder.spec.context));
@@ -176,7 +175,7 @@ impl Settings {
 
 /// Fine-tuning, ready to edit.
 pub struct FineTuning {
-    settings: Settings,
+    settings: FineTuningSettings,
     prepared: Prepared,
     roles: Vec<Role>,
     /// What the model is held to.
@@ -188,8 +187,8 @@ impl FineTuning {
     ///
     /// # Errors
     /// Settings out of range.
-    pub fn new(settings: Settings, prepared: Prepared, texts: Vec<Vec<u32>>) -> Result<Self> {
-        use crate::config::within;
+    pub fn new(settings: FineTuningSettings, prepared: Prepared, texts: Vec<Vec<u32>>) -> Result<Self> {
+        use crate::sections::within;
         within("editor.steps", settings.steps as f64, 1.0, 1e6)?;
         within("editor.learning_rate", settings.learning_rate, 0.0, 1e3)?;
         within("editor.early_stop", settings.early_stop, 0.0, 1e9)?;
@@ -226,19 +225,19 @@ impl FineTuning {
 }
 
 /// A tensor that is being tuned, with the optimiser's moments.
-struct Tuned<const D: usize> {
+struct TunedTensor<const D: usize> {
     delta: Tensor<D>,
     first: Tensor<D>,
     second: Tensor<D>,
 }
 
-impl<const D: usize> Tuned<D> {
+impl<const D: usize> TunedTensor<D> {
     fn like(tensor: &Tensor<D>, dtype: DType) -> Self {
         let zero = tensor.zeros_like().cast(dtype);
-        Tuned { delta: zero.clone(), first: zero.clone(), second: zero }
+        TunedTensor { delta: zero.clone(), first: zero.clone(), second: zero }
     }
 
-    fn step(&mut self, gradient: Tensor<D>, settings: &Settings, step: i32) {
+    fn step(&mut self, gradient: Tensor<D>, settings: &FineTuningSettings, step: i32) {
         let gradient = gradient.cast(self.delta.dtype());
         let change = match settings.optimizer {
             Optimizer::Sgd => gradient,
@@ -264,18 +263,18 @@ impl<const D: usize> Tuned<D> {
 type WeightGradients = BTreeMap<Weight, (Tensor<2>, Tensor<1>)>;
 
 /// Some texts, carried to the lowest tuned layer: what lies below is the same at every step.
-struct Texts {
+struct TuningTexts {
     tokens: Tokens,
     hidden: Tensor<3>,
     lowest: usize,
 }
 
-impl Texts {
+impl TuningTexts {
     fn new(model: &Edited, lowest: usize, rows: impl Iterator<Item = Vec<u32>>) -> Result<Self> {
         let tokens = Tokens::new(rows.collect());
         let hidden = model.embed(&tokens, &mut NoTap)?;
         let hidden = model.blocks(hidden, 0..lowest, tokens.span(), None, &mut NoTap)?;
-        Ok(Texts { tokens, hidden, lowest })
+        Ok(TuningTexts { tokens, hidden, lowest })
     }
 
     /// The logits `[cells, vocabulary]` of a model that differs from the lowest layer on.
@@ -314,14 +313,14 @@ impl FineTuning {
             for &role in &self.roles {
                 let at = Weight::decoder(layer, role);
                 let linear = model.base().decoder.linear(at)?;
-                tuned.insert(at, Tuned::like(&linear.weight.val(), precision(model)));
+                tuned.insert(at, TunedTensor::like(&linear.weight.val(), precision(model)));
                 if let Some(bias) = linear.bias.as_ref().filter(|_| self.settings.biases) {
-                    biases.insert(at, Tuned::like(&bias.val(), precision(model)));
+                    biases.insert(at, TunedTensor::like(&bias.val(), precision(model)));
                 }
             }
         }
         let lowest = self.settings.layers.iter().copied().min().unwrap_or(0);
-        let edits = Texts::new(model, lowest, rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()))?;
+        let edits = TuningTexts::new(model, lowest, rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()))?;
         let reads = self.reads(rows);
         let cells: Vec<(usize, usize)> = reads.iter().map(|(cell, _)| *cell).collect();
         let ids: Vec<i64> = reads.iter().map(|(_, id)| i64::from(*id)).collect();
@@ -336,10 +335,11 @@ impl FineTuning {
             (log.gather(1, index).squeeze_dim::<1>(1) * share).sum().neg()
         };
 
-        let change = |tuned: &BTreeMap<Weight, Tuned<2>>, biases: &BTreeMap<Weight, Tuned<1>>| WeightChange {
-            matrices: tuned.iter().map(|(&at, tuned)| (at, Delta::Dense(tuned.delta.clone()))).collect(),
-            biases: biases.iter().map(|(&at, tuned)| (at, tuned.delta.clone())).collect(),
-        };
+        let change =
+            |tuned: &BTreeMap<Weight, TunedTensor<2>>, biases: &BTreeMap<Weight, TunedTensor<1>>| WeightChange {
+                matrices: tuned.iter().map(|(&at, tuned)| (at, Delta::Dense(tuned.delta.clone()))).collect(),
+                biases: biases.iter().map(|(&at, tuned)| (at, tuned.delta.clone())).collect(),
+            };
         let weights: Vec<Weight> = tuned.keys().copied().collect();
         for step in 1..=self.settings.steps {
             let now = model.with_change(&change(&tuned, &biases))?;
@@ -385,7 +385,7 @@ impl FineTuning {
         let mut rng = random::stream(self.settings.held.seed, "locality", step as u64);
         let drawn =
             (0..self.settings.held.locality_texts).map(|_| self.texts[rng.random_range(0..self.texts.len())].clone());
-        let texts = Texts::new(model, lowest, drawn)?;
+        let texts = TuningTexts::new(model, lowest, drawn)?;
         let rows = texts.tokens.ids().iter().enumerate();
         let cells: Vec<(usize, usize)> =
             rows.flat_map(|(row, ids)| (0..ids.len()).map(move |cell| (row, cell))).collect();

@@ -19,7 +19,6 @@ use serde_json::{Value, json};
 use super::Editor;
 use super::memory::Search;
 use super::prepared::Prepared;
-use crate::config::within;
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::data::world::Split;
@@ -31,6 +30,7 @@ use crate::model::{Model, hub};
 use crate::network::reader::{Pretrained, Reader};
 use crate::network::serac::{ITSELF, located};
 use crate::random;
+use crate::sections::within;
 
 /// What configs, edits and memories call it.
 pub(super) const NAME: &str = "ike";
@@ -38,7 +38,7 @@ pub(super) const NAME: &str = "ike";
 /// `[editor]` of an IKE config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct IkeSettings {
     /// What finds the demonstrations: a sentence encoder, or `model` for the model's own hidden states.
     pub encoder: String,
     /// Records that demonstrations are made of.
@@ -95,7 +95,7 @@ fn room() -> usize {
     64
 }
 
-impl super::Settings for Settings {
+impl super::MethodSettings for IkeSettings {
     fn seed(&self) -> u64 {
         self.seed
     }
@@ -107,7 +107,7 @@ impl super::Settings for Settings {
 
 /// What a demonstration shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+enum DemonstrationRole {
     Copy,
     Update,
     Retain,
@@ -115,7 +115,7 @@ enum Role {
 
 /// In-context editing.
 pub struct Ike {
-    settings: Settings,
+    settings: IkeSettings,
     prepared: Prepared,
     records: Vec<EditRecord>,
     /// A hash of these, in hexadecimal.
@@ -131,7 +131,7 @@ impl Ike {
     ///
     /// # Errors
     /// An encoder or records that are missing or broken.
-    pub fn new(mut settings: Settings, prepared: Prepared, model: &Arc<Model>, folder: &Path) -> Result<Self> {
+    pub fn new(mut settings: IkeSettings, prepared: Prepared, model: &Arc<Model>, folder: &Path) -> Result<Self> {
         within("editor.room", settings.room as f64, 1.0, 1e6)?;
         settings.encoder = located(&settings.encoder, folder);
         let reader = reader(&settings.encoder, model)?;
@@ -156,9 +156,14 @@ impl Ike {
 
     /// The text before a prompt, ending in "Prompt:".
     fn prefix(&self, model: &Edited, request: &EditRequest, embedding: Tensor<2>) -> Result<String> {
-        let Settings { roles, order, final_copy, room, seed, .. } = &self.settings;
+        let IkeSettings { roles, order, final_copy, room, seed, .. } = &self.settings;
         let Roles { copy, update, retain } = *roles;
-        let mut dealt = [vec![Role::Copy; copy], vec![Role::Update; update], vec![Role::Retain; retain]].concat();
+        let mut dealt = [
+            vec![DemonstrationRole::Copy; copy],
+            vec![DemonstrationRole::Update; update],
+            vec![DemonstrationRole::Retain; retain],
+        ]
+        .concat();
         // Drawn for the statement: a request has the same demonstrations wherever it stands, alone, in a batch or in a sequence.
         let statement = request.statement();
         dealt.shuffle(&mut random::stream_of(*seed, "roles", &statement));
@@ -173,7 +178,7 @@ impl Ike {
         let shown: Vec<String> = near.zip(&dealt).map(|(record, role)| demonstration(record, *role)).collect();
         let mut end = String::new();
         if *final_copy {
-            end += &told(&statement, &statement);
+            end += &demonstration_text(&statement, &statement);
         }
         end += &format!("New Fact: {statement}\nPrompt:");
         let tokenizer = &model.base().tokenizer;
@@ -206,24 +211,24 @@ impl Ike {
 /// of which benchmarks have a handful.
 const OWN: usize = 16;
 
-/// `New Fact: …`, and a prompt that is answered.
-fn told(fact: &str, answered: &str) -> String {
+/// `New Fact: …`, and a prompt with its answer.
+fn demonstration_text(fact: &str, answered: &str) -> String {
     format!("New Fact: {fact}\nPrompt: {answered}\n\n")
 }
 
 /// A record in a role; it copies where it has nothing to update or to retain.
-fn demonstration(record: &EditRecord, role: Role) -> String {
+fn demonstration(record: &EditRecord, role: DemonstrationRole) -> String {
     let fact = EditRequest::from(record).statement();
     let answered = match role {
-        Role::Copy => None,
-        Role::Update => record.rephrases.first().map(|prompt| format!("{prompt} {}", record.target_new)),
-        Role::Retain => record
+        DemonstrationRole::Copy => None,
+        DemonstrationRole::Update => record.rephrases.first().map(|prompt| format!("{prompt} {}", record.target_new)),
+        DemonstrationRole::Retain => record
             .locality
             .values()
             .flatten()
             .find_map(|probe| Some(format!("{} {}", probe.prompt, probe.target.as_ref()?))),
     };
-    told(&fact, answered.as_ref().unwrap_or(&fact))
+    demonstration_text(&fact, answered.as_ref().unwrap_or(&fact))
 }
 
 impl Editor for Ike {
@@ -269,7 +274,7 @@ pub(super) fn route(edit: &Edit, memory: &Memory, search: &Search<'_>) -> Result
 /// The reader of a name.
 ///
 /// # Errors
-/// What of its files is wrong.
+/// An encoder that is missing or broken.
 fn reader(encoder: &str, model: &Arc<Model>) -> Result<Reader> {
     let stack = match encoder {
         ITSELF => Pretrained::Decoder(model.clone()),
@@ -364,7 +369,7 @@ impl Route for IkeRoute {
         };
         let said = entries.into_iter().map(|(entry, likeness)| {
             let scope = f64::from(likeness).clamp(0.0, 1.0);
-            Some(Consulted { entry, scope, answer: Answer::Behind(self.kept(&recall.texts[entry])) })
+            Some(Consulted { entry, scope, answer: Answer::Prefixed(self.kept(&recall.texts[entry])) })
         });
         Ok(said.collect())
     }
@@ -386,11 +391,20 @@ mod tests {
         };
         record.locality.insert("near".into(), vec![Probe::new("Lake Ost lies in", Some("Tamm".into()))]);
         let fact = "New Fact: Lake Orrin lies in Vell\n";
-        assert_eq!(demonstration(&record, Role::Copy), format!("{fact}Prompt: Lake Orrin lies in Vell\n\n"));
-        assert_eq!(demonstration(&record, Role::Update), format!("{fact}Prompt: One finds Lake Orrin in Vell\n\n"));
-        assert_eq!(demonstration(&record, Role::Retain), format!("{fact}Prompt: Lake Ost lies in Tamm\n\n"));
+        assert_eq!(
+            demonstration(&record, DemonstrationRole::Copy),
+            format!("{fact}Prompt: Lake Orrin lies in Vell\n\n")
+        );
+        assert_eq!(
+            demonstration(&record, DemonstrationRole::Update),
+            format!("{fact}Prompt: One finds Lake Orrin in Vell\n\n")
+        );
+        assert_eq!(
+            demonstration(&record, DemonstrationRole::Retain),
+            format!("{fact}Prompt: Lake Ost lies in Tamm\n\n")
+        );
         // Without a neighbor it copies.
         record.locality.clear();
-        assert_eq!(demonstration(&record, Role::Retain), demonstration(&record, Role::Copy));
+        assert_eq!(demonstration(&record, DemonstrationRole::Retain), demonstration(&record, DemonstrationRole::Copy));
     }
 }

@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use super::Editor;
 use super::contexts::{self, Sampled, templates};
 use super::prepared::{Prepared, check, of_request, precision};
-use crate::config::choice::{self, Choice, fields};
 use crate::edit::score::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
@@ -29,13 +28,14 @@ use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use crate::model::taps::{Recorder, cells};
 use crate::model::tokens::Tokens;
 use crate::parallel;
+use crate::sections::choice::{self, Choice, fields};
 
 /// What configs and edits call it.
 pub(super) const NAME: &str = "knowledge_neurons";
 
 /// `[editor]` of a knowledge-neurons config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct KnowledgeNeuronsSettings {
     /// The layers searched; all unless given.
     #[serde(default)]
     pub layers: Vec<usize>,
@@ -137,7 +137,7 @@ fn context() -> Sampled {
     Sampled { lengths: vec![], starts: vec![], seed: 0 }
 }
 
-impl super::Settings for Settings {
+impl super::MethodSettings for KnowledgeNeuronsSettings {
     fn check_used(&self, given: &toml::Table) -> Result<()> {
         choice::check("editor", given, self.operation)?;
         contexts::check_used(given)
@@ -173,15 +173,15 @@ pub struct Neuron {
 
 /// Knowledge neurons, ready to edit.
 pub struct KnowledgeNeurons {
-    settings: Settings,
+    settings: KnowledgeNeuronsSettings,
     prepared: Prepared,
 }
 
 impl KnowledgeNeurons {
     /// # Errors
     /// Settings out of range.
-    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
-        use crate::config::within;
+    pub fn new(settings: KnowledgeNeuronsSettings, prepared: Prepared) -> Result<Self> {
+        use crate::sections::within;
         within("editor.steps", settings.steps as f64, 1.0, 1e6)?;
         within("editor.threshold", settings.threshold, 0.0, 1.0)?;
         within("editor.share", settings.share, 0.0, 1.0)?;

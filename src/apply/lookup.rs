@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use super::Editor;
 use super::memory::Search;
 use super::prepared::Prepared;
-use crate::config::within;
 use crate::edit::memory::{Answer, Consulted, Recall, settled};
 use crate::edit::score::buckets;
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
@@ -20,6 +19,7 @@ use crate::model::Model;
 use crate::model::spec::DecoderSpec;
 use crate::model::tap::NoTap;
 use crate::model::tokens::Tokens;
+use crate::sections::within;
 
 /// What configs, edits and memories call it.
 pub(super) const NAME: &str = "lookup";
@@ -27,7 +27,7 @@ pub(super) const NAME: &str = "lookup";
 /// `[editor]` of a lookup config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct LookupSettings {
     /// The layer whose output is compared.
     pub layer: usize,
     /// The largest distance ‖h − h_cached‖ at which the cache answers, in units of the cached state's length.
@@ -48,7 +48,7 @@ pub enum State {
     Mean,
 }
 
-impl super::Settings for Settings {
+impl super::MethodSettings for LookupSettings {
     fn layers(&self) -> (&'static str, &[usize]) {
         ("layer", std::slice::from_ref(&self.layer))
     }
@@ -68,14 +68,14 @@ pub(super) fn route(_: &Edit, memory: &Memory, search: &Search<'_>) -> Result<Ar
 
 /// The lookup cache.
 pub struct Lookup {
-    settings: Settings,
+    settings: LookupSettings,
     prepared: Prepared,
 }
 
 impl Lookup {
     /// # Errors
     /// Numbers out of range.
-    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+    pub fn new(settings: LookupSettings, prepared: Prepared) -> Result<Self> {
         within("editor.radius", settings.radius, 0.0, 1e9)?;
         Ok(Lookup { settings, prepared })
     }
@@ -107,7 +107,7 @@ impl Editor for Lookup {
 }
 
 /// What prompts are known by, `[prompts, width]`.
-fn states(model: &Edited, settings: &Settings, prompts: &[String]) -> Result<Tensor<2>> {
+fn states(model: &Edited, settings: &LookupSettings, prompts: &[String]) -> Result<Tensor<2>> {
     let rows = prompts.iter().map(|prompt| model.base().tokenizer.encode_prompt(prompt));
     let rows = rows.collect::<Result<Vec<_>>>()?;
     let width = model.base().decoder.spec.width;
@@ -138,7 +138,7 @@ fn states(model: &Edited, settings: &Settings, prompts: &[String]) -> Result<Ten
 
 /// Answers with the target of the nearest cached prompt, within the radius.
 pub struct LookupRoute {
-    settings: Settings,
+    settings: LookupSettings,
     width: usize,
 }
 
@@ -153,7 +153,7 @@ impl LookupRoute {
         if let Some(settings) = settings.as_object_mut() {
             settings.remove("method");
         }
-        let settings: Settings = serde_json::from_value(settings)
+        let settings: LookupSettings = serde_json::from_value(settings)
             .map_err(|error| Error::Input(format!("the memory's settings are broken: {error}")))?;
         if settings.layer >= layers {
             return Err(Error::Input(format!(
@@ -176,7 +176,7 @@ impl Route for LookupRoute {
             return Ok(vec![]);
         }
         let entries = recall.requests.len();
-        let found = states(&recall.below, &self.settings, prompts)?;
+        let found = states(&recall.model, &self.settings, prompts)?;
         let keys = recall.keys.clone().cast(found.dtype());
         // ‖h − k‖² = ‖h‖² + ‖k‖² − 2⟨h, k⟩: one product finds the nearest.
         let squares = |rows: &Tensor<2>| rows.clone().square().sum_dim(1);
@@ -192,7 +192,7 @@ impl Route for LookupRoute {
             let apart: f64 = key.iter().zip(state).map(|(k, h)| (f64::from(*k) - f64::from(*h)).powi(2)).sum();
             let length: f64 = key.iter().map(|k| f64::from(*k).powi(2)).sum();
             let distance = (apart / length.max(f64::MIN_POSITIVE)).sqrt();
-            let answer = Answer::Told(recall.requests[entry].target_new.clone());
+            let answer = Answer::Target(recall.requests[entry].target_new.clone());
             let scope = 1.0 - distance / self.settings.radius.max(f64::MIN_POSITIVE);
             (distance <= self.settings.radius).then_some(Consulted { entry, scope: scope.max(0.0), answer })
         });

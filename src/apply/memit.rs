@@ -20,9 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Editor;
 use super::association::{Association, defaults_of_many};
-use super::contexts::{self, Posed, Sampled, templates};
+use super::contexts::{self, RequestInContexts, Sampled, templates};
 use super::prepared::{Prepared, Progress, check, columns, of_request, tensor};
-use super::value::{Cone, Measured, descend};
+use super::value::{Cone, NormOf, descend};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -42,7 +42,7 @@ pub(super) const NAME: &str = "memit";
 
 /// `[editor]` of a MEMIT config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct MemitSettings {
     /// Where the associations go, and how they are found.
     #[serde(flatten)]
     pub association: Association,
@@ -55,7 +55,7 @@ fn covariance_weight() -> f64 {
     15_000.0
 }
 
-impl super::Settings for Settings {
+impl super::MethodSettings for MemitSettings {
     fn defaults() -> toml::Table {
         defaults_of_many()
     }
@@ -87,16 +87,16 @@ impl super::Settings for Settings {
 
 /// MEMIT, ready to edit.
 pub struct Memit {
-    settings: Settings,
+    settings: MemitSettings,
     prepared: Prepared,
 }
 
 impl Memit {
     /// # Errors
     /// Settings out of range.
-    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+    pub fn new(settings: MemitSettings, prepared: Prepared) -> Result<Self> {
         settings.association.descent.check()?;
-        crate::config::within("editor.covariance_weight", settings.covariance_weight, 1e-12, 1e15)?;
+        crate::sections::within("editor.covariance_weight", settings.covariance_weight, 1e-12, 1e15)?;
         Ok(Memit { settings, prepared })
     }
 }
@@ -162,7 +162,7 @@ pub(super) fn singular() -> Error {
 /// `(layer, K [mlp width, requests])` → `A [mlp width, requests]`, with which a layer's change is `A Rᵀ`.
 pub(super) type Adjust<'a> = &'a mut dyn FnMut(usize, &Mat<f64>) -> Result<Mat<f64>>;
 
-/// What spreading came to.
+/// The result of spreading.
 pub(super) struct Spread {
     /// Of each layer's down-projection.
     pub change: WeightChange,
@@ -187,26 +187,27 @@ pub(super) fn spread(
         return Err(Error::Config("editor.layers must be in order, each once".into()));
     }
     let templates = templates(model, &settings.context_templates, &settings.context)?;
-    let posed = requests.iter().enumerate().map(|(number, request)| {
-        Posed::new(model, request, &templates).map_err(|error| of_request(requests, number, error))
+    let in_contexts = requests.iter().enumerate().map(|(number, request)| {
+        RequestInContexts::new(model, request, &templates).map_err(|error| of_request(requests, number, error))
     });
-    let posed = posed.collect::<Result<Vec<_>>>()?;
-    let found = parallel::each(&model.base().decoder.device(), together(&posed), |together: &[Posed]| {
-        let cone = Cone::new(model, last, &together.iter().collect::<Vec<_>>())?;
-        let found = descend(model, &cone, &settings.descent, Measured::Stream)?;
-        progress(together.len());
-        let firsts = (0..together.len()).map(|request| (0, cone.contexts(request).start)).collect::<Vec<_>>();
-        Ok((cells(cone.streams.clone().unsqueeze_dim(0), &firsts) + found.delta.clone(), found.findings()))
-    })?;
+    let in_contexts = in_contexts.collect::<Result<Vec<_>>>()?;
+    let found =
+        parallel::each(&model.base().decoder.device(), together(&in_contexts), |together: &[RequestInContexts]| {
+            let cone = Cone::new(model, last, &together.iter().collect::<Vec<_>>())?;
+            let found = descend(model, &cone, &settings.descent, NormOf::Stream)?;
+            progress(together.len());
+            let firsts = (0..together.len()).map(|request| (0, cone.contexts(request).start)).collect::<Vec<_>>();
+            Ok((cells(cone.streams.clone().unsqueeze_dim(0), &firsts) + found.delta.clone(), found.findings()))
+        })?;
     let (wanted, findings): (Vec<_>, Vec<_>) = found.into_iter().unzip();
     let findings = findings.concat();
     let wanted = columns(&Tensor::cat(wanted, 0));
 
-    let mut texts = Texts::new(model, &posed, lowest)?;
+    let mut texts = SubjectTexts::new(model, &in_contexts, lowest)?;
     let mut current = model.clone();
     let mut change = WeightChange::default();
     for (number, &layer) in settings.layers.iter().enumerate() {
-        let (keys, streams) = texts.at(&current, layer, last)?;
+        let (keys, streams) = texts.keys_and_streams(&current, layer, last)?;
         let left = settings.layers.len() - number;
         let missing = (&wanted - streams) * Scale(1.0 / left as f64);
         let adjusted = adjust(layer, &keys)?;
@@ -225,26 +226,26 @@ pub(super) fn spread(
 
 /// The requests whose z are found together: two halves, each in parts of at most [`TOGETHER`], so that two cores share a few requests and
 /// the parts do not depend on how many cores there are.
-fn together(posed: &[Posed]) -> Vec<&[Posed]> {
-    posed.chunks(posed.len().div_ceil(2)).flat_map(|half| half.chunks(TOGETHER)).collect()
+fn together(in_contexts: &[RequestInContexts]) -> Vec<&[RequestInContexts]> {
+    in_contexts.chunks(in_contexts.len().div_ceil(2)).flat_map(|half| half.chunks(TOGETHER)).collect()
 }
 
 /// The texts of all requests up to their subjects, as far as the layers have carried them.
-struct Texts {
+struct SubjectTexts {
     batches: Vec<(Tokens, Tensor<3>)>,
     /// For each batch the subject's cell of each row.
     subjects: Vec<Vec<(usize, usize)>>,
     /// Rows of each request: the first is the prompt in its first context.
     rows: usize,
     /// The layer whose input the hidden states are.
-    reached: usize,
+    at_layer: usize,
 }
 
-impl Texts {
-    fn new(model: &Edited, posed: &[Posed], layer: usize) -> Result<Self> {
-        let rows = posed[0].rows.len();
+impl SubjectTexts {
+    fn new(model: &Edited, in_contexts: &[RequestInContexts], layer: usize) -> Result<Self> {
+        let rows = in_contexts[0].rows.len();
         let (mut batches, mut subjects) = (vec![], vec![]);
-        for together in posed.chunks((ROWS / rows).max(1)) {
+        for together in in_contexts.chunks((ROWS / rows).max(1)) {
             let texts = together.iter().flat_map(|request| request.rows.iter().zip(&request.subjects));
             let texts: Vec<Vec<u32>> = texts.map(|(text, &subject)| text.ids[..=subject].to_vec()).collect();
             subjects.push(texts.iter().enumerate().map(|(row, ids)| (row, ids.len() - 1)).collect());
@@ -253,18 +254,18 @@ impl Texts {
             let hidden = model.blocks(hidden, 0..layer, tokens.span(), None, &mut NoTap)?;
             batches.push((tokens, hidden));
         }
-        Ok(Texts { batches, subjects, rows, reached: layer })
+        Ok(SubjectTexts { batches, subjects, rows, at_layer: layer })
     }
 
     /// Keys `[mlp width, requests]` of a layer, and the streams `[width, requests]` above the `last` one, on the model
     /// as it is now.
     ///
     /// A request's key is the mean of its first context's and of the mean of the others: the bare prompt counts half.
-    fn at(&mut self, model: &Edited, layer: usize, last: usize) -> Result<(Mat<f64>, Mat<f64>)> {
+    fn keys_and_streams(&mut self, model: &Edited, layer: usize, last: usize) -> Result<(Mat<f64>, Mat<f64>)> {
         let site = Site { stack: Stack::Decoder, layer, place: Place::MlpHidden };
         let (mut keys, mut streams) = (vec![], vec![]);
         for ((tokens, hidden), subjects) in self.batches.iter_mut().zip(&self.subjects) {
-            *hidden = model.blocks(hidden.clone(), self.reached..layer, tokens.span(), None, &mut NoTap)?;
+            *hidden = model.blocks(hidden.clone(), self.at_layer..layer, tokens.span(), None, &mut NoTap)?;
             let mut recorder = Recorder::at([site]);
             let above = model.blocks(hidden.clone(), layer..layer + 1, tokens.span(), None, &mut recorder)?;
             let seen = recorder.values.remove(&site);
@@ -293,7 +294,7 @@ impl Texts {
             let ends: Vec<(usize, usize)> = ends.collect();
             streams.push(cells(above, &ends));
         }
-        self.reached = layer;
+        self.at_layer = layer;
         Ok((columns(&Tensor::cat(keys, 0)), columns(&Tensor::cat(streams, 0))))
     }
 }

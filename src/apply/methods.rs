@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::memory::{Search, from_archive};
-use super::settings::{Settings, read};
+use super::settings::{MethodSettings, read};
 use super::{alphaedit, emmet, fine_tuning, ike, knowledge_neurons, lookup, memit, rome};
 use crate::edit::{Edit, Memory, Route};
 use crate::error::{Error, Result};
@@ -18,8 +18,8 @@ use crate::network::learned;
 #[derive(Debug)]
 pub(super) struct Method {
     pub name: &'static str,
-    pub read: fn(Table, &str) -> Result<Box<dyn Settings>>,
-    /// What finds the consultant of a memory that it made and that was read from a file; nothing where it makes no memories.
+    pub read: fn(Table, &str) -> Result<Box<dyn MethodSettings>>,
+    /// Finds the route of a memory that this method made and that was read from a file; nothing where it makes no memories.
     pub consults: Option<Consults>,
 }
 
@@ -27,17 +27,17 @@ pub(super) struct Method {
 pub(super) type Consults = fn(&Edit, &Memory, &Search<'_>) -> Result<Arc<dyn Route>>;
 
 static METHODS: [Method; 8] = [
-    method::<fine_tuning::Settings>(fine_tuning::NAME),
-    method::<rome::Settings>(rome::NAME),
-    method::<memit::Settings>(memit::NAME),
-    method::<emmet::Settings>(emmet::NAME),
-    method::<alphaedit::Settings>(alphaedit::NAME),
-    method::<knowledge_neurons::Settings>(knowledge_neurons::NAME),
-    method::<ike::Settings>(ike::NAME).consulted_by(ike::route),
-    method::<lookup::Settings>(lookup::NAME).consulted_by(lookup::route),
+    method::<fine_tuning::FineTuningSettings>(fine_tuning::NAME),
+    method::<rome::RomeSettings>(rome::NAME),
+    method::<memit::MemitSettings>(memit::NAME),
+    method::<emmet::EmmetSettings>(emmet::NAME),
+    method::<alphaedit::AlphaEditSettings>(alphaedit::NAME),
+    method::<knowledge_neurons::KnowledgeNeuronsSettings>(knowledge_neurons::NAME),
+    method::<ike::IkeSettings>(ike::NAME).consulted_by(ike::route),
+    method::<lookup::LookupSettings>(lookup::NAME).consulted_by(lookup::route),
 ];
 
-const fn method<S: Settings + DeserializeOwned + Serialize + 'static>(name: &'static str) -> Method {
+const fn method<S: MethodSettings + DeserializeOwned + Serialize + 'static>(name: &'static str) -> Method {
     Method { name, read: read::<S>, consults: None }
 }
 

@@ -25,7 +25,7 @@ use crate::parallel;
 
 pub use crate::edit::Editor;
 pub use prepared::Prepared;
-pub use settings::{EditorSettings, Settings, settings};
+pub use settings::{EditorSettings, MethodSettings, settings};
 
 /// How several requests are edited in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
@@ -58,13 +58,13 @@ pub struct Applied<R> {
     pub end: Option<(Edit, Edited)>,
 }
 
-/// Is shown each edit with the number of its request, and the model right after it. Neither is kept longer.
+/// Called with each edit, the number of its request, and the model right after it. Neither is kept longer.
 pub type Look<'a, R> = &'a (dyn Fn(usize, &Arc<Edit>, &Edited) -> Result<R> + Sync);
 
 /// Edits requests into a model.
 ///
 /// # Errors
-/// The first request that cannot be edited, by its number, and what `look` says.
+/// The first request that cannot be edited, by its number, and the errors of `look`.
 pub fn apply<R: Send>(
     editor: &dyn Editor,
     model: &Edited,

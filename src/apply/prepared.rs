@@ -18,7 +18,7 @@ pub struct Prepared {
     pub statistics: Option<Statistics>,
     /// The seed of random draws.
     pub seed: u64,
-    /// Is told how many more requests of a batch the long part of the work is done for.
+    /// Called with the number of requests of a batch that the long part of the work was just done for.
     pub progress: Progress,
 }
 

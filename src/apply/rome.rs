@@ -12,9 +12,9 @@ use faer::Mat;
 use serde::{Deserialize, Serialize};
 
 use super::association::Association;
-use super::contexts::{self, Posed, Sampled, templates};
+use super::contexts::{self, RequestInContexts, Sampled, templates};
 use super::prepared::{check, of_request, precision};
-use super::value::{Cone, Found, Measured, descend};
+use super::value::{Cone, Found, NormOf, descend};
 use super::{Editor, Prepared};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ pub(super) const NAME: &str = "rome";
 
 /// `[editor]` of a ROME config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct RomeSettings {
     /// Where the association goes, and how it is found; one layer.
     #[serde(flatten)]
     pub association: Association,
@@ -46,7 +46,7 @@ pub enum Compat {
     Rome,
 }
 
-impl super::Settings for Settings {
+impl super::MethodSettings for RomeSettings {
     fn defaults() -> toml::Table {
         toml::toml! {
             clamp = 4.0
@@ -81,14 +81,14 @@ impl super::Settings for Settings {
 
 /// ROME, ready to edit.
 pub struct Rome {
-    settings: Settings,
+    settings: RomeSettings,
     prepared: Prepared,
 }
 
 impl Rome {
     /// # Errors
     /// Settings out of range.
-    pub fn new(settings: Settings, prepared: Prepared) -> Result<Self> {
+    pub fn new(settings: RomeSettings, prepared: Prepared) -> Result<Self> {
         if settings.association.layers.len() != 1 {
             return Err(Error::Config("editor.layers: ROME edits one layer; MEMIT edits several".into()));
         }
@@ -99,9 +99,9 @@ impl Rome {
     /// The change that puts one request in, on a model as it is.
     fn change(&self, model: &Edited, request: &EditRequest, templates: &[String]) -> Result<(WeightChange, Found)> {
         let layer = self.settings.association.layers[0];
-        let posed = Posed::new(model, request, templates)?;
-        let cone = Cone::new(model, layer, &[&posed])?;
-        let found = descend(model, &cone, &self.settings.association.descent, Measured::Value)?;
+        let in_contexts = RequestInContexts::new(model, request, templates)?;
+        let cone = Cone::new(model, layer, &[&in_contexts])?;
+        let found = descend(model, &cone, &self.settings.association.descent, NormOf::Value)?;
 
         let of_first = |tensor: &Tensor<2>| {
             let width = tensor.dims()[1];
@@ -114,7 +114,7 @@ impl Rome {
                 (of_first(&cone.keys), of_first(&cone.values))
             }
             Compat::Rome => {
-                let alone = Posed::new(model, request, &["{}".to_owned()])?;
+                let alone = RequestInContexts::new(model, request, &["{}".to_owned()])?;
                 let alone = Cone::new(model, layer, &[&alone])?;
                 (of_first(&alone.keys), of_first(&alone.values))
             }

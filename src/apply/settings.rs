@@ -1,4 +1,4 @@
-//! `[editor]` of the editors that need no training: what each settings type says of itself, and how an editor is made of it.
+//! `[editor]` of the editors that need no training: the trait of their settings, and how an editor is made of them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use super::Editor;
 use super::contexts::{self, Sampled};
 use super::methods::find;
 use super::prepared::{Prepared, Progress};
-use crate::config::choice;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::paths;
+use crate::sections::choice;
 use crate::statistics::{Moments, Statistics};
 
-/// The settings of one method: what they want, and how an editor is made of them.
-pub trait Settings: fmt::Debug + Send + Sync {
-    /// What a key means that the config leaves out, where its kin mean something else.
+/// The settings of one method: which files they name, and how an editor is made of them.
+pub trait MethodSettings: fmt::Debug + Send + Sync {
+    /// Defaults of this method's own, for keys that it shares with methods of other defaults.
     fn defaults() -> Table
     where
         Self: Sized,
@@ -67,7 +67,7 @@ pub trait Settings: fmt::Debug + Send + Sync {
 
 /// The settings of some editor, with its method.
 #[derive(Debug)]
-pub struct EditorSettings(Box<dyn Settings>);
+pub struct EditorSettings(Box<dyn MethodSettings>);
 
 impl EditorSettings {
     /// From a section `[editor]`; `origin` names its file in errors.
@@ -131,10 +131,10 @@ impl EditorSettings {
 }
 
 /// A method's settings out of its section, for the table of methods.
-pub(super) fn read<S: Settings + DeserializeOwned + Serialize + 'static>(
+pub(super) fn read<S: MethodSettings + DeserializeOwned + Serialize + 'static>(
     table: Table,
     origin: &str,
-) -> Result<Box<dyn Settings>> {
+) -> Result<Box<dyn MethodSettings>> {
     Ok(Box::new(settings::<S>(table, origin)?))
 }
 
@@ -142,7 +142,7 @@ pub(super) fn read<S: Settings + DeserializeOwned + Serialize + 'static>(
 ///
 /// # Errors
 /// Keys that the method does not have or use, values of the wrong type.
-pub fn settings<S: Settings + DeserializeOwned + Serialize>(given: Table, origin: &str) -> Result<S> {
+pub fn settings<S: MethodSettings + DeserializeOwned + Serialize>(given: Table, origin: &str) -> Result<S> {
     let mut whole = given.clone();
     for (key, value) in S::defaults() {
         whole.entry(key).or_insert(value);

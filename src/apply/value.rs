@@ -12,8 +12,7 @@
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
-use super::contexts::Posed;
-use crate::config::within;
+use super::contexts::RequestInContexts;
 use crate::edit::{Edited, loss};
 use crate::error::{Error, Result};
 use crate::model::past::Past;
@@ -21,6 +20,7 @@ use crate::model::tap::{NoTap, Place, Site, Stack};
 use crate::model::taps::{Recorder, cells};
 use crate::model::tokens::Tokens;
 use crate::parallel;
+use crate::sections::within;
 
 /// How δ is found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -75,16 +75,17 @@ impl Descent {
     }
 }
 
-/// Where the norm of `v₀` is taken: what δ is measured by.
+/// Whose norm `‖v₀‖` is: the clamp and the decay of δ are relative to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Measured {
+pub enum NormOf {
     /// The MLP's output (ROME).
     Value,
     /// The residual stream above the layer (MEMIT).
     Stream,
 }
 
-/// What one layer says of some requests at their subjects' last tokens, and the cells above it that δ can reach.
+/// The cone of δ: a vector added at a subject's last token above a layer changes only the layers above and the cells from that token on.
+/// Holds these cells, and what the layer computed at the subjects' last tokens. Everything outside the cone is computed once.
 pub struct Cone {
     layer: usize,
     /// Where each request's rows begin; the last entry is their number. The last row of a request is its essence.
@@ -110,13 +111,13 @@ impl Cone {
     ///
     /// # Errors
     /// A text that the model cannot take, or a layer that it does not have.
-    pub fn new(model: &Edited, layer: usize, posed: &[&Posed]) -> Result<Self> {
+    pub fn new(model: &Edited, layer: usize, in_contexts: &[&RequestInContexts]) -> Result<Self> {
         if layer >= model.layers() {
             let message = format!("the model has no layer {layer}; it has layers 0 to {}", model.layers() - 1);
             return Err(Error::Config(message));
         }
         let (mut rows, mut starts, mut reads, mut first) = (vec![], vec![], vec![], vec![0]);
-        for request in posed {
+        for request in in_contexts {
             for (text, &subject) in request.rows.iter().zip(&request.subjects) {
                 rows.push(text.ids[..text.ids.len() - 1].to_vec());
                 starts.push(subject);
@@ -180,7 +181,7 @@ impl Found {
     }
 }
 
-/// What the descent came to.
+/// The result of the descent.
 #[derive(Debug, Clone)]
 pub struct Found {
     /// δ `[requests, width]`.
@@ -195,12 +196,12 @@ pub struct Found {
 ///
 /// # Errors
 /// A loss that is not finite.
-pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, measured: Measured) -> Result<Found> {
+pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, norm_of: NormOf) -> Result<Found> {
     let [_, _, width] = cone.right.dims();
-    let mut paths: Vec<Path> = cone.norms(measured).into_iter().map(|norm| Path::new(norm, width)).collect();
+    let mut paths: Vec<Path> = cone.norms(norm_of).into_iter().map(|norm| Path::new(norm, width)).collect();
     let mut open: Vec<usize> = (0..paths.len()).collect();
-    let mut rows = Rows::of(cone, &open);
-    // What the model says of each essence before any change.
+    let mut rows = Rows::new(cone, &open);
+    // The model's distribution after each essence before any change.
     let mut before = None;
     for step in 0..settings.steps {
         let delta: Vec<f64> = open.iter().flat_map(|&request| paths[request].delta.iter().copied()).collect();
@@ -227,7 +228,7 @@ pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, measured: Measur
         }
         if going.len() < open.len() {
             open = going;
-            rows = Rows::of(cone, &open);
+            rows = Rows::new(cone, &open);
         }
     }
     let delta: Vec<f64> = paths.iter().flat_map(|path| path.delta.iter().copied()).collect();
@@ -287,10 +288,10 @@ impl Path {
 
 impl Cone {
     /// ‖v₀‖ of each request, at its first row.
-    fn norms(&self, measured: Measured) -> Vec<f64> {
-        let origin = match measured {
-            Measured::Value => &self.values,
-            Measured::Stream => &self.streams,
+    fn norms(&self, norm_of: NormOf) -> Vec<f64> {
+        let origin = match norm_of {
+            NormOf::Value => &self.values,
+            NormOf::Stream => &self.streams,
         };
         let width = origin.dims()[1];
         let norm = |&first: &usize| {
@@ -324,7 +325,7 @@ struct Round {
 }
 
 impl Rows {
-    fn of(cone: &Cone, open: &[usize]) -> Self {
+    fn new(cone: &Cone, open: &[usize]) -> Self {
         let (mut rows, mut owners, mut reads, mut essences) = (vec![], vec![], vec![], vec![]);
         let (mut targets, mut shares) = (vec![], vec![]);
         for (place, &request) in open.iter().enumerate() {

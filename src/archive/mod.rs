@@ -11,13 +11,13 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
-use crate::config::choice::unread;
 use crate::edit::Editor;
 use crate::error::{Error, Result};
 use crate::evaluate::Summary;
 use crate::model::Model;
-pub use crate::network::learned::EditorSettings;
+pub use crate::network::learned::LearnedEditorSettings;
 use crate::network::learned::Stored;
+use crate::sections::choice::unread;
 
 const FORMAT: &str = "archive/1";
 
@@ -31,7 +31,7 @@ pub struct Description {
     /// The model it was trained on.
     pub base: Base,
     /// The editor.
-    pub editor: EditorSettings,
+    pub editor: LearnedEditorSettings,
     /// How the best network did on validation records.
     #[serde(default)]
     pub best: Option<Best>,
@@ -46,7 +46,7 @@ pub struct Base {
     pub fingerprint: String,
     /// The element type it was computed in.
     #[serde(default)]
-    pub dtype: crate::config::Precision,
+    pub dtype: crate::model::Precision,
 }
 
 /// The best network of a training.
@@ -102,7 +102,7 @@ impl Archive {
     }
 
     /// The description of a new archive.
-    pub fn describe(base: Base, editor: EditorSettings, best: Option<Best>) -> Description {
+    pub fn describe(base: Base, editor: LearnedEditorSettings, best: Option<Best>) -> Description {
         Description { format: FORMAT.into(), version: env!("CARGO_PKG_VERSION").into(), base, editor, best }
     }
 

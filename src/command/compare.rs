@@ -8,7 +8,7 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::print;
-use crate::compare::contender::Contender;
+use crate::compare::compared_editor::ComparedEditor;
 use crate::compare::curves::{self, curves};
 use crate::compare::document::{Entry, document};
 use crate::compare::layout::Run;
@@ -16,7 +16,7 @@ use crate::compare::{Looks, Reading, run as run_cases};
 use crate::config::compare::{Competitor, Config};
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
-use crate::data::text::Texts;
+use crate::data::text::Documents;
 use crate::data::world::Split;
 use crate::data::{plain_questions, pocket};
 use crate::device;
@@ -112,8 +112,8 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)).collect();
     let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
-    let contenders = chosen.iter().map(|editor| Contender::open(editor, place, &model, &config.model.path));
-    let contenders = contenders.collect::<Result<Vec<_>>>()?;
+    let compared = chosen.iter().map(|editor| ComparedEditor::open(editor, place, &model, &config.model.path));
+    let compared = compared.collect::<Result<Vec<_>>>()?;
     let base = Edited::new(model.clone());
     let compare = &config.compare;
     let text = Reading::new(watched_text(&config, place, &model)?);
@@ -133,12 +133,12 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     crate::files::check_writable(&folder)?;
     let _lock = crate::files::lock(&folder, "another comparison writes here; wait for it, or use another --out")?;
     let mut failed = 0;
-    for (number, (editor, contender)) in chosen.iter().zip(contenders).enumerate() {
+    for (number, (editor, compared_editor)) in chosen.iter().zip(compared).enumerate() {
         let clock = Instant::now();
         // Begun anew for each editor. What one has freed the allocator may keep: only the first is measured by itself.
         let held = forget_peak_memory();
         let looks = Looks { memory_before: held.filter(|_| number == 0), ..looks };
-        let (made, params) = contender.editor(&config, &model, &records, &text.rows)?;
+        let (made, params) = compared_editor.editor(&config, &model, &records, &text.rows)?;
         let run = Run::continued(&folder.join(&editor.name), params)?;
         // A broken file is told before hours of work, not after them.
         run.cases()?;
@@ -205,7 +205,7 @@ fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<Vec<Vec<
             format!("{prompt} {}.", world.facts()[fact].object)
         }));
     } else {
-        let source = Texts { files: vec![paths::file(name, place)], field: "text".into() };
+        let source = Documents { files: vec![paths::file(name, place)], field: "text".into() };
         source.shuffled(config.compare.seed, &mut |text| {
             texts.push(text.trim().to_owned());
             let enough = texts.len() >= TEXTS;

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::data::sets::{self, NamedSet};
-use crate::fetch::{FetchError, OnProgress, Progress, Settings};
+use crate::fetch::{FetchError, FetchSettings, OnProgress, Progress};
 use crate::model::hub;
 
 /// Bring models and named data sets into the cache, resumed when broken off and checked by SHA-256.
@@ -35,7 +35,7 @@ pub struct Args {
 /// # Errors
 /// The first name that cannot be had, as [`fetch`]; output that cannot be written.
 pub fn run(args: &Args) -> Result<(), FetchError> {
-    let settings = Settings::from_env();
+    let settings = FetchSettings::from_env();
     if args.list {
         return print(&if args.json { pretty(&list_json(&settings)) } else { list_lines(&settings) });
     }
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<(), FetchError> {
 ///
 /// # Errors
 /// As `data::sets::fetch` and `model::hub::fetch`.
-pub fn fetch(name: &str, settings: &Settings, on_progress: &mut OnProgress<'_>) -> Result<PathBuf, FetchError> {
+pub fn fetch(name: &str, settings: &FetchSettings, on_progress: &mut OnProgress<'_>) -> Result<PathBuf, FetchError> {
     if kind(name) == "data" {
         return sets::fetch(name, settings, on_progress);
     }
@@ -102,7 +102,7 @@ fn kind(name: &str) -> &'static str {
     if sets::find(set).is_some() { "data" } else { "model" }
 }
 
-fn list_json(settings: &Settings) -> Value {
+fn list_json(settings: &FetchSettings) -> Value {
     let data = |set: &NamedSet| {
         let present = sets::present(set, settings);
         json!({
@@ -126,7 +126,7 @@ fn list_json(settings: &Settings) -> Value {
     })
 }
 
-fn list_lines(settings: &Settings) -> String {
+fn list_lines(settings: &FetchSettings) -> String {
     let mut text = format!("data sets ({})\n", settings.cache.join("data").display());
     for set in sets::SETS {
         let here = match sets::present(set, settings).len() {

@@ -7,12 +7,12 @@ use serde_json::json;
 
 use super::{load_edits, print};
 use crate::apply::memory::Elsewhere;
-use crate::config::Precision;
 use crate::device;
 use crate::edit::Edited;
 use crate::edit::generate::Sampling;
 use crate::error::Result;
 use crate::model::Model;
+use crate::model::Precision;
 use crate::report::table::{cut, percent, table};
 
 /// What a model says, with edits laid over it in the order given.

@@ -7,14 +7,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::{keep_state, print, stop};
-use crate::config::within;
-use crate::data::text::Texts;
+use crate::data::text::Documents;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::spec::DecoderSpec;
 use crate::process::peak_memory;
 use crate::report::table::{percent, table};
+use crate::sections::within;
 use crate::statistics::{Collect, Collected, Header, Moments, Source, collect};
 
 /// Collect second moments of keys over text, for ROME, MEMIT, EMMET and AlphaEdit.
@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&args.model, &device, burn::tensor::DType::F32)?;
     let row = row_length(args, &layers, &model.decoder.spec)?;
     let path = target(args)?;
-    let texts = Texts { files: args.text.clone(), field: args.field.clone() };
+    let texts = Documents { files: args.text.clone(), field: args.field.clone() };
     let mut moments = begun(&path, header(args, layers, row, &model, &texts)?, args.again)?;
     let before = moments.header.tokens;
     let collecting = Instant::now();
@@ -128,7 +128,7 @@ fn target(args: &Args) -> Result<PathBuf> {
 }
 
 /// What the statistics are to be made of.
-fn header(args: &Args, layers: Vec<usize>, row: usize, model: &Model, texts: &Texts) -> Result<Header> {
+fn header(args: &Args, layers: Vec<usize>, row: usize, model: &Model, texts: &Documents) -> Result<Header> {
     let sources = texts.hashes()?.into_iter().zip(&args.text).map(|(blake3, path)| Source {
         name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         blake3,
@@ -167,7 +167,7 @@ fn begun(path: &Path, wanted: Header, again: bool) -> Result<Moments> {
 }
 
 /// Collects what is missing under a progress bar and saves it: now and then on the way, when it is interrupted, and at the end.
-fn collected(args: &Args, model: &Model, texts: &Texts, moments: &mut Moments, path: &Path) -> Result<Collected> {
+fn collected(args: &Args, model: &Model, texts: &Documents, moments: &mut Moments, path: &Path) -> Result<Collected> {
     let bar = progress_bar(args.tokens, moments.header.tokens);
     keep_state();
     let mut saved = Instant::now();

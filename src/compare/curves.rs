@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::reached::{Reached, fault, size};
+use super::edited_by_many::{EditedByMany, fault, size};
 use super::{Reading, Watch};
 use crate::apply::{Editor, Mode};
 use crate::data::record::EditRecord;
@@ -96,7 +96,7 @@ pub fn curves(
             .iter()
             .map(|made_of| points.iter().any(|point| point.mode == mode.name() && point.made_of == *made_of))
             .collect();
-        let mut sequence = Reached::new(base);
+        let mut sequence = EditedByMany::new(base);
         for (place, &edits) in sizes.iter().enumerate() {
             // A sequence is made again from its beginning, up to the last point that is left.
             if known[place] && (mode == Mode::Batch || known[place..].iter().all(|known| *known)) {
@@ -104,16 +104,16 @@ pub fn curves(
                 continue;
             }
             let requests = &requests[..edits];
-            let reached = match mode {
-                Mode::Batch => Reached::at_once(editor, base, requests)?,
+            let edited = match mode {
+                Mode::Batch => EditedByMany::at_once(editor, base, requests)?,
                 _ => {
-                    sequence.go_on(editor, requests, &mut |_, _| Ok(()))?;
+                    sequence.continue_with(editor, requests, &mut |_, _| Ok(()))?;
                     sequence.clone()
                 }
             };
             if !known[place] {
                 let made_of = made_of[place].clone();
-                points.push(point(base, &reached, mode, &records[..edits], text, made_of)?);
+                points.push(point(base, &edited, mode, &records[..edits], text, made_of)?);
                 points.sort_by(|a, b| (&a.mode, a.edits).cmp(&(&b.mode, b.edits)));
                 files::write(path, serde_json::to_string_pretty(&points).unwrap_or_default().as_bytes())?;
             }
@@ -136,7 +136,7 @@ fn made_of(records: &[EditRecord], text: &[Vec<u32>]) -> String {
 /// What is no edit's fault.
 fn point(
     base: &Edited,
-    reached: &Reached,
+    edited: &EditedByMany,
     mode: Mode,
     records: &[EditRecord],
     text: &Reading,
@@ -149,7 +149,7 @@ fn point(
         made_of,
         asked: 0,
         figures: Summary::default(),
-        failed: reached.lost.len(),
+        failed: edited.lost.len(),
         retained: None,
         last: None,
         perplexity: None,
@@ -157,12 +157,12 @@ fn point(
         collapsed: false,
         error: None,
     };
-    if let Some((number, why)) = reached.lost.first_key_value().filter(|_| reached.lost.len() == edits) {
+    if let Some((number, why)) = edited.lost.first_key_value().filter(|_| edited.lost.len() == edits) {
         point.error = Some(format!("no edit could be made; edit {number}: {why}"));
         return Ok(point);
     }
     let seen = (|| {
-        let rows = ask(base, &reached.after, records, &reached.lost)?;
+        let rows = ask(base, &edited.after, records, &edited.lost)?;
         if mode == Mode::Sequential {
             let (last, earlier): (Vec<ProbeRow>, Vec<ProbeRow>) =
                 rows.iter().cloned().partition(|row| row.record + 1 == edits);
@@ -173,12 +173,12 @@ fn point(
         // A model that has no number to say has collapsed, text or not.
         point.collapsed = rows.iter().any(|row| row.after.log_probabilities.iter().any(|log| log.is_nan()));
         if let Some(unedited) = text.unedited(base)? {
-            let now = perplexity(&reached.after, &text.rows)?;
+            let now = perplexity(&edited.after, &text.rows)?;
             point.collapsed |= !now.is_finite() || now > COLLAPSE * unedited;
             // A number that is not finite has no form in JSON.
             point.perplexity = Some(now).filter(|now| now.is_finite());
         }
-        point.relative = size(&reached.after)?.relative;
+        point.relative = size(&edited.after)?.relative;
         Ok(())
     })();
     if let Err(error) = seen {

@@ -331,7 +331,7 @@ fn outcome(case: &Case) -> &'static str {
 fn probes(case: &Case) -> Vec<Value> {
     let rows = case.rows.iter().enumerate().map(|(number, row)| {
         let free = case.answers.iter().find(|answer| answer.row == number);
-        let said = case.said.get(number);
+        let said = case.likeliest.get(number);
         let before = free.map(|free| &free.before).or(said.map(|said| &said[0]));
         let after = free.map(|free| &free.after).or(said.map(|said| &said[1]));
         // Four digits are what anyone reads.

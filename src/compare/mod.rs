@@ -1,10 +1,10 @@
 //! Several editors on the same cases: each case is edited, looked at, and written down before the next.
 
-pub mod contender;
+pub mod compared_editor;
 pub mod curves;
 pub mod document;
+mod edited_by_many;
 pub mod layout;
-mod reached;
 mod unlike;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,8 +22,8 @@ use crate::evaluate::probes::Limits;
 use crate::evaluate::{ProbeRow, probe_table};
 use crate::parallel;
 use crate::process::peak_memory;
+use edited_by_many::{EditedByMany, fault, size, with_one_edit};
 use layout::Run;
-use reached::{Reached, fault, one, size};
 
 /// Tokens of a free answer at most, unless a target is longer.
 const ANSWER: usize = 24;
@@ -85,7 +85,7 @@ pub struct Looks<'a> {
     pub memory_before: Option<u64>,
 }
 
-/// Is told that a case is done.
+/// Called when a case is done.
 pub type Watch<'a> = &'a (dyn Fn() + Sync);
 
 /// Runs an editor over the cases that are left.
@@ -110,7 +110,7 @@ pub fn run(
     let unedited = if looks.perplexity > 0 { looks.text.unedited(base)? } else { None };
     let changed = |after: Edited, reads: bool| -> Result<Changed> {
         let perplexity = match unedited.filter(|_| reads) {
-            Some(before) => Some([before, perplexity(&after, &looks.text.rows)?].map(told)),
+            Some(before) => Some([before, perplexity(&after, &looks.text.rows)?].map(at_most_ruin)),
             None => None,
         };
         Ok(Changed { size: size(&after)?, perplexity, right_after: vec![], after })
@@ -132,12 +132,12 @@ pub fn run(
     let (clock, mut looking) = (Instant::now(), Duration::ZERO);
     // What the model says right after each edit of a sequence, by the number of the case.
     let mut right_after: BTreeMap<usize, Vec<ProbeRow>> = BTreeMap::new();
-    let reached = match mode {
+    let edited = match mode {
         Mode::Single => None,
-        Mode::Batch => Some(Reached::at_once(editor, base, &requests)?),
+        Mode::Batch => Some(EditedByMany::at_once(editor, base, &requests)?),
         Mode::Sequential => {
-            let mut reached = Reached::new(base);
-            reached.go_on(editor, &requests, &mut |number, after| {
+            let mut edited = EditedByMany::new(base);
+            edited.continue_with(editor, &requests, &mut |number, after| {
                 let clock = Instant::now();
                 if left.contains(&number) {
                     let rows = probe_table(base, after, &[(0, &records[number])], looks.limits);
@@ -146,13 +146,13 @@ pub fn run(
                 looking += clock.elapsed();
                 Ok(())
             })?;
-            Some(reached)
+            Some(edited)
         }
     };
     let each = clock.elapsed().saturating_sub(looking).as_secs_f64() / records.len() as f64;
     // What is left is looked at on the model that all edits give: one change for all.
-    let shared = match reached {
-        Some(Reached { after, lost, .. }) => {
+    let shared = match edited {
+        Some(EditedByMany { after, lost, .. }) => {
             // One model has one perplexity: it stands in one case, so that nobody counts it several times.
             let reader = (0..records.len()).find(|number| !lost.contains_key(number));
             let reads = reader.is_some_and(|reader| left.contains(&reader));
@@ -175,7 +175,7 @@ pub fn run(
             }
             None => {
                 let clock = Instant::now();
-                let after = one(editor, base, &requests[number..=number]);
+                let after = with_one_edit(editor, base, &requests[number..=number]);
                 let seconds = clock.elapsed().as_secs_f64();
                 let changed = || after.and_then(|after| changed(after, number < looks.perplexity));
                 write(number, 1, seconds, Box::new(changed))
@@ -197,7 +197,7 @@ struct Changed {
 
 /// A perplexity as files have it: that of a ruined model is a large number and takes part in means, for JSON has none for what is not
 /// finite.
-fn told(perplexity: f64) -> f64 {
+fn at_most_ruin(perplexity: f64) -> f64 {
     if perplexity.is_nan() { RUIN } else { perplexity.min(RUIN) }
 }
 
@@ -219,7 +219,7 @@ fn look(
     case.rows = probe_table(base, &after, &[(0, record)], looks.limits)?;
     let tokenizer = &base.base().tokenizer;
     let said = case.rows.iter().map(|row| Ok([row.before.answer(tokenizer)?, row.after.answer(tokenizer)?]));
-    case.said = said.collect::<Result<_>>()?;
+    case.likeliest = said.collect::<Result<_>>()?;
     (case.size, case.perplexity, case.right_after) = (changed.size, changed.perplexity, changed.right_after);
     if number < looks.generate {
         case.answers = answers(base, &after, &case.rows)?;
@@ -301,7 +301,7 @@ fn texts(base: &Edited, after: &Edited, record: &EditRecord, seed: u64) -> Resul
                     rows.iter().zip(made).map(|(row, made)| [row.clone(), made].concat()).collect();
                 perplexity(base, &whole)
             };
-            Some([read(base)?, or_nothing(read(after), || RUIN)?].map(told))
+            Some([read(base)?, or_nothing(read(after), || RUIN)?].map(at_most_ruin))
         }
     };
     Ok((texts, essence))

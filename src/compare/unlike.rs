@@ -94,7 +94,7 @@ impl Unlike {
     }
 
     /// The difference in a sentence.
-    pub fn told(&self) -> String {
+    pub fn sentence(&self) -> String {
         let groups = self.groups.iter().map(|(value, methods)| format!("{value} ({})", methods.join(", ")));
         let groups = groups.collect::<Vec<_>>().join("; ");
         format!("not alike in {}: {groups}; figures that depend on it do not compare and carry no mark", self.name)
@@ -103,7 +103,7 @@ impl Unlike {
     /// The difference as a document has it.
     pub fn json(&self) -> Value {
         let groups = self.groups.iter().map(|(value, methods)| json!({"value": value, "methods": methods}));
-        json!({"what": self.name, "groups": groups.collect::<Vec<_>>(), "told": self.told()})
+        json!({"what": self.name, "groups": groups.collect::<Vec<_>>(), "told": self.sentence()})
     }
 }
 
@@ -201,7 +201,7 @@ mod tests {
             *changed.pointer_mut(pointer).unwrap() = json!("else");
             let found = unlike(&[entry("ft", params.clone()), entry("rome", changed), entry("mend", params.clone())]);
             assert_eq!(found.len(), 1, "{pointer}");
-            let told = found[0].told();
+            let told = found[0].sentence();
             assert!(told.starts_with(&format!("not alike in {name}: ")) && told.contains("(ft, mend)"), "{told}");
             assert!(told.contains("(rome)"), "{told}");
             assert_eq!(found[0].decides(Protocol::Counterfact, "score"), score, "{pointer}");
@@ -211,6 +211,6 @@ mod tests {
         // What only one run has is a difference too.
         let mut more = params.clone();
         more["texts"] = json!(2);
-        assert!(unlike(&[entry("ft", params), entry("rome", more)])[0].told().contains("none (ft); 2 (rome)"));
+        assert!(unlike(&[entry("ft", params), entry("rome", more)])[0].sentence().contains("none (ft); 2 (rome)"));
     }
 }

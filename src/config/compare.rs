@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ModelSection, within};
+use super::ModelSection;
 use crate::apply::Mode;
 use crate::error::{Error, Result};
+use crate::sections::within;
 
 /// What tables call the model before any edit, beside the editors.
 pub const UNEDITED: &str = "unedited";

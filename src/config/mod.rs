@@ -1,19 +1,19 @@
 //! Configuration files as types: TOML, every key known, every error with its file and key.
 
 pub mod apply;
-pub mod choice;
 pub mod compare;
 pub mod pretrain;
 pub mod train;
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::error::{Error, Result};
+use crate::model::Precision;
+use crate::sections::parse;
 
 /// Reads a file and lays `--set key=value` over it.
 ///
@@ -57,50 +57,9 @@ fn merge(under: &mut Table, over: Table) {
     }
 }
 
-/// A value as a type; `origin` names it in errors.
-///
-/// # Errors
-/// An unknown key or a value of the wrong type.
-pub fn parse<T: DeserializeOwned>(value: Value, origin: &str) -> Result<T> {
-    parse_under("", value, origin)
-}
-
-/// As [`parse`], for the value of `section`.
-///
-/// # Errors
-/// An unknown key or a value of the wrong type.
-pub fn parse_under<T: DeserializeOwned>(section: &str, value: Value, origin: &str) -> Result<T> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        let parts = [section, path.as_str()].into_iter().filter(|part| !part.is_empty() && *part != ".");
-        let key = parts.collect::<Vec<_>>().join(".");
-        let key = if key.is_empty() { key } else { format!("{key}: ") };
-        Error::Config(format!("{origin}: {key}{}", explain(&error.into_inner().to_string())))
-    })
-}
-
 fn not_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     Error::Config(format!("{}: line {line}: {}", path.display(), error.message().replace('\n', " ")))
-}
-
-/// serde's word in one line; an unknown key with the nearest known one.
-fn explain(message: &str) -> String {
-    let message = message.lines().next().unwrap_or_default();
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let unknown = message.strip_prefix("unknown field").or(message.strip_prefix("unknown variant")).and(quoted.next());
-    let Some(unknown) = unknown else { return message.to_owned() };
-    let what = if message.starts_with("unknown field") { "key" } else { "value" };
-    let known: Vec<&str> = quoted.collect();
-    self::unknown(what, unknown, &known)
-}
-
-/// What is said of an unknown key or value: the nearest known one, and all of them.
-pub(crate) fn unknown(what: &str, unknown: &str, known: &[&str]) -> String {
-    let nearest =
-        known.iter().max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
-    let nearest = nearest.map_or(String::new(), |nearest| format!(", did you mean `{nearest}`?"));
-    format!("unknown {what} `{unknown}`{nearest} (known: {})", known.join(", "))
 }
 
 /// `a.b.c=value`; the value is TOML, or a string where it is not.
@@ -133,47 +92,9 @@ pub struct ModelSection {
     pub dtype: Precision,
 }
 
-/// An element type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32 bits.
-    #[default]
-    F32,
-    /// 64 bits, for checks on the CPU.
-    F64,
-    /// 16 bits, for a large base on a GPU.
-    Bf16,
-}
-
-impl From<Precision> for DType {
-    fn from(precision: Precision) -> DType {
-        match precision {
-            Precision::F32 => DType::F32,
-            Precision::F64 => DType::F64,
-            Precision::Bf16 => DType::BF16,
-        }
-    }
-}
-
 /// A path of a config, relative to the config's folder.
 pub fn beside(config: &Path, path: &str) -> PathBuf {
     config.parent().unwrap_or(Path::new("")).join(path)
-}
-
-/// Refuses a number outside its range.
-///
-/// # Errors
-/// Names the key, the number and the range.
-pub fn within(key: &str, value: f64, least: f64, most: f64) -> Result<()> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    let range = match most == f64::INFINITY {
-        true => format!("it must be at least {least}"),
-        false => format!("it must lie between {least} and {most}"),
-    };
-    Err(Error::Config(format!("{key} = {value}: {range}")))
 }
 
 #[cfg(test)]

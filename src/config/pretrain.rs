@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::within;
 use crate::error::Result;
 use crate::model::spec::{Activation, Biases, DecoderSpec, NormKind, Positions};
 use crate::paths;
-use crate::train::pretrain::Settings;
+use crate::sections::within;
+use crate::train::pretrain::PretrainSettings;
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -19,7 +19,7 @@ pub struct Config {
     /// What it is to know.
     pub data: Data,
     /// How it learns.
-    pub train: Settings,
+    pub train: PretrainSettings,
 }
 
 /// `[model]`: a GPT-2.

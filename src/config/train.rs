@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use toml::Table;
 
-use super::choice::{self, Choice};
-use super::{ModelSection, within};
+use super::ModelSection;
 use crate::error::Result;
+use crate::sections::choice::{self, Choice};
+use crate::sections::within;
 use crate::train::methods::{Method, Sections, Trained};
-use crate::train::settings::Settings;
+use crate::train::settings::TrainSettings;
 
 /// The whole file.
 #[derive(Debug, Clone)]
@@ -22,7 +23,7 @@ pub struct Config {
     /// What it learns from.
     pub data: Data,
     /// What `[train]` says of every training.
-    pub train: Settings,
+    pub train: TrainSettings,
 }
 
 /// `[data]`: `pocket`, a named set that `fetch` brings, or a path beside the config.
@@ -82,7 +83,7 @@ impl Config {
         let own: Table = own.collect();
         let sections = Sections { editor: &editor, loss: &file.loss, train: &own, origin: &origin };
         let editor = Trained::read(method, &sections)?;
-        let train = Settings::read(&train, &origin)?;
+        let train = TrainSettings::read(&train, &origin)?;
         let config = Config { model: file.model, editor, data: file.data, train };
         within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;
         within("data.per_class", config.data.per_class as f64, 0.0, 1e6)?;

@@ -62,7 +62,7 @@ impl Form {
     }
 
     /// The form that a record's keys tell, and whether it can be no other.
-    pub fn of(record: &Object) -> Option<(Form, Sure)> {
+    pub fn detect(record: &Object) -> Option<(Form, Sure)> {
         let any = |keys: &[&str]| keys.iter().any(|key| record.get(key).is_some());
         if any(&["requested_rewrite"]) {
             Some((Form::CounterFact, Sure::Yes))

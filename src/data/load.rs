@@ -101,7 +101,7 @@ impl<'f> Reader<'f> {
         self.count += 1;
         let record = json.object().map_err(|problem| self.wrong(index, None, problem))?;
         let id = own_id(&record).map_err(|problem| self.wrong(index, None, problem))?;
-        let seen = Form::of(&record);
+        let seen = Form::detect(&record);
         let form = match (self.form, seen) {
             (Some(form), _) | (None, Some((form, _))) => form,
             (None, None) => return Err(self.unknown(&record)),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
 
-use crate::fetch::{Download, FetchError, OnProgress, Settings, download, sha256_of, write_whole};
+use crate::fetch::{Download, FetchError, FetchSettings, OnProgress, download, sha256_of, write_whole};
 
 /// A published data set.
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +108,7 @@ pub fn find(name: &str) -> Option<&'static NamedSet> {
 ///
 /// # Errors
 /// No such set; not fetched yet (the line names the command that does); a file that is not what it should be.
-pub fn local_path(name: &str, settings: &Settings) -> Result<PathBuf, FetchError> {
+pub fn local_path(name: &str, settings: &FetchSettings) -> Result<PathBuf, FetchError> {
     local(SETS, name, settings)
 }
 
@@ -117,12 +117,12 @@ pub fn local_path(name: &str, settings: &Settings) -> Result<PathBuf, FetchError
 ///
 /// # Errors
 /// No such set, and all that can go wrong in a download.
-pub fn fetch(name: &str, settings: &Settings, on_progress: &mut OnProgress<'_>) -> Result<PathBuf, FetchError> {
+pub fn fetch(name: &str, settings: &FetchSettings, on_progress: &mut OnProgress<'_>) -> Result<PathBuf, FetchError> {
     bring(SETS, name, settings, on_progress)
 }
 
 /// The files of `set` that are in the cache, without looking into them.
-pub fn present(set: &NamedSet, settings: &Settings) -> Vec<PathBuf> {
+pub fn present(set: &NamedSet, settings: &FetchSettings) -> Vec<PathBuf> {
     set.files.iter().map(|file| place(file, settings)).filter(|path| path.is_file()).collect()
 }
 
@@ -139,7 +139,7 @@ fn select<'a>(sets: &'a [NamedSet], name: &str) -> Option<(&'a NamedSet, &'a [Se
     }
 }
 
-fn local(sets: &[NamedSet], name: &str, settings: &Settings) -> Result<PathBuf, FetchError> {
+fn local(sets: &[NamedSet], name: &str, settings: &FetchSettings) -> Result<PathBuf, FetchError> {
     let (_, files) = select(sets, name).ok_or_else(|| unknown(sets, name))?;
     let Some(file) = files.first() else { return Err(unknown(sets, name)) };
     let path = place(file, settings);
@@ -158,7 +158,7 @@ fn local(sets: &[NamedSet], name: &str, settings: &Settings) -> Result<PathBuf, 
 fn bring(
     sets: &[NamedSet],
     name: &str,
-    settings: &Settings,
+    settings: &FetchSettings,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<PathBuf, FetchError> {
     let (_, files) = select(sets, name).ok_or_else(|| unknown(sets, name))?;
@@ -168,7 +168,7 @@ fn bring(
     files.first().map(|file| place(file, settings)).ok_or_else(|| unknown(sets, name))
 }
 
-fn bring_file(file: &SetFile, settings: &Settings, on_progress: &mut OnProgress<'_>) -> Result<(), FetchError> {
+fn bring_file(file: &SetFile, settings: &FetchSettings, on_progress: &mut OnProgress<'_>) -> Result<(), FetchError> {
     let path = place(file, settings);
     let noted = note_of(&path);
     if path.is_file() {
@@ -224,7 +224,7 @@ fn note(file: &SetFile, path: &Path, sha256: &str) -> Result<(), FetchError> {
     }
 }
 
-fn place(file: &SetFile, settings: &Settings) -> PathBuf {
+fn place(file: &SetFile, settings: &FetchSettings) -> PathBuf {
     settings.cache.join("data").join(file.file)
 }
 

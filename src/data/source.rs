@@ -13,7 +13,7 @@ use super::record::{EditRecord, Probe};
 use super::world::{CLASSES, SAME_OLD_OBJECT, Split, World};
 use super::{load_records, pocket, sets};
 use crate::error::{Error, Result};
-use crate::fetch::Settings;
+use crate::fetch::FetchSettings;
 use crate::{paths, random};
 
 /// The class of locality prompts that other records of a file give.
@@ -208,7 +208,7 @@ fn file(name: &str, folder: &Path) -> Result<PathBuf> {
     let named = sets::find(name.split('/').next().unwrap_or(name)).is_some();
     match paths::find(name, folder, Path::is_file) {
         Some(file) => Ok(file),
-        None if named => Ok(sets::local_path(name, &Settings::from_env())?),
+        None if named => Ok(sets::local_path(name, &FetchSettings::from_env())?),
         None => Ok(folder.join(name)),
     }
 }

@@ -24,14 +24,14 @@ type Take<'a> = &'a mut dyn FnMut(String) -> Result<ControlFlow<()>>;
 
 /// Some files of texts.
 #[derive(Debug, Clone)]
-pub struct Texts {
+pub struct Documents {
     /// The files, read in this order; `pocket` where there is no such file: the embedded world, a sentence a fact and prompt.
     pub files: Vec<PathBuf>,
     /// The key that holds the text of a JSON record.
     pub field: String,
 }
 
-impl Texts {
+impl Documents {
     /// BLAKE3 of each file's bytes, in hexadecimal.
     ///
     /// # Errors
@@ -225,7 +225,7 @@ mod tests {
 
     use super::*;
 
-    fn all(texts: &Texts, seed: u64) -> Result<Vec<String>> {
+    fn all(texts: &Documents, seed: u64) -> Result<Vec<String>> {
         let mut found = vec![];
         texts.shuffled(seed, &mut |text| {
             found.push(text);
@@ -234,10 +234,10 @@ mod tests {
         Ok(found)
     }
 
-    fn texts(folder: &tempfile::TempDir, name: &str, contents: &[u8]) -> Texts {
+    fn texts(folder: &tempfile::TempDir, name: &str, contents: &[u8]) -> Documents {
         let path = folder.path().join(name);
         std::fs::write(&path, contents).unwrap();
-        Texts { files: vec![path], field: "text".into() }
+        Documents { files: vec![path], field: "text".into() }
     }
 
     #[test]
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_hangs_on_the_seed_alone() {
+    fn the_order_depends_on_the_seed_alone() {
         let folder = tempfile::tempdir().unwrap();
         let lines: String = (0..3000).map(|line| format!("{line}\n")).collect();
         let texts = texts(&folder, "many.txt", lines.as_bytes());
@@ -317,7 +317,7 @@ mod tests {
             let error = all(&texts(&folder, name, contents), 0).unwrap_err().to_string();
             assert!(error.contains(word) && error.contains(name), "{error}");
         }
-        let missing = Texts { files: vec![folder.path().into()], field: "text".into() };
+        let missing = Documents { files: vec![folder.path().into()], field: "text".into() };
         assert!(all(&missing, 0).unwrap_err().to_string().contains("not a regular file"));
     }
 }

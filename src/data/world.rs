@@ -80,7 +80,7 @@ struct FileRelation {
 
 impl Split {
     /// By the hash of the subject: 1 in 16 validation, 1 in 12 test.
-    fn of(subject: &str) -> Self {
+    fn of_subject(subject: &str) -> Self {
         let draw = u16::from_le_bytes([
             blake3::hash(subject.as_bytes()).as_bytes()[0],
             blake3::hash(subject.as_bytes()).as_bytes()[1],
@@ -130,7 +130,7 @@ impl World {
                 world.by_subject.entry(subject.clone()).or_default().push(index);
                 world.by_object.entry(object.clone()).or_default().push(index);
                 world.by_relation[relation].push(index);
-                world.facts.push(Fact { relation, split: Split::of(&subject), subject, object });
+                world.facts.push(Fact { relation, split: Split::of_subject(&subject), subject, object });
             }
         }
         if world.facts.is_empty() {
@@ -259,7 +259,7 @@ impl World {
     }
 }
 
-/// Which prompt asks for a neighbour: by hash, so that it does not hang on how many draws came before.
+/// Which prompt asks for a neighbour: by hash, so that it does not depend on how many draws came before.
 fn by_hash(other: usize, subject: &str) -> usize {
     let hash = blake3::hash(format!("{other} {subject}").as_bytes());
     usize::from(hash.as_bytes()[0])

@@ -133,7 +133,7 @@ impl Edited {
                 // One list of all that is consulted alike: the nearest entry answers, whichever edit it came with.
                 match edited.memories.pop() {
                     Some(last)
-                        if alike(&last.needs, &recall.needs) && last.below.weights_id == recall.below.weights_id =>
+                        if alike(&last.needs, &recall.needs) && last.model.weights_id == recall.model.weights_id =>
                     {
                         edited.memories.push(Arc::new(Recall::clone(&last).and(recall)));
                     }

@@ -1,12 +1,12 @@
-//! What an edited model says next, and how it goes on.
+//! Next-token distributions and generation of an edited model.
 
 use burn::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Edited;
+use super::answers::AnswerGenerator;
 use super::memory::Consulted;
-use super::speaker::Speaker;
 use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Tokenizer;
@@ -15,7 +15,7 @@ use crate::model::tokens::Tokens;
 /// A likely next token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// Its id, in the vocabulary of whoever answers.
+    /// Its id, in the vocabulary of the model that answers.
     pub id: u32,
     /// Its text, the leading space included.
     pub token: String,
@@ -131,9 +131,9 @@ impl Edited {
     /// # Errors
     /// A text longer than the context.
     pub fn next_tokens(&self, ids: &[u32], k: usize) -> Result<Vec<Candidate>> {
-        if let Some((mut speaker, _)) = self.speakers(&[ids.to_vec()])?.remove(0) {
-            let logits = speaker.logits()?.unwrap_or_default();
-            return likeliest(&speaker.model().base().tokenizer, logits, k);
+        if let Some((mut generator, _)) = self.generators(&[ids.to_vec()])?.remove(0) {
+            let logits = generator.logits()?.unwrap_or_default();
+            return likeliest(&generator.model().base().tokenizer, logits, k);
         }
         let tokens = Tokens::new(vec![ids.to_vec()]);
         let hidden = self.embed(&tokens, &mut NoTap)?;
@@ -142,19 +142,17 @@ impl Edited {
         likeliest(&self.base().tokenizer, logits.into_data().iter::<f32>().collect(), k)
     }
 
-    /// For each row of tokens whoever a memory names for it.
-    fn speakers(&self, rows: &[Vec<u32>]) -> Result<Vec<Option<(Speaker, Consulted)>>> {
+    /// For each row of tokens the generator of the answer that a memory names for it; nothing where the weights answer.
+    fn generators(&self, rows: &[Vec<u32>]) -> Result<Vec<Option<(AnswerGenerator, Consulted)>>> {
         if !self.has_memory() {
             return Ok(rows.iter().map(|_| None).collect());
         }
         let prompts = rows.iter().map(|ids| Ok(self.base().tokenizer.decode(ids)?.trim().to_owned()));
         let prompts = prompts.collect::<Result<Vec<String>>>()?;
-        let said = self
-            .consult(&prompts)?
-            .into_iter()
-            .zip(&prompts)
-            .map(|(said, prompt)| said.map(|said| Ok((Speaker::new(self, prompt, &said)?, said))).transpose());
-        said.collect()
+        let consulted = self.consult(&prompts)?.into_iter().zip(&prompts).map(|(consulted, prompt)| {
+            consulted.map(|consulted| Ok((AnswerGenerator::new(self, prompt, &consulted)?, consulted))).transpose()
+        });
+        consulted.collect()
     }
 
     /// Continues each row of tokens by up to `count` tokens, with keys and values kept; a row ends at a token of `stop`,
@@ -170,12 +168,12 @@ impl Edited {
         sampling: &Sampling,
     ) -> Result<Vec<Vec<u32>>> {
         sampling.check()?;
-        let mut speakers = self.speakers(rows)?;
-        let plain: Vec<usize> = (0..rows.len()).filter(|&row| speakers[row].is_none()).collect();
+        let mut generators = self.generators(rows)?;
+        let plain: Vec<usize> = (0..rows.len()).filter(|&row| generators[row].is_none()).collect();
         let mut made = vec![vec![]; rows.len()];
-        for (row, speaker) in speakers.iter_mut().enumerate() {
-            if let Some((speaker, _)) = speaker {
-                made[row] = self.spoken(speaker, count, stop, sampling, row)?;
+        for (row, generator) in generators.iter_mut().enumerate() {
+            if let Some((generator, _)) = generator {
+                made[row] = self.generate_answer(generator, count, stop, sampling, row)?;
             }
         }
         if !plain.is_empty() {
@@ -184,36 +182,36 @@ impl Edited {
         Ok(made)
     }
 
-    /// What a speaker says, in this model's tokens.
-    fn spoken(
+    /// An answer that a memory names, in this model's tokens.
+    fn generate_answer(
         &self,
-        speaker: &mut Speaker,
+        generator: &mut AnswerGenerator,
         count: usize,
         stop: &[u32],
         sampling: &Sampling,
         row: usize,
     ) -> Result<Vec<u32>> {
-        let other = speaker.model().base().clone();
+        let other = generator.model().base().clone();
         let own = other.fingerprint == self.base().fingerprint;
-        // Who is not to stop does not stop at an end of another vocabulary either.
+        // Without tokens to stop at, the stop tokens of another vocabulary do not count either.
         let stop = if own || stop.is_empty() { stop.to_vec() } else { other.stop_tokens() };
         let mut rng = stream(sampling, row);
-        let mut said = vec![];
-        // An answer ends where the context of whoever gives it does.
-        while said.len() < count && (said.is_empty() || speaker.has_room()) {
-            let Some(logits) = speaker.logits()? else { break };
+        let mut ids = vec![];
+        // An answer ends where the context of the model that gives it ends.
+        while ids.len() < count && (ids.is_empty() || generator.has_room()) {
+            let Some(logits) = generator.logits()? else { break };
             check_finite(&logits)?;
             let id = sampling.choose(&logits, &mut rng);
             if stop.contains(&id) {
                 break;
             }
-            said.push(id);
-            speaker.push(id);
+            ids.push(id);
+            generator.push(id);
         }
         if own || self.base().tokenizer.fingerprint()? == other.tokenizer.fingerprint()? {
-            return Ok(said);
+            return Ok(ids);
         }
-        self.base().tokenizer.encode_plain(&other.tokenizer.decode(&said)?)
+        self.base().tokenizer.encode_plain(&other.tokenizer.decode(&ids)?)
     }
 
     /// Rows that the weights answer, as one batch with keys and values kept.

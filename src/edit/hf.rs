@@ -12,8 +12,8 @@ use super::Edited;
 use super::change::{Change, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::decoder::Tensors;
-use crate::model::family::Place;
+use crate::model::decoder::DecoderTensor;
+use crate::model::family::StoredAt;
 use crate::model::folder::{Stored, floats};
 
 /// What rounding to the stored type did to an edit.
@@ -108,13 +108,13 @@ pub(super) fn new_folder<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>
 }
 
 /// A change `[d_in, d_out]` (a bias is one row), and where in the stored tensor it goes.
-type Placed = (Place, Vec<f32>, [usize; 2]);
+type Placed = (StoredAt, Vec<f32>, [usize; 2]);
 
 /// The changes by the name of the stored tensor.
 fn changes(edited: &Edited) -> Result<BTreeMap<String, Vec<Placed>>> {
     let checkpoint = &edited.base().checkpoint;
     let mut found: BTreeMap<String, Vec<Placed>> = BTreeMap::new();
-    let mut put = |at: Tensors, delta: Tensor<2>| -> Result<()> {
+    let mut put = |at: DecoderTensor, delta: Tensor<2>| -> Result<()> {
         let place = checkpoint.family().place(at, checkpoint.spec());
         let missing = || Error::file(checkpoint.origin(), format!("the checkpoint has no tensor \"{}\"", place.name));
         let name = checkpoint.full_name(&place).ok_or_else(missing)?;
@@ -131,10 +131,10 @@ fn changes(edited: &Edited) -> Result<BTreeMap<String, Vec<Placed>>> {
     }
     let sum = WeightChange::sum(parts.into_iter());
     for (at, delta) in &sum.matrices {
-        put(Tensors::Matrix(at.layer, at.role), delta.dense())?;
+        put(DecoderTensor::Matrix(at.layer, at.role), delta.dense())?;
     }
     for (at, bias) in &sum.biases {
-        put(Tensors::Bias(at.layer, at.role), bias.clone().unsqueeze())?;
+        put(DecoderTensor::Bias(at.layer, at.role), bias.clone().unsqueeze())?;
     }
     Ok(found)
 }

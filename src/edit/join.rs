@@ -99,8 +99,8 @@ impl Edit {
         joined.edit()
     }
 
-    /// Memories that want the same networks as one; where two entries are on one question the later wins, and it
-    /// is said.
+    /// Memories that want the same networks as one; where two entries are on one question the later wins,
+    /// and a warning names it.
     ///
     /// # Errors
     /// An edit that is no memory, or memories of different kinds.
@@ -139,7 +139,7 @@ impl Edit {
         let all =
             Edit { id: String::new(), provenance, change: Change::Memory(joined.clone()), state: first.state.clone() };
         let (stay, gone) = memory::without_contradictions(&all.provenance.requests);
-        memory::say(&all.provenance.requests, gone);
+        memory::warn_of_replaced(&all.provenance.requests, gone);
         Ok(all.restricted(&joined, &stay))
     }
 }

@@ -33,12 +33,12 @@ impl fmt::Debug for Memory {
     }
 }
 
-/// Says who answers a prompt.
+/// Decides how a prompt is answered: by an entry of the memory, or by the model alone.
 pub trait Route: Send + Sync {
     /// Width of the keys that it compares.
     fn width(&self) -> usize;
 
-    /// For each prompt who answers it; nothing where the memory has no say.
+    /// For each prompt the answer that the memory names; nothing where no entry has it in scope.
     ///
     /// # Errors
     /// A prompt that its networks cannot take.
@@ -58,24 +58,24 @@ pub struct Recall {
     pub needs: Value,
     /// The ids of the edits they come from, one an entry.
     pub edits: Vec<String>,
-    /// The model with the weight edits that lie below.
-    pub below: Edited,
+    /// The model with the weight edits that come before these entries in the stack.
+    pub model: Edited,
     /// What consults them.
     pub route: Arc<dyn Route>,
 }
 
-/// What a memory says of a prompt.
+/// The entry that has a prompt in its scope, and the answer to it.
 #[derive(Clone)]
 pub struct Consulted {
-    /// The entry that is consulted.
+    /// The entry.
     pub entry: usize,
-    /// How sure the memory is that it is meant, from 0 to 1.
+    /// How sure the memory is, from 0 to 1, that the prompt is in the entry's scope.
     pub scope: f64,
-    /// Who answers.
+    /// The answer.
     pub answer: Answer,
 }
 
-/// Who answers a prompt that is in scope.
+/// How a prompt in scope is answered.
 // A model is a handle: one in place costs less than a box.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone)]
@@ -89,10 +89,10 @@ pub enum Answer {
         /// s.
         share: f64,
     },
-    /// The same model, behind a text that stands before the prompt.
-    Behind(Arc<Prefix>),
-    /// The entry's target.
-    Told(String),
+    /// By the same model, with a text before the prompt.
+    Prefixed(Arc<Prefix>),
+    /// By the entry's target, as it is.
+    Target(String),
 }
 
 /// A text before prompts, whose keys and values are computed once for all of them.
@@ -160,15 +160,15 @@ pub fn without_contradictions(requests: &[EditRequest]) -> (Vec<usize>, Vec<(usi
     (stay, go.into_iter().map(|index| (index, winner(index))).collect())
 }
 
-/// Requests of which of two on one question only the later stays; each change of mind is said.
+/// The requests without those that a later one on the same question replaces; a warning names each target that is replaced.
 pub fn settled(requests: &[EditRequest]) -> Vec<EditRequest> {
     let (stay, gone) = without_contradictions(requests);
-    say(requests, gone);
+    warn_of_replaced(requests, gone);
     stay.into_iter().map(|index| requests[index].clone()).collect()
 }
 
-/// Says which of two answers to one question takes the other's place.
-pub(super) fn say(requests: &[EditRequest], gone: Vec<(usize, usize)>) {
+/// Warns of each target that another target for the same question replaces.
+pub(super) fn warn_of_replaced(requests: &[EditRequest], gone: Vec<(usize, usize)>) {
     for (old, new) in gone.into_iter().map(|(old, new)| (&requests[old], &requests[new])) {
         if old.target_new != new.target_new {
             tracing::warn!("\"{}\": \"{}\" takes the place of \"{}\"", new.prompt, new.target_new, old.target_new);
@@ -181,7 +181,7 @@ impl Recall {
     ///
     /// # Errors
     /// A memory whose networks were not found, or that is not whole.
-    pub fn new(edit: &super::Edit, memory: &Memory, below: Edited) -> Result<Self> {
+    pub fn new(edit: &super::Edit, memory: &Memory, model: Edited) -> Result<Self> {
         let requests = edit.provenance.requests.clone();
         let wrong = |message: String| Error::Input(format!("edit {}: {message}", edit.id()));
         memory.check(requests.len()).map_err(wrong)?;
@@ -194,7 +194,7 @@ impl Recall {
         }
         let edits = vec![edit.id().to_owned(); requests.len()];
         let (keys, texts, needs) = (memory.keys.clone(), memory.texts.clone(), memory.needs.clone());
-        Ok(Recall { requests, keys, texts, needs, edits, below, route })
+        Ok(Recall { requests, keys, texts, needs, edits, model, route })
     }
 
     /// Both lists as one; of two entries on one question the later wins.
@@ -217,7 +217,7 @@ impl Recall {
             texts: pick(texts),
             edits: pick(edits),
             needs: later.needs,
-            below: self.below,
+            model: self.model,
             route: later.route,
         }
     }

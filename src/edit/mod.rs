@@ -1,5 +1,6 @@
 //! Edits as values, and a frozen model with a stack of them.
 
+mod answers;
 pub mod change;
 pub mod edited;
 pub mod file;
@@ -11,7 +12,6 @@ pub mod memory;
 pub mod peft;
 mod request;
 pub mod score;
-mod speaker;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -14,7 +14,7 @@ use super::Edited;
 use super::change::{Change, Delta};
 use super::hf::new_folder;
 use crate::error::{Error, Result};
-use crate::model::decoder::Tensors;
+use crate::model::decoder::DecoderTensor;
 use crate::tensors;
 
 /// Writes adapter_config.json and adapter_model.safetensors into `folder`, whole or not at all. Gives the adapter's rank.
@@ -39,7 +39,7 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
         }
         for (at, delta) in &change.matrices {
             let (a, b) = factors(delta);
-            let place = family.place(Tensors::Matrix(at.layer, at.role), spec);
+            let place = family.place(DecoderTensor::Matrix(at.layer, at.role), spec);
             fan_in_fan_out = !place.transposed;
             // In a fused matrix the other roles' columns stay zero.
             let b = match &place.columns {

@@ -5,8 +5,8 @@ use burn::tensor::{Int, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::Edited;
+use super::answers::{score_consulted, texts_of};
 use super::memory::Consulted;
-use super::speaker::{score_consulted, texts_of};
 use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::{Continuation, Tokenizer};

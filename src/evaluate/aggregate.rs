@@ -58,7 +58,7 @@ pub fn aggregate(cases: &[Measured], seed: u64) -> Vec<Figure> {
             true => Some(wilson(mean, named.cases)),
             false => {
                 let draws = draws.iter().map(|sums| named.statistic.at(sums)).collect();
-                interval(mean, draws, named.cases, Bounds::of(unit))
+                interval(mean, draws, named.cases, Bounds::of_unit(unit))
             }
         };
         let (low, high) = between.unzip();
@@ -130,7 +130,7 @@ fn statistics(sheet: &mut Sheet, cases: &[&Measured]) -> Vec<Named> {
     let columns = columns(cases);
     let mut named = made_of_parts(sheet, cases, &columns);
     for column in columns {
-        let Some(mean) = Mean::of(sheet, &column.values) else { continue };
+        let Some(mean) = Mean::of_column(sheet, &column.values) else { continue };
         let cases = column.values.iter().flatten().count();
         let yes_or_no = column.values.iter().flatten().all(|value| [0.0, 1.0].contains(value));
         let statistic = Statistic::Mean(mean);
@@ -165,7 +165,7 @@ fn score(sheet: &mut Sheet, columns: &[Column]) -> Option<Named> {
     let part = |name: &str| columns.iter().find(|c| c.protocol == Protocol::Counterfact && c.name == name);
     let parts = [part("efficacy")?, part("paraphrase")?, part("neighborhood")?];
     let cases = parts.iter().map(|column| column.values.iter().flatten().count()).min()?;
-    let [efficacy, paraphrase, neighborhood] = parts.map(|column| Mean::of(sheet, &column.values));
+    let [efficacy, paraphrase, neighborhood] = parts.map(|column| Mean::of_column(sheet, &column.values));
     let statistic = Statistic::Harmonic([efficacy?, paraphrase?, neighborhood?]);
     Some(Named { protocol: Protocol::Counterfact, name: "score".into(), cases, yes_or_no: false, statistic })
 }

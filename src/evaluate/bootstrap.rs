@@ -73,7 +73,7 @@ pub(super) struct Mean {
 
 impl Mean {
     /// The mean of values, a case each; nothing where no case has one.
-    pub fn of(sheet: &mut Sheet, values: &[Option<f64>]) -> Option<Mean> {
+    pub fn of_column(sheet: &mut Sheet, values: &[Option<f64>]) -> Option<Mean> {
         let known = values.iter().flatten().count();
         let base = values.iter().flatten().copied().filter(|value| value.is_finite()).reduce(f64::min).unwrap_or(0.0);
         let sum = (known > 0)
@@ -118,7 +118,7 @@ impl Statistic {
         }
     }
 
-    /// What each case adds to the sums that [`Statistic::of`] makes the number of: those of which there is a share, and how many there
+    /// What each case adds to the sums that [`Statistic::value_of`] makes the number of: those of which there is a share, and how many there
     /// are, in turn.
     pub fn summands(&self, sheet: &Sheet) -> Vec<Vec<f64>> {
         let shares: Vec<[Vec<f64>; 2]> = match self {
@@ -132,7 +132,7 @@ impl Statistic {
     }
 
     /// The number, of the sums of [`Statistic::summands`].
-    pub fn of(&self, sums: &[f64]) -> f64 {
+    pub fn value_of(&self, sums: &[f64]) -> f64 {
         match self {
             Statistic::Mean(_) => sums[0] / sums[1],
             Statistic::Harmonic(_) => harmonic([0, 2, 4].map(|at| sums[at] / sums[at + 1])),
@@ -154,7 +154,7 @@ pub(super) enum Bounds {
 
 impl Bounds {
     /// Those of a number.
-    pub fn of(unit: Unit) -> Self {
+    pub fn of_unit(unit: Unit) -> Self {
         match unit {
             Unit::Share => Bounds::Share,
             Unit::Difference => Bounds::Within(1.0),
@@ -164,7 +164,7 @@ impl Bounds {
 
     /// Those of the difference of two such numbers.
     pub fn of_difference(unit: Unit) -> Self {
-        match Bounds::of(unit) {
+        match Bounds::of_unit(unit) {
             Bounds::Share => Bounds::Within(1.0),
             Bounds::Within(most) => Bounds::Within(2.0 * most),
             Bounds::Open => Bounds::Open,
@@ -275,7 +275,7 @@ mod tests {
     fn draws_have_as_many_cases_as_there_are() {
         let mut sheet = Sheet::new(7);
         sheet.column(vec![1.0; 7]);
-        let mean = Mean::of(&mut sheet, &[Some(0.1), None, Some(0.1), None, None, None, None]).unwrap();
+        let mean = Mean::of_column(&mut sheet, &[Some(0.1), None, Some(0.1), None, None, None, None]).unwrap();
         let draws = sheet.resampled(3);
         assert_eq!(draws.len(), RESAMPLES as usize);
         assert!(draws.iter().all(|sums| sums[0] == 7.0));

@@ -30,8 +30,8 @@ pub struct Case {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub right_after: Vec<ProbeRow>,
     /// The likeliest tokens in the place of each probe's target, as text, before and after.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub said: Vec<[String; 2]>,
+    #[serde(rename = "said", default, skip_serializing_if = "Vec::is_empty")]
+    pub likeliest: Vec<[String; 2]>,
     /// What the model says by itself to some of the probes; empty where nobody asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<FreeAnswer>,
@@ -70,7 +70,7 @@ impl Case {
             edits,
             rows: vec![],
             right_after: vec![],
-            said: vec![],
+            likeliest: vec![],
             answers: vec![],
             texts: vec![],
             essence: None,

@@ -157,7 +157,7 @@ pub struct Balanced {
 
 /// The `balanced` figures of one side of a table; absent where no row asks for a label.
 pub fn balanced(table: &[ProbeRow], side: Side) -> Balanced {
-    let labels = Labels::of(table, side);
+    let labels = Labels::from_rows(table, side);
     Balanced { in_scope: accuracy(labels.in_scope), out_of_scope: accuracy(labels.out_of_scope) }
 }
 

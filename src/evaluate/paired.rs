@@ -51,14 +51,14 @@ enum Made {
 }
 
 /// A number that two methods have.
-struct Part {
+struct SharedNumber {
     protocol: Protocol,
     name: String,
     cases: usize,
     made: Made,
 }
 
-impl Part {
+impl SharedNumber {
     /// The difference, of sums over the cases.
     fn at(&self, sums: &[f64]) -> f64 {
         match &self.made {
@@ -73,34 +73,34 @@ impl Part {
             Made::Cases(_, differences) => test(differences),
             Made::Whole(a, b) => {
                 let (ours, theirs) = (a.summands(sheet), b.summands(sheet));
-                (sign_flip_test(&ours, &theirs, |sums| a.of(sums), seed), Test::SignFlip)
+                (sign_flip_test(&ours, &theirs, |sums| a.value_of(sums), seed), Test::SignFlip)
             }
         }
     }
 }
 
 /// The numbers that both methods have, in the order of tables, over the cases that both have and in which neither failed.
-fn parts(a: &[Measured], b: &[Measured]) -> (Sheet, Vec<Part>) {
+fn parts(a: &[Measured], b: &[Measured]) -> (Sheet, Vec<SharedNumber>) {
     let (a, b): (Vec<&Measured>, Vec<&Measured>) = matched(a, b).into_iter().unzip();
     let mut sheet = Sheet::new(a.len());
-    let mut parts: Vec<Part> = vec![];
+    let mut parts: Vec<SharedNumber> = vec![];
     let (ours, theirs) = (columns(&a), columns(&b));
     for column in &ours {
         let same = |other: &&super::aggregate::Column| (other.protocol, &other.name) == (column.protocol, &column.name);
         let Some(other) = theirs.iter().find(same) else { continue };
         let difference = |(a, b): (&Option<f64>, &Option<f64>)| Some((*a)? - (*b)?).filter(|value| !value.is_nan());
         let differences: Vec<Option<f64>> = column.values.iter().zip(&other.values).map(difference).collect();
-        let Some(mean) = Mean::of(&mut sheet, &differences) else { continue };
+        let Some(mean) = Mean::of_column(&mut sheet, &differences) else { continue };
         let known: Vec<f64> = differences.into_iter().flatten().collect();
         let (cases, made) = (known.len(), Made::Cases(mean, known));
-        parts.push(Part { protocol: column.protocol, name: column.name.clone(), cases, made });
+        parts.push(SharedNumber { protocol: column.protocol, name: column.name.clone(), cases, made });
     }
     let theirs = made_of_parts(&mut sheet, &b, &theirs);
     for whole in made_of_parts(&mut sheet, &a, &ours) {
         let same = |other: &&super::aggregate::Named| (other.protocol, &other.name) == (whole.protocol, &whole.name);
         let Some(other) = theirs.iter().find(same) else { continue };
         let (cases, made) = (whole.cases.min(other.cases), Made::Whole(whole.statistic, other.statistic));
-        parts.push(Part { protocol: whole.protocol, name: whole.name, cases, made });
+        parts.push(SharedNumber { protocol: whole.protocol, name: whole.name, cases, made });
     }
     sort(&mut parts, |part| (part.protocol, &part.name));
     (sheet, parts)
@@ -111,7 +111,7 @@ fn parts(a: &[Measured], b: &[Measured]) -> (Sheet, Vec<Part>) {
 pub fn paired(a: &[Measured], b: &[Measured], seed: u64) -> Vec<Difference> {
     let (sheet, parts) = parts(a, b);
     let (sums, draws) = (sheet.sums(), sheet.resampled(seed));
-    let difference = |part: Part| {
+    let difference = |part: SharedNumber| {
         let mean = part.at(&sums);
         let (p, test) = part.test(&sheet, seed);
         let bounds = Bounds::of_difference(about(part.protocol, &part.name).unit);
@@ -125,7 +125,7 @@ pub fn paired(a: &[Measured], b: &[Measured], seed: u64) -> Vec<Difference> {
 /// The p-values of [`paired`] alone, which need no draws of cases.
 pub(super) fn tested([a, b]: [&[Measured]; 2], seed: u64) -> Vec<Tested> {
     let (sheet, parts) = parts(a, b);
-    let test = |part: Part| {
+    let test = |part: SharedNumber| {
         let p = part.test(&sheet, seed).0;
         Tested { protocol: part.protocol, name: part.name, p }
     };

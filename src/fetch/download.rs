@@ -9,8 +9,8 @@ use ureq::{Agent, Body};
 
 use super::error::one_line;
 use super::http::{Patience, Trouble, agent, get, header};
-use super::part::{Part, sha256_of};
-use super::{FetchError, Settings, Token};
+use super::part::{PartialFile, sha256_of};
+use super::{FetchError, FetchSettings, Token};
 
 /// A file to bring.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,7 @@ pub struct Progress<'a> {
     pub total: Option<u64>,
 }
 
-/// Told of every step; `Break` stops the download and leaves its part for the next time.
+/// Called at every step; `Break` stops the download and leaves its part for the next time.
 pub type OnProgress<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;
 
 /// The callback of those who do not want to know.
@@ -60,10 +60,10 @@ pub fn silent(_: &Progress<'_>) -> ControlFlow<()> {
 /// `on_progress`.
 pub fn download(
     want: &Download<'_>,
-    settings: &Settings,
+    settings: &FetchSettings,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<String, FetchError> {
-    let mut part = Part::open(want.target)?;
+    let mut part = PartialFile::open(want.target)?;
     // Looked for under the lock: another process may have finished it a moment ago.
     if want.target.exists() {
         part.discard();
@@ -84,8 +84,8 @@ pub fn download(
 /// Asks until the part is whole and right, and gives its SHA-256.
 fn complete(
     want: &Download<'_>,
-    settings: &Settings,
-    part: &mut Part,
+    settings: &FetchSettings,
+    part: &mut PartialFile,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<String, FetchError> {
     let agent = agent(settings);
@@ -112,7 +112,7 @@ fn complete(
 fn attempt(
     want: &Download<'_>,
     agent: &Agent,
-    part: &mut Part,
+    part: &mut PartialFile,
     patience: &mut Patience<'_>,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<(), Trouble> {
@@ -182,7 +182,7 @@ fn attempt(
 }
 
 /// The part's SHA-256, if that and its length are what they should be.
-fn check(want: &Download<'_>, part: &Part) -> Result<String, FetchError> {
+fn check(want: &Download<'_>, part: &PartialFile) -> Result<String, FetchError> {
     fits(want, Some(part.len))?;
     let found = part.sha256();
     match want.sha256 {

@@ -8,7 +8,7 @@ use ureq::http::Response;
 use ureq::{Agent, Body};
 
 use super::error::one_line;
-use super::{FetchError, Settings, Token};
+use super::{FetchError, FetchSettings, Token};
 
 /// A failure, and whether to try again.
 pub(super) enum Trouble {
@@ -26,7 +26,7 @@ impl From<FetchError> for Trouble {
     }
 }
 
-pub(super) fn agent(settings: &Settings) -> Agent {
+pub(super) fn agent(settings: &FetchSettings) -> Agent {
     Agent::config_builder()
         .user_agent(concat!("emend/", env!("CARGO_PKG_VERSION")))
         // Statuses are ours to read; a token goes along to the same host only, never to the storage behind it.
@@ -106,14 +106,14 @@ fn is_breakage(kind: ErrorKind) -> bool {
 
 /// Counts failures in a row, and waits longer after each.
 pub(super) struct Patience<'a> {
-    settings: &'a Settings,
+    settings: &'a FetchSettings,
     failures: u32,
     best: u64,
     pub(super) answered: bool,
 }
 
 impl<'a> Patience<'a> {
-    pub(super) fn new(settings: &'a Settings, already: u64) -> Self {
+    pub(super) fn new(settings: &'a FetchSettings, already: u64) -> Self {
         Patience { settings, failures: 0, best: already, answered: false }
     }
 
@@ -145,7 +145,7 @@ impl<'a> Patience<'a> {
 pub(crate) fn get_text(
     url: &str,
     token: Option<&Token>,
-    settings: &Settings,
+    settings: &FetchSettings,
     limit: u64,
 ) -> Result<String, FetchError> {
     let agent = agent(settings);

@@ -17,4 +17,4 @@ pub use download::{Download, OnProgress, Progress, download, silent};
 pub use error::FetchError;
 pub(crate) use http::get_text;
 pub(crate) use part::{sha256_of, write_whole};
-pub use settings::{Settings, Token};
+pub use settings::{FetchSettings, Token};

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::FetchError;
 
 /// `FILE.part`, held by one process at a time through `FILE.lock`.
-pub(super) struct Part {
+pub(super) struct PartialFile {
     target: PathBuf,
     path: PathBuf,
     /// `FILE.part.tag` holds the server's mark (ETag or date) of the version that the part belongs to.
@@ -23,7 +23,7 @@ pub(super) struct Part {
     pub(super) tag: Option<String>,
 }
 
-impl Part {
+impl PartialFile {
     /// Opens or creates the part of `target`; what is there already is kept and hashed.
     pub(super) fn open(target: &Path) -> Result<Self, FetchError> {
         let (path, tag_path, lock_path) =
@@ -43,7 +43,7 @@ impl Part {
         let mut hash = Sha256::new();
         let len = hash_all(&mut file, &mut hash).map_err(|error| FetchError::file("read", &path, &error))?;
         let tag = fs::read_to_string(&tag_path).ok().filter(|tag| !tag.is_empty());
-        Ok(Part { target: target.into(), path, tag_path, lock_path, _lock: lock, file, hash, len, tag })
+        Ok(PartialFile { target: target.into(), path, tag_path, lock_path, _lock: lock, file, hash, len, tag })
     }
 
     /// Forgets all that came, and notes which version comes now.

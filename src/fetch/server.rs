@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::Settings;
+use super::FetchSettings;
 
 /// What a client asked.
 #[derive(Debug, Clone)]
@@ -108,8 +108,8 @@ impl Server {
 }
 
 /// Settings that keep all in `folder`, ask nobody but `url`, and lose no time.
-pub(crate) fn settings(folder: &Path, url: &str) -> Settings {
-    Settings {
+pub(crate) fn settings(folder: &Path, url: &str) -> FetchSettings {
+    FetchSettings {
         cache: folder.join("emend"),
         models: folder.join("models"),
         hub_cache: folder.join("hub"),

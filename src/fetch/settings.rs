@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Everything about fetching that the environment decides. Tests build their own.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct FetchSettings {
     /// This program's cache: `$EMEND_CACHE`, else `$XDG_CACHE_HOME/emend`, else `~/.cache/emend`.
     pub cache: PathBuf,
     /// A folder of models by name: `$EMEND_MODELS`, else `~/.cache/emend-models`.
@@ -54,7 +54,7 @@ impl fmt::Debug for Token {
     }
 }
 
-impl Settings {
+impl FetchSettings {
     /// Reads the environment.
     pub fn from_env() -> Self {
         Self::from_lookup(|name| std::env::var_os(name))
@@ -77,7 +77,7 @@ impl Settings {
             .and_then(|token| Token::new(&token))
             .or_else(|| std::fs::read_to_string(token_file).ok().and_then(|token| Token::new(&token)));
 
-        Settings {
+        FetchSettings {
             cache: path("EMEND_CACHE").unwrap_or_else(|| xdg_cache.join("emend")),
             models: path("EMEND_MODELS").unwrap_or_else(|| user_cache.join("emend-models")),
             hub_cache: path("HF_HUB_CACHE").unwrap_or_else(|| hub_home.join("hub")),
@@ -101,9 +101,9 @@ fn is_yes(value: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn settings(vars: &[(&str, &str)]) -> Settings {
+    fn settings(vars: &[(&str, &str)]) -> FetchSettings {
         let vars: Vec<(String, OsString)> = vars.iter().map(|(k, v)| (k.to_string(), v.into())).collect();
-        Settings::from_lookup(|name| vars.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()))
+        FetchSettings::from_lookup(|name| vars.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()))
     }
 
     #[test]

@@ -203,7 +203,7 @@ fn no_network_is_said_at_once() {
     // Nothing listens on port 1, and `.invalid` never resolves.
     for url in ["http://127.0.0.1:1/x", "http://nowhere.invalid/x", "no address"] {
         // A second try would wait for an hour.
-        let settings = Settings { backoff: Duration::from_secs(3600), ..settings(folder.path(), url) };
+        let settings = FetchSettings { backoff: Duration::from_secs(3600), ..settings(folder.path(), url) };
         let error = download(&want(url, &target), &settings, &mut silent).unwrap_err();
         assert!(matches!(error, FetchError::Network { .. }), "{error}");
     }

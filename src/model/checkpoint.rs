@@ -5,8 +5,8 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::decoder::{Decoder, Tensors, Weights};
-use super::family::{self, Family, Place};
+use super::decoder::{Decoder, DecoderTensor, Weights};
+use super::family::{self, Family, StoredAt};
 use super::folder::Folder;
 use super::spec::DecoderSpec;
 use crate::error::{Error, Result};
@@ -49,7 +49,7 @@ impl Checkpoint {
 
     fn new(folder: Folder) -> Result<Self> {
         let wrong = |message: String| Error::file(folder.origin().join("config.json"), message);
-        let family = family::of(folder.config()).map_err(wrong)?;
+        let family = family::for_decoder(folder.config()).map_err(wrong)?;
         let spec = family.spec(folder.config()).map_err(wrong)?;
         Ok(Checkpoint { folder, family, spec })
     }
@@ -65,7 +65,7 @@ impl Checkpoint {
     }
 
     /// The full name of a tensor in the files: the family's name behind the prefix this checkpoint uses.
-    pub fn full_name(&self, place: &Place) -> Option<String> {
+    pub fn full_name(&self, place: &StoredAt) -> Option<String> {
         self.folder.full_name(place, self.family.prefixes())
     }
 
@@ -86,7 +86,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn read<const D: usize>(&self, at: Tensors, shape: [usize; D]) -> Result<Tensor<D>> {
+    fn read<const D: usize>(&self, at: DecoderTensor, shape: [usize; D]) -> Result<Tensor<D>> {
         let Checkpoint { folder, family, spec } = self.checkpoint;
         let data = folder.read(&family.place(at, spec), family.prefixes(), &shape)?;
         Ok(Tensor::from_data(data, (self.device, self.dtype)))
@@ -94,11 +94,11 @@ impl Reader<'_> {
 }
 
 impl Weights for Reader<'_> {
-    fn vector(&mut self, at: Tensors, length: usize) -> Result<Tensor<1>> {
+    fn vector(&mut self, at: DecoderTensor, length: usize) -> Result<Tensor<1>> {
         self.read(at, [length])
     }
 
-    fn matrix(&mut self, at: Tensors, shape: [usize; 2]) -> Result<Tensor<2>> {
+    fn matrix(&mut self, at: DecoderTensor, shape: [usize; 2]) -> Result<Tensor<2>> {
         self.read(at, shape)
     }
 }

@@ -284,17 +284,17 @@ pub trait Weights {
     ///
     /// # Errors
     /// The tensor is missing or has another shape.
-    fn vector(&mut self, at: Tensors, length: usize) -> Result<Tensor<1>>;
+    fn vector(&mut self, at: DecoderTensor, length: usize) -> Result<Tensor<1>>;
     /// The same for a matrix.
     ///
     /// # Errors
     /// The tensor is missing or has another shape.
-    fn matrix(&mut self, at: Tensors, shape: [usize; 2]) -> Result<Tensor<2>>;
+    fn matrix(&mut self, at: DecoderTensor, shape: [usize; 2]) -> Result<Tensor<2>>;
 }
 
 /// The tensors a decoder is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tensors {
+pub enum DecoderTensor {
     /// Token embedding `[vocabulary, width]`.
     Embedding,
     /// Learned positions `[context, width]`.
@@ -326,23 +326,25 @@ impl Decoder {
     /// What `weights` says of a tensor.
     pub fn build(spec: DecoderSpec, weights: &mut dyn Weights) -> Result<Self> {
         let width = spec.width;
-        let embedding = Param::from_tensor(weights.matrix(Tensors::Embedding, [spec.vocabulary, width])?);
+        let embedding = Param::from_tensor(weights.matrix(DecoderTensor::Embedding, [spec.vocabulary, width])?);
         let positions = match spec.positions {
-            Positions::Learned => Some(Param::from_tensor(weights.matrix(Tensors::Positions, [spec.context, width])?)),
+            Positions::Learned => {
+                Some(Param::from_tensor(weights.matrix(DecoderTensor::Positions, [spec.context, width])?))
+            }
             Positions::Rotary(_) => None,
         };
         let blocks = (0..spec.layers).map(|layer| Block::build(&spec, layer, weights)).collect::<Result<_>>()?;
-        let norm = Norm::build(&spec, weights, Tensors::FinalGamma, Tensors::FinalBeta)?;
+        let norm = Norm::build(&spec, weights, DecoderTensor::FinalGamma, DecoderTensor::FinalBeta)?;
         let head = match spec.tied_head {
             true => None,
-            false => Some(Param::from_tensor(weights.matrix(Tensors::Head, [width, spec.vocabulary])?)),
+            false => Some(Param::from_tensor(weights.matrix(DecoderTensor::Head, [width, spec.vocabulary])?)),
         };
         Ok(Decoder { embedding, positions, blocks, norm, head, spec })
     }
 }
 
 impl Norm {
-    fn build(spec: &DecoderSpec, weights: &mut dyn Weights, gamma: Tensors, beta: Tensors) -> Result<Self> {
+    fn build(spec: &DecoderSpec, weights: &mut dyn Weights, gamma: DecoderTensor, beta: DecoderTensor) -> Result<Self> {
         let centred = spec.norm == NormKind::LayerNorm;
         let gamma = Param::from_tensor(weights.vector(gamma, spec.width)?);
         let beta = match centred {
@@ -357,9 +359,9 @@ impl Block {
     fn build(spec: &DecoderSpec, layer: usize, weights: &mut dyn Weights) -> Result<Self> {
         let mut linear = |role| -> Result<Linear> {
             let [d_in, d_out] = spec.shape(role);
-            let weight = Param::from_tensor(weights.matrix(Tensors::Matrix(layer, role), [d_in, d_out])?);
-            let bias = match spec.biases.of(role) {
-                true => Some(Param::from_tensor(weights.vector(Tensors::Bias(layer, role), d_out)?)),
+            let weight = Param::from_tensor(weights.matrix(DecoderTensor::Matrix(layer, role), [d_in, d_out])?);
+            let bias = match spec.biases.has(role) {
+                true => Some(Param::from_tensor(weights.vector(DecoderTensor::Bias(layer, role), d_out)?)),
                 false => None,
             };
             Ok(Linear { weight, bias })
@@ -368,8 +370,9 @@ impl Block {
             (linear(Role::Query)?, linear(Role::Key)?, linear(Role::Value)?, linear(Role::Out)?);
         let gate = if spec.gated { Some(linear(Role::MlpGate)?) } else { None };
         let (up, down) = (linear(Role::MlpUp)?, linear(Role::MlpDown)?);
-        let attention_norm = Norm::build(spec, weights, Tensors::AttentionGamma(layer), Tensors::AttentionBeta(layer))?;
-        let mlp_norm = Norm::build(spec, weights, Tensors::MlpGamma(layer), Tensors::MlpBeta(layer))?;
+        let attention_norm =
+            Norm::build(spec, weights, DecoderTensor::AttentionGamma(layer), DecoderTensor::AttentionBeta(layer))?;
+        let mlp_norm = Norm::build(spec, weights, DecoderTensor::MlpGamma(layer), DecoderTensor::MlpBeta(layer))?;
         Ok(Block { attention_norm, query, key, value, out, mlp_norm, gate, up, down })
     }
 }
@@ -390,7 +393,7 @@ impl DecoderSpec {
 
 impl Biases {
     /// Whether the projection carries a bias.
-    pub fn of(&self, role: Role) -> bool {
+    pub fn has(&self, role: Role) -> bool {
         match role {
             Role::Query | Role::Key | Role::Value => self.query_key_value,
             Role::CrossQuery | Role::CrossKey | Role::CrossValue => self.query_key_value,

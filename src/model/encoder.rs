@@ -60,7 +60,7 @@ pub struct Encoder {
 
 /// The tensors an encoder is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tensors {
+pub enum EncoderTensor {
     /// Token embedding `[vocabulary, width]`.
     Embedding,
     /// Learned positions `[context, width]`.
@@ -92,16 +92,16 @@ impl Encoder {
     /// A family that is not known; a tensor that is missing, has another shape, or a type that is no float.
     pub fn read(folder: &Folder, device: &Device, dtype: DType) -> Result<Self> {
         let wrong = |message: String| Error::file(folder.origin().join("config.json"), message);
-        let family = family::encoder_of(folder.config()).map_err(wrong)?;
+        let family = family::for_encoder(folder.config()).map_err(wrong)?;
         let spec = family.spec(folder.config()).map_err(wrong)?;
-        let data = |at: Tensors, shape: &[usize]| folder.read(&family.place(at), family.prefixes(), shape);
-        let vector = |at: Tensors, length: usize| -> Result<Param<Tensor<1>>> {
+        let data = |at: EncoderTensor, shape: &[usize]| folder.read(&family.place(at), family.prefixes(), shape);
+        let vector = |at: EncoderTensor, length: usize| -> Result<Param<Tensor<1>>> {
             Ok(Param::from_tensor(Tensor::from_data(data(at, &[length])?, (device, dtype))))
         };
-        let matrix = |at: Tensors, shape: [usize; 2]| -> Result<Param<Tensor<2>>> {
+        let matrix = |at: EncoderTensor, shape: [usize; 2]| -> Result<Param<Tensor<2>>> {
             Ok(Param::from_tensor(Tensor::from_data(data(at, &shape)?, (device, dtype))))
         };
-        let norm = |gamma: Tensors, beta: Tensors| -> Result<Norm> {
+        let norm = |gamma: EncoderTensor, beta: EncoderTensor| -> Result<Norm> {
             let (gamma, beta) = (vector(gamma, spec.width)?, Some(vector(beta, spec.width)?));
             Ok(Norm { gamma, beta, epsilon: spec.norm_epsilon, centred: true })
         };
@@ -112,29 +112,29 @@ impl Encoder {
                     Role::MlpDown => [spec.mlp_width, spec.width],
                     _ => [spec.width, spec.width],
                 };
-                let weight = matrix(Tensors::Matrix(layer, role), [d_in, d_out])?;
-                Ok(Linear { weight, bias: Some(vector(Tensors::Bias(layer, role), d_out)?) })
+                let weight = matrix(EncoderTensor::Matrix(layer, role), [d_in, d_out])?;
+                Ok(Linear { weight, bias: Some(vector(EncoderTensor::Bias(layer, role), d_out)?) })
             };
             Ok(Block {
-                attention_norm: norm(Tensors::AttentionGamma(layer), Tensors::AttentionBeta(layer))?,
+                attention_norm: norm(EncoderTensor::AttentionGamma(layer), EncoderTensor::AttentionBeta(layer))?,
                 query: linear(Role::Query)?,
                 key: linear(Role::Key)?,
                 value: linear(Role::Value)?,
                 out: linear(Role::Out)?,
-                mlp_norm: norm(Tensors::MlpGamma(layer), Tensors::MlpBeta(layer))?,
+                mlp_norm: norm(EncoderTensor::MlpGamma(layer), EncoderTensor::MlpBeta(layer))?,
                 gate: None,
                 up: linear(Role::MlpUp)?,
                 down: linear(Role::MlpDown)?,
             })
         };
         Ok(Encoder {
-            embedding: matrix(Tensors::Embedding, [spec.vocabulary, spec.width])?,
-            positions: matrix(Tensors::Positions, [spec.context, spec.width])?,
+            embedding: matrix(EncoderTensor::Embedding, [spec.vocabulary, spec.width])?,
+            positions: matrix(EncoderTensor::Positions, [spec.context, spec.width])?,
             kinds: match spec.kinds {
                 0 => None,
-                kinds => Some(matrix(Tensors::Kinds, [kinds, spec.width])?),
+                kinds => Some(matrix(EncoderTensor::Kinds, [kinds, spec.width])?),
             },
-            norm: norm(Tensors::Gamma, Tensors::Beta)?,
+            norm: norm(EncoderTensor::Gamma, EncoderTensor::Beta)?,
             blocks: (0..spec.layers).map(block).collect::<Result<_>>()?,
             spec: spec.clone(),
         })

@@ -10,7 +10,7 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use serde_json::Value;
 
-use super::family::Place;
+use super::family::StoredAt;
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -183,7 +183,7 @@ impl Folder {
     }
 
     /// The full name of a tensor in the files: a family's name behind the first of its prefixes that this folder uses.
-    pub fn full_name(&self, place: &Place, prefixes: &[&str]) -> Option<String> {
+    pub fn full_name(&self, place: &StoredAt, prefixes: &[&str]) -> Option<String> {
         let prefixes = prefixes.iter().chain(&[""]);
         prefixes.map(|prefix| format!("{prefix}{}", place.name)).find(|name| self.index.contains_key(name))
     }
@@ -224,7 +224,7 @@ impl Folder {
     ///
     /// # Errors
     /// A tensor that is missing, has another shape, or a type that is no float.
-    pub fn read(&self, place: &Place, prefixes: &[&str], shape: &[usize]) -> Result<TensorData> {
+    pub fn read(&self, place: &StoredAt, prefixes: &[&str], shape: &[usize]) -> Result<TensorData> {
         let wrong = |message: String| Error::file(&self.origin, message);
         let name = self
             .full_name(place, prefixes)

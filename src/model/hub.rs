@@ -12,7 +12,7 @@ mod tests;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::fetch::{Download, FetchError, OnProgress, Settings, download, get_text, sha256_of, silent};
+use crate::fetch::{Download, FetchError, FetchSettings, OnProgress, download, get_text, sha256_of, silent};
 use listing::{Listing, RemoteFile};
 use snapshot::{Snapshots, shards_of};
 
@@ -32,7 +32,7 @@ const LONGEST: u64 = 64 << 20;
 /// # Errors
 /// As [`resolve_with`].
 pub fn resolve(name: &str) -> Result<PathBuf, FetchError> {
-    resolve_with(name, &Settings::from_env(), &mut silent)
+    resolve_with(name, &FetchSettings::from_env(), &mut silent)
 }
 
 /// The folder of the model `name`: a folder if one exists, then a folder of that name in `settings.models`, then a hub
@@ -42,7 +42,11 @@ pub fn resolve(name: &str) -> Result<PathBuf, FetchError> {
 ///
 /// # Errors
 /// Nothing of that name anywhere (the line says what was tried), a gated or unusable repository, a failed download.
-pub fn resolve_with(name: &str, settings: &Settings, on_progress: &mut OnProgress<'_>) -> Result<PathBuf, FetchError> {
+pub fn resolve_with(
+    name: &str,
+    settings: &FetchSettings,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<PathBuf, FetchError> {
     if let Some(folder) = local(name, settings) {
         return Ok(folder);
     }
@@ -58,7 +62,7 @@ pub fn resolve_with(name: &str, settings: &Settings, on_progress: &mut OnProgres
 ///
 /// # Errors
 /// As [`resolve_with`], and a cached file that is wrong when the hub cannot be asked for a right one.
-pub fn fetch(name: &str, settings: &Settings, on_progress: &mut OnProgress<'_>) -> Result<PathBuf, FetchError> {
+pub fn fetch(name: &str, settings: &FetchSettings, on_progress: &mut OnProgress<'_>) -> Result<PathBuf, FetchError> {
     if let Some(folder) = local(name, settings) {
         return Ok(folder);
     }
@@ -73,7 +77,7 @@ pub fn fetch(name: &str, settings: &Settings, on_progress: &mut OnProgress<'_>) 
 }
 
 /// The hub ids of the models that are complete in the cache, sorted.
-pub fn cached(settings: &Settings) -> Vec<String> {
+pub fn cached(settings: &FetchSettings) -> Vec<String> {
     let Ok(entries) = fs::read_dir(&settings.hub_cache) else { return Vec::new() };
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -84,7 +88,7 @@ pub fn cached(settings: &Settings) -> Vec<String> {
     names
 }
 
-fn local(name: &str, settings: &Settings) -> Option<PathBuf> {
+fn local(name: &str, settings: &FetchSettings) -> Option<PathBuf> {
     let here = Path::new(name);
     if here.is_dir() {
         return Some(here.to_owned());
@@ -110,12 +114,12 @@ fn is_hub_id(name: &str) -> bool {
 /// One repository of the hub and its place in the cache.
 struct Hub<'a> {
     id: &'a str,
-    settings: &'a Settings,
+    settings: &'a FetchSettings,
     snapshots: Snapshots,
 }
 
 impl<'a> Hub<'a> {
-    fn new(id: &'a str, settings: &'a Settings) -> Result<Self, FetchError> {
+    fn new(id: &'a str, settings: &'a FetchSettings) -> Result<Self, FetchError> {
         let hub = Hub { id, settings, snapshots: Snapshots::new(&settings.hub_cache, id) };
         match is_hub_id(id) {
             true => Ok(hub),

@@ -9,6 +9,7 @@ pub mod folder;
 pub mod hub;
 pub mod past;
 pub mod pocket;
+mod precision;
 pub mod save;
 pub mod sentences;
 pub mod spec;
@@ -16,6 +17,8 @@ pub mod tap;
 pub mod taps;
 pub mod tokenizer;
 pub mod tokens;
+
+pub use precision::Precision;
 
 use burn::tensor::{DType, Device};
 

@@ -18,25 +18,25 @@ use crate::tensors;
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "lowercase")]
-pub enum EditorSettings {
+pub enum LearnedEditorSettings {
     /// MEND.
-    Mend(mend::Settings),
+    Mend(mend::MendSettings),
     /// SERAC.
-    Serac(serac::Settings),
+    Serac(serac::SeracSettings),
 }
 
 /// Their names.
 pub(crate) const METHODS: &[&str] = &[mend::NAME, serac::NAME];
 
-impl EditorSettings {
+impl LearnedEditorSettings {
     /// The editor of these settings, with the network of its archive.
     ///
     /// # Errors
     /// Settings that do not fit the model, a network that does not fit them.
     pub fn editor(&self, stored: &Stored<'_>) -> Result<Box<dyn Editor>> {
         match self {
-            EditorSettings::Mend(settings) => settings.editor(stored),
-            EditorSettings::Serac(settings) => settings.editor(stored),
+            LearnedEditorSettings::Mend(settings) => settings.editor(stored),
+            LearnedEditorSettings::Serac(settings) => settings.editor(stored),
         }
     }
 }

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use super::gradient_transform::{GradientTransform, Nonlinearity, Normalization, Normalizer};
 use super::learned::Stored;
 use super::parameters;
-use crate::config::choice::{self, Choice, fields};
 use crate::edit::score::{check_targets, target_log_probabilities};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
@@ -20,13 +19,14 @@ use crate::model::tap::{NoTap, Role, Weight};
 use crate::model::taps::{GradientProbes, cells};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
+use crate::sections::choice::{self, Choice, fields};
 
 /// What configs, archives and edits call it.
 pub(crate) const NAME: &str = "mend";
 
 /// `[editor]` of a MEND config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct MendSettings {
     /// The layers whose weights are edited.
     pub layers: Vec<usize>,
     /// The weights edited in each ("mlp.up", "mlp.down", "attention.out", ...).
@@ -97,13 +97,13 @@ impl Choice for Rates {
     }
 }
 
-impl Settings {
+impl MendSettings {
     /// From the section `[editor]` of a config; `origin` names its file in errors.
     ///
     /// # Errors
     /// A key that is not known, or that the choices made do not use; a value of the wrong type.
     pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
-        let settings: Settings = choice::read("editor", given, origin)?;
+        let settings: MendSettings = choice::read("editor", given, origin)?;
         choice::check("editor", given, settings.normalization)?;
         choice::check("editor", given, settings.edit_rates)?;
         Ok(settings)
@@ -178,7 +178,7 @@ struct Slot {
 #[derive(Debug, Clone)]
 pub struct Mend {
     /// Its settings.
-    pub settings: Settings,
+    pub settings: MendSettings,
     /// Its network.
     pub network: MendNetwork,
     /// One for each shape, in the order of `network.transforms`.
@@ -201,7 +201,7 @@ impl Mend {
     ///
     /// # Errors
     /// Weights that the model does not have, numbers out of range.
-    pub fn new(settings: Settings, spec: &DecoderSpec, place: (&Device, DType)) -> Result<Self> {
+    pub fn new(settings: MendSettings, spec: &DecoderSpec, place: (&Device, DType)) -> Result<Self> {
         if settings.layers.is_empty() || settings.weights.is_empty() {
             return Err(Error::Config(
                 "editor.layers and editor.weights must name at least one layer and one weight".into(),
@@ -210,7 +210,7 @@ impl Mend {
         if settings.rank == 0 || !settings.initial_edit_rate.is_finite() || settings.initial_edit_rate <= 0.0 {
             return Err(Error::Config("editor.rank and editor.initial_edit_rate must be above 0".into()));
         }
-        crate::config::within("editor.initial_spread", settings.initial_spread, 0.0, 1e6)?;
+        crate::sections::within("editor.initial_spread", settings.initial_spread, 0.0, 1e6)?;
         if settings.edit_rates == Rates::Log && settings.raw.direction == Direction::Ascent {
             let message = "editor.direction = \"ascent\" wants edit_rates = \"raw\": a rate learned by its logarithm cannot turn its sign";
             return Err(Error::Config(message.into()));

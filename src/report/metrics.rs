@@ -121,7 +121,7 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    pub(super) fn of(unit: &str, values: impl Iterator<Item = f64>) -> Scale {
+    pub(super) fn for_values(unit: &str, values: impl Iterator<Item = f64>) -> Scale {
         let most = values.map(f64::abs).fold(0.0, f64::max);
         let of = |factor: f64, name| {
             let top = most * factor;
@@ -224,7 +224,7 @@ pub(super) fn protocols(document: &Value) -> Vec<Protocol<'_>> {
             metric.cases = cases.filter(|_| cases < most);
             let figures = metric.figures.iter().filter_map(|(_, figure)| *figure);
             let values = figures.flat_map(|figure| ["mean", "low", "high"].map(|key| figure[key].as_f64()));
-            metric.scale = Scale::of(metric.unit, values.flatten());
+            metric.scale = Scale::for_values(metric.unit, values.flatten());
         }
     }
     all.retain(|protocol| !protocol.metrics.is_empty());
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn units_fit_the_largest() {
         let scaled = |unit: &str, value: f64| {
-            let scale = Scale::of(unit, [value].into_iter());
+            let scale = Scale::for_values(unit, [value].into_iter());
             format!("{} {}", scale.format(value), scale.name)
         };
         assert_eq!(scaled("share", 0.12345), "12.3 %");

@@ -35,7 +35,7 @@ pub fn csv(document: &Value) -> String {
 pub fn markdown(document: &Value) -> String {
     let mut text = String::new();
     let mut marks = Marks::default();
-    for difference in told(document, "differences") {
+    for difference in sentences(document, "differences") {
         text += &format!("**{}**\n\n", marked_down(&difference));
     }
     let heading = heading(document, usize::MAX);
@@ -76,7 +76,7 @@ pub fn markdown(document: &Value) -> String {
     if marks.tie {
         text += "tie: the best mean, and those not proven to differ from it.\n\n";
     }
-    for note in failures(document).into_iter().chain(told(document, "notes")) {
+    for note in failures(document).into_iter().chain(sentences(document, "notes")) {
         text += &format!("{}.\n\n", marked_down(&note));
     }
     text.truncate(text.trim_end().len());
@@ -116,7 +116,7 @@ pub fn headlines(document: &Value) -> Value {
 pub fn terminal(document: &Value) -> String {
     let mut text = String::new();
     let mut marks = Marks::default();
-    for difference in told(document, "differences") {
+    for difference in sentences(document, "differences") {
         text += &format!("{difference}\n\n");
     }
     let heading = heading(document, WIDTH);
@@ -170,7 +170,7 @@ pub fn terminal(document: &Value) -> String {
     if marks.tie {
         text += "tie: the best mean, and those not proven to differ from it\n";
     }
-    for note in failures(document).into_iter().chain(told(document, "notes")) {
+    for note in failures(document).into_iter().chain(sentences(document, "notes")) {
         text += &format!("{note}\n");
     }
     text
@@ -206,8 +206,8 @@ fn heading(document: &Value, most: usize) -> String {
     if whole.width() <= most { whole } else { line(most.saturating_sub(line(0).width() + 2) / 2) }
 }
 
-/// Sentences of a part of the document: plain ones, or with the sentence under "told".
-fn told(document: &Value, part: &str) -> Vec<String> {
+/// The sentences of a part of the document: plain strings, or objects with the sentence under "told".
+fn sentences(document: &Value, part: &str) -> Vec<String> {
     let sentence = |entry: &Value| entry.as_str().or(entry["told"].as_str()).map(str::to_owned);
     list(&document[part]).iter().filter_map(sentence).collect()
 }

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Tensor};
 
-use super::store::{Change, Moments};
-use crate::data::text::Texts;
+use super::store::{MomentChange, Moments};
+use crate::data::text::Documents;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::tap::{Place, Site, Stack};
@@ -52,7 +52,7 @@ pub enum Collected {
 /// Texts that cannot be read, an interruption, and what `watch` says.
 pub fn collect(
     model: &Model,
-    texts: &Texts,
+    texts: &Documents,
     settings: &Collect,
     moments: &mut Moments,
     watch: &mut dyn FnMut(&Moments) -> Result<bool>,
@@ -188,7 +188,7 @@ impl Moments {
         });
         let layers: BTreeMap<usize, f64> = changes.collect();
         if !layers.is_empty() {
-            self.header.changes.push(Change { tokens: self.header.tokens, layers });
+            self.header.changes.push(MomentChange { tokens: self.header.tokens, layers });
         }
         for (&layer, sum) in &self.sums {
             // In the old one's place: both at once would be a matrix more.

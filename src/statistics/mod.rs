@@ -5,7 +5,7 @@ mod collect;
 mod store;
 
 pub use collect::{Collect, Collected, collect};
-pub use store::{Change, Header, Moments, Source};
+pub use store::{Header, MomentChange, Moments, Source};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

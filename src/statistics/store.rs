@@ -38,7 +38,7 @@ pub struct Header {
     /// Tokens at the last doubling.
     pub half: u64,
     /// How C changed each time the tokens doubled.
-    pub changes: Vec<Change>,
+    pub changes: Vec<MomentChange>,
 }
 
 /// A file of texts.
@@ -52,14 +52,14 @@ pub struct Source {
 
 /// `‖C₂ₙ − Cₙ‖ / ‖C₂ₙ‖` (Frobenius) of each layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Change {
+pub struct MomentChange {
     /// 2n.
     pub tokens: u64,
     /// By layer.
     pub layers: BTreeMap<usize, f64>,
 }
 
-impl Change {
+impl MomentChange {
     /// That of the layer that changed most.
     pub fn largest(&self) -> f64 {
         self.layers.values().copied().fold(0.0, f64::max)
@@ -232,7 +232,7 @@ mod tests {
             field: "text".into(),
             sources: vec![],
             half: 0,
-            changes: vec![Change { tokens: 1, layers: [(3, 0.5)].into() }],
+            changes: vec![MomentChange { tokens: 1, layers: [(3, 0.5)].into() }],
         };
         let mut moments = Moments::empty(header);
         moments.sums.insert(3, vec![1.0, 2.0, 0.0, 4.0]);

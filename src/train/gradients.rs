@@ -7,18 +7,18 @@ use burn::tensor::Tensor;
 /// Runs over the gradients of a module's parameters, in the module's order.
 struct Visit<'a, F> {
     gradients: &'a mut GradientsParams,
-    change: F,
+    map: F,
 }
 
 /// What is done to the gradient of a parameter, whatever its rank.
-trait Change {
-    fn change<const D: usize>(&mut self, gradient: Tensor<D>) -> Tensor<D>;
+trait GradientMap {
+    fn map<const D: usize>(&mut self, gradient: Tensor<D>) -> Tensor<D>;
 }
 
-impl<F: Change> ModuleVisitor for Visit<'_, F> {
+impl<F: GradientMap> ModuleVisitor for Visit<'_, F> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.gradients.remove::<D>(param.id) {
-            self.gradients.register(param.id, self.change.change(gradient));
+            self.gradients.register(param.id, self.map.map(gradient));
         }
     }
 }
@@ -28,8 +28,8 @@ struct SumOfSquares(f64);
 /// Elements that are summed at once. A backend may share larger sums among threads, in an order that depends on how many there are.
 const AT_ONCE: usize = 1 << 21;
 
-impl Change for SumOfSquares {
-    fn change<const D: usize>(&mut self, gradient: Tensor<D>) -> Tensor<D> {
+impl GradientMap for SumOfSquares {
+    fn map<const D: usize>(&mut self, gradient: Tensor<D>) -> Tensor<D> {
         let count: usize = gradient.dims().iter().product();
         let number = |sum: Tensor<1>| sum.into_data().iter::<f64>().sum::<f64>();
         if count <= AT_ONCE {
@@ -46,17 +46,17 @@ impl Change for SumOfSquares {
 
 struct Scale(f64);
 
-impl Change for Scale {
-    fn change<const D: usize>(&mut self, gradient: Tensor<D>) -> Tensor<D> {
+impl GradientMap for Scale {
+    fn map<const D: usize>(&mut self, gradient: Tensor<D>) -> Tensor<D> {
         gradient.mul_scalar(self.0)
     }
 }
 
 /// The norm of all gradients of a module taken together: the same bits on any number of threads.
 pub fn norm<M: Module>(gradients: &mut GradientsParams, module: &M) -> f64 {
-    let mut visit = Visit { gradients, change: SumOfSquares(0.0) };
+    let mut visit = Visit { gradients, map: SumOfSquares(0.0) };
     module.visit(&mut visit);
-    visit.change.0.sqrt()
+    visit.map.0.sqrt()
 }
 
 /// All gradients times a factor.
@@ -64,7 +64,7 @@ pub fn scale<M: Module>(mut gradients: GradientsParams, module: &M, factor: f64)
     if factor == 1.0 {
         return gradients;
     }
-    module.visit(&mut Visit { gradients: &mut gradients, change: Scale(factor) });
+    module.visit(&mut Visit { gradients: &mut gradients, map: Scale(factor) });
     gradients
 }
 

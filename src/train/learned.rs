@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::TensorData;
 use rand_chacha::ChaCha8Rng;
 
-use crate::archive::EditorSettings;
+use crate::archive::LearnedEditorSettings;
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::edit::{Edit, EditRequest, Edited};
@@ -59,7 +59,7 @@ pub trait LearnedEditor: Clone + Send + Sync {
     ///
     /// # Errors
     /// A record that the model cannot take.
-    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Loss>;
+    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<StepLoss>;
 
     /// One edit for all requests.
     ///
@@ -77,7 +77,7 @@ pub trait LearnedEditor: Clone + Send + Sync {
     fn restore(&mut self, tensors: BTreeMap<String, TensorData>) -> Result<()>;
 
     /// Its settings, as an archive names them.
-    fn settings(&self) -> EditorSettings;
+    fn settings(&self) -> LearnedEditorSettings;
 
     /// How many neighbours of each locality class a record is drawn with.
     fn neighbours(&self) -> usize;
@@ -92,7 +92,7 @@ pub trait LearnedEditor: Clone + Send + Sync {
     }
 }
 
-/// Told how much is done of how much; says whether to go on.
+/// Called with how much is done and of how much; returns whether to go on.
 pub type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
 
 /// Parameters that share an optimiser.
@@ -110,7 +110,7 @@ pub struct Group {
 }
 
 /// What a step of training gives.
-pub struct Loss {
+pub struct StepLoss {
     /// The gradient of the mean loss.
     pub gradients: GradientsParams,
     /// Named figures; the first is the loss itself.

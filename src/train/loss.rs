@@ -7,9 +7,9 @@ use burn::tensor::{Tensor, TensorData, activation};
 
 use crate::edit::loss;
 
-use crate::config::{unknown, within};
 use crate::data::source::Source;
 use crate::error::{Error, Result};
+use crate::sections::{unknown, within};
 
 /// The weight of a class of out-of-scope prompts: 1 where `loss.mix` names none, else what it says, and 0 where it says nothing.
 pub(super) fn weight_of(mix: &BTreeMap<String, f64>, class: &str) -> f64 {
@@ -45,7 +45,7 @@ pub(super) struct Reads {
 }
 
 /// `c_edit · Σ w NLL + c_loc · Σ w KL`, as a tensor that has its gradient, and both sums.
-pub(super) struct Loss {
+pub(super) struct EditAndLocality {
     pub surrogate: Tensor<1>,
     pub nll: f64,
     pub kl: f64,
@@ -61,7 +61,7 @@ pub(super) fn edit_and_locality(
     base: Option<Tensor<2>>,
     near_weights: &[f64],
     (edit, locality): (f64, f64),
-) -> Loss {
+) -> EditAndLocality {
     let log = activation::log_softmax(logits.clone().inner(), 1);
     let ([count, vocabulary], in_scope) = (log.dims(), targets.len());
     let (device, dtype) = (log.device(), log.dtype());
@@ -82,7 +82,7 @@ pub(super) fn edit_and_locality(
         kl = number(each * near_weights.clone());
         towards.push(gradient * near_weights.unsqueeze_dim(1).mul_scalar(locality));
     }
-    Loss { surrogate: (logits * Tensor::cat(towards, 0)).sum(), nll, kl }
+    EditAndLocality { surrogate: (logits * Tensor::cat(towards, 0)).sum(), nll, kl }
 }
 
 #[cfg(test)]

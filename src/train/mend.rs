@@ -16,13 +16,11 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::below::Below;
-use super::learned::{self, Group, LearnedEditor, Watch};
-use super::loss::{Loss, Reads, check_classes, check_weights, edit_and_locality, weight_of};
+use super::learned::{Group, LearnedEditor, StepLoss, Watch};
+use super::loss::{EditAndLocality, Reads, check_classes, check_weights, edit_and_locality, weight_of};
+use super::lower_layers::LowerLayers;
 use super::methods::{self, Beginning, Sections};
-use crate::archive::EditorSettings;
-use crate::config::choice::{self, Choice, fields, refuse};
-use crate::config::within;
+use crate::archive::LearnedEditorSettings;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{OTHER_RECORDS, Source, draw_locality};
 use crate::data::world::SAME_OLD_OBJECT;
@@ -32,13 +30,15 @@ use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
-use crate::network::mend::{Captured, Mend, MendNetwork, Settings, without_last};
+use crate::network::mend::{Captured, Mend, MendNetwork, MendSettings, without_last};
 use crate::network::parameters;
 use crate::parallel;
+use crate::sections::choice::{self, Choice, fields, refuse};
+use crate::sections::within;
 
 /// `[loss]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LossSettings {
+pub struct MendLossSettings {
     /// c_edit.
     #[serde(default = "edit")]
     pub edit: f64,
@@ -86,7 +86,7 @@ pub struct Near {
 /// Keys of `[train]` that MEND alone has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct TrainSettings {
+pub struct MendTrainSettings {
     /// The edit rates' learning rate at its height.
     pub edit_rate_learning_rate: f64,
     /// Memory, in GB, for the hidden states of texts that are met more than once; what does not fit is dropped by age, and with 0
@@ -94,19 +94,19 @@ pub struct TrainSettings {
     pub hidden_memory_gb: f64,
 }
 
-impl Default for TrainSettings {
+impl Default for MendTrainSettings {
     fn default() -> Self {
-        TrainSettings { edit_rate_learning_rate: 1e-4, hidden_memory_gb: 2.0 }
+        MendTrainSettings { edit_rate_learning_rate: 1e-4, hidden_memory_gb: 2.0 }
     }
 }
 
-impl TrainSettings {
+impl MendTrainSettings {
     /// From these keys of the section `[train]`; `origin` names its file in errors.
     ///
     /// # Errors
     /// A value of the wrong type or out of range.
     pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
-        let settings: TrainSettings = choice::read("train", given, origin)?;
+        let settings: MendTrainSettings = choice::read("train", given, origin)?;
         settings.check()?;
         Ok(settings)
     }
@@ -117,13 +117,13 @@ impl TrainSettings {
     }
 }
 
-impl LossSettings {
+impl MendLossSettings {
     /// From the section `[loss]` of a config; `origin` names its file in errors.
     ///
     /// # Errors
     /// A key that is not known, or that the choices made do not use; a value of the wrong type.
     pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
-        let settings: LossSettings = choice::read("loss", given, origin)?;
+        let settings: MendLossSettings = choice::read("loss", given, origin)?;
         choice::check("loss", given, settings.scope)?;
         let number = if settings.out_of_scope == 0 { "0" } else { "1 or more" };
         let numbers: [(String, &[&str]); 2] = [("0".into(), &[]), ("1 or more".into(), fields::<Near>())];
@@ -148,25 +148,25 @@ fn one() -> usize {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Training {
     /// `[editor]`
-    pub editor: Settings,
+    pub editor: MendSettings,
     /// `[loss]`
-    pub loss: LossSettings,
+    pub loss: MendLossSettings,
     /// Its own keys of `[train]`.
-    pub train: TrainSettings,
+    pub train: MendTrainSettings,
 }
 
 impl methods::Training for Training {
     type Editor = MendTrainer;
 
     fn own_keys() -> &'static [&'static str] {
-        fields::<TrainSettings>()
+        fields::<MendTrainSettings>()
     }
 
     fn read(sections: &Sections<'_>) -> Result<Self> {
         Ok(Training {
-            editor: Settings::read(sections.editor, sections.origin)?,
-            loss: LossSettings::read(sections.loss, sections.origin)?,
-            train: TrainSettings::read(sections.train, sections.origin)?,
+            editor: MendSettings::read(sections.editor, sections.origin)?,
+            loss: MendLossSettings::read(sections.loss, sections.origin)?,
+            train: MendTrainSettings::read(sections.train, sections.origin)?,
         })
     }
 
@@ -219,12 +219,12 @@ pub enum KlTokens {
 pub struct MendTrainer {
     mend: Mend,
     base: Edited,
-    below: Below,
-    loss: LossSettings,
+    lower_layers: LowerLayers,
+    loss: MendLossSettings,
     /// Records whose edits are applied together.
     together: usize,
     learning_rate: f64,
-    own: TrainSettings,
+    own: MendTrainSettings,
 }
 
 /// Parts of a batch that run side by side, each with running figures and gradients of its own. As many as cores would give other bits
@@ -242,10 +242,10 @@ impl MendTrainer {
     pub fn new(
         mut mend: Mend,
         base: Edited,
-        loss: LossSettings,
+        loss: MendLossSettings,
         together: usize,
         learning_rate: f64,
-        own: TrainSettings,
+        own: MendTrainSettings,
     ) -> Result<Self> {
         if loss.rephrases.in_scope == 0 || together == 0 || !(loss.edit >= 0.0 && loss.locality >= 0.0) {
             let message =
@@ -257,8 +257,8 @@ impl MendTrainer {
         within("loss.in_scope", loss.rephrases.in_scope as f64, 1.0, 1e4)?;
         own.check()?;
         mend.network = parameters::with_stable_ids(mend.network);
-        let below = Below::new(base.clone(), mend.lowest_layer());
-        Ok(MendTrainer { mend, base, below, loss, together, learning_rate, own })
+        let lower_layers = LowerLayers::new(base.clone(), mend.lowest_layer());
+        Ok(MendTrainer { mend, base, lower_layers, loss, together, learning_rate, own })
     }
 
     /// The editor.
@@ -303,8 +303,8 @@ impl MendTrainer {
         Ok((ids, cells.collect()))
     }
 
-    /// What a record asks in a step.
-    fn texts(&self, record: &EditRecord, rng: &mut ChaCha8Rng) -> Result<Texts> {
+    /// The texts that a record is trained on in a step.
+    fn texts(&self, record: &EditRecord, rng: &mut ChaCha8Rng) -> Result<RecordTexts> {
         let tokenizer = &self.base.base().tokenizer;
         let mut pool = self.in_scope(record);
         let in_scope = (0..self.loss.rephrases.in_scope.min(pool.len())).map(|_| {
@@ -316,7 +316,7 @@ impl MendTrainer {
             check_targets(&self.base, text.target())?;
         }
         let near = draw_locality(record, self.loss.out_of_scope, |class| self.weight(class), rng);
-        Ok(Texts {
+        Ok(RecordTexts {
             edit: tokenizer.continuation(&record.prompt, &record.target_new)?,
             in_scope,
             out_of_scope: near.into_iter().map(|probe| self.out_of_scope(probe)).collect::<Result<_>>()?,
@@ -342,16 +342,22 @@ impl MendTrainer {
     }
 
     /// The edits' own gradients, on the model as it is.
-    fn capture(&self, edits: &[&[Texts]]) -> Result<Captured> {
+    fn capture(&self, edits: &[&[RecordTexts]]) -> Result<Captured> {
         let rows: Vec<&Continuation> = edits.iter().flat_map(|edit| edit.iter().map(|texts| &texts.edit)).collect();
         let owners: Vec<usize> =
             edits.iter().enumerate().flat_map(|(owner, edit)| edit.iter().map(move |_| owner)).collect();
         let tokens = without_last(&rows);
-        self.mend.capture(&self.base, self.below.hidden(&tokens)?, &tokens, &rows, &owners)
+        self.mend.capture(&self.base, self.lower_layers.hidden(&tokens)?, &tokens, &rows, &owners)
     }
 
     /// What some edits add to the mean loss over `records` records.
-    fn part(&self, mend: &Mend, edits: &[&[Texts]], captured: &Captured, records: usize) -> Result<Part> {
+    fn part(
+        &self,
+        mend: &Mend,
+        edits: &[&[RecordTexts]],
+        captured: &Captured,
+        records: usize,
+    ) -> Result<MendLossShare> {
         // In-scope and out-of-scope rows of each edit stand together, so that its factors serve them in one product.
         let (mut rows, mut places) = (vec![], vec![]);
         let (mut scope, mut near) = (Reads::default(), Reads::default());
@@ -376,7 +382,7 @@ impl MendTrainer {
             }
         }
         let tokens = Tokens::placed(rows, places);
-        let hidden = self.below.hidden(&tokens)?;
+        let hidden = self.lower_layers.hidden(&tokens)?;
         let above = mend.lowest_layer()..self.base.layers();
 
         let mut deltas = mend.deltas(captured, edits.len());
@@ -393,26 +399,26 @@ impl MendTrainer {
                 Some(self.base.head(base, &cells))
             }
         };
-        let Loss { surrogate, nll, kl } = edit_and_locality(
+        let EditAndLocality { surrogate, nll, kl } = edit_and_locality(
             logits,
             (&targets, &scope.weights),
             base,
             &near.weights,
             (self.loss.edit, self.loss.locality),
         );
-        Ok(Part { gradients: GradientsParams::from_grads(surrogate.backward(), &mend.network), nll, kl })
+        Ok(MendLossShare { gradients: GradientsParams::from_grads(surrogate.backward(), &mend.network), nll, kl })
     }
 }
 
-/// What a record asks in a step.
-struct Texts {
+/// The texts that a record is trained on in a step.
+struct RecordTexts {
     edit: Continuation,
     in_scope: Vec<Continuation>,
     /// Each with the cells at which the KL term reads.
     out_of_scope: Vec<(Vec<u32>, Vec<usize>)>,
 }
 
-impl Texts {
+impl RecordTexts {
     /// The rows that the model reads.
     fn rows(&self) -> impl Iterator<Item = &[u32]> {
         let own = std::iter::once(&self.edit).chain(&self.in_scope).map(read);
@@ -426,7 +432,7 @@ fn read(text: &Continuation) -> &[u32] {
 }
 
 /// The share of some edits in the loss and in its gradient.
-struct Part {
+struct MendLossShare {
     gradients: GradientsParams,
     nll: f64,
     kl: f64,
@@ -483,28 +489,28 @@ impl LearnedEditor for MendTrainer {
                 return Err(Error::Interrupted(message.into()));
             }
         }
-        self.below.keep(texts, self.own.hidden_memory_gb * 1e9);
+        self.lower_layers.keep(texts, self.own.hidden_memory_gb * 1e9);
         Ok(())
     }
 
     fn note(&self) -> Option<String> {
-        let shares = self.below.shares().filter(|shares| shares.asked > 0)?;
+        let counts = self.lower_layers.counts().filter(|counts| counts.asked > 0)?;
         Some(format!(
             "hidden states below the edits: {:.1} % of {} texts were found kept; {:.2} GB are in use, {} passes were dropped for want \
              of train.hidden_memory_gb",
-            100.0 * shares.found as f64 / shares.asked as f64,
-            shares.asked,
-            shares.bytes as f64 / 1e9,
-            shares.dropped
+            100.0 * counts.found as f64 / counts.asked as f64,
+            counts.asked,
+            counts.bytes as f64 / 1e9,
+            counts.dropped
         ))
     }
 
-    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<learned::Loss> {
+    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<StepLoss> {
         let texts = records.iter().map(|record| self.texts(record, rng)).collect::<Result<Vec<_>>>()?;
-        self.below.prepare(texts.iter().flat_map(Texts::rows))?;
+        self.lower_layers.prepare(texts.iter().flat_map(RecordTexts::rows))?;
         // Edits that are applied together stay together.
-        let edits: Vec<&[Texts]> = texts.chunks(self.together).collect();
-        let parts: Vec<&[&[Texts]]> = edits.chunks(edits.len().div_ceil(PARTS).max(1)).collect();
+        let edits: Vec<&[RecordTexts]> = texts.chunks(self.together).collect();
+        let parts: Vec<&[&[RecordTexts]]> = edits.chunks(edits.len().div_ceil(PARTS).max(1)).collect();
         let captured = parallel::run(parts.clone(), |part| self.capture(part))?;
         for (captured, part) in captured.iter().zip(&parts) {
             self.mend.observe(captured, part.iter().map(|edit| edit.len()).sum());
@@ -525,10 +531,7 @@ impl LearnedEditor for MendTrainer {
             kl += part.kl;
         }
         let total = self.loss.edit * nll + self.loss.locality * kl;
-        Ok(learned::Loss {
-            gradients: sum.grads(),
-            figures: vec![("loss", total), ("edit_nll", nll), ("locality_kl", kl)],
-        })
+        Ok(StepLoss { gradients: sum.grads(), figures: vec![("loss", total), ("edit_nll", nll), ("locality_kl", kl)] })
     }
 
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
@@ -544,8 +547,8 @@ impl LearnedEditor for MendTrainer {
         Ok(())
     }
 
-    fn settings(&self) -> EditorSettings {
-        EditorSettings::Mend(self.mend.settings.clone())
+    fn settings(&self) -> LearnedEditorSettings {
+        LearnedEditorSettings::Mend(self.mend.settings.clone())
     }
 
     fn neighbours(&self) -> usize {

@@ -8,12 +8,12 @@ use serde_json::json;
 use toml::Table;
 
 use super::learned::LearnedEditor;
-use super::settings::Settings;
+use super::settings::TrainSettings;
 use super::{mend, serac};
-use crate::config::choice::{self, Choice};
 use crate::data::source::Source;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
+use crate::sections::choice::{self, Choice};
 
 /// What a config says of one method: `[editor]`, `[loss]`, and the method's own keys of `[train]`, all by the names of the sections.
 pub trait Training: Sized {
@@ -55,7 +55,7 @@ pub struct Beginning<'a> {
     /// The frozen model.
     pub base: &'a Edited,
     /// What every training has.
-    pub settings: &'a Settings,
+    pub settings: &'a TrainSettings,
     /// The network's device and element type.
     pub place: (&'a Device, DType),
     /// The records it is going to learn from.

@@ -1,9 +1,9 @@
 //! Training: what learns, and the loop that teaches it.
 
-mod below;
 pub mod gradients;
 pub mod learned;
 mod loss;
+mod lower_layers;
 pub mod mend;
 pub mod methods;
 mod metrics;

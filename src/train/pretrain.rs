@@ -13,14 +13,14 @@ use tokenizers::{AddedToken, TokenizerBuilder};
 
 use super::gradients;
 use super::schedule::Schedule;
-use crate::config::within;
 use crate::data::world::World;
 use crate::edit::score::target_log_probabilities;
 use crate::error::{Error, Result};
-use crate::model::decoder::{Decoder, Tensors, Weights};
+use crate::model::decoder::{Decoder, DecoderTensor, Weights};
 use crate::model::spec::DecoderSpec;
 use crate::model::tap::NoTap;
 use crate::model::tokens::Tokens;
+use crate::sections::within;
 use crate::{parallel, random};
 
 /// The token that begins and ends every sentence.
@@ -29,7 +29,7 @@ pub const END: &str = "<|endoftext|>";
 /// `[train]` of a pretraining: how the model learns.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct PretrainSettings {
     /// The seed of every draw.
     #[serde(default)]
     pub seed: u64,
@@ -53,7 +53,7 @@ pub struct Settings {
     pub shards: usize,
 }
 
-impl Settings {
+impl PretrainSettings {
     /// # Errors
     /// Values out of range.
     pub fn check(&self) -> Result<()> {
@@ -141,28 +141,29 @@ struct Fresh<'a> {
 }
 
 impl Weights for Fresh<'_> {
-    fn vector(&mut self, at: Tensors, length: usize) -> Result<Tensor<1>> {
-        let gain = matches!(at, Tensors::FinalGamma | Tensors::AttentionGamma(_) | Tensors::MlpGamma(_));
+    fn vector(&mut self, at: DecoderTensor, length: usize) -> Result<Tensor<1>> {
+        let gain =
+            matches!(at, DecoderTensor::FinalGamma | DecoderTensor::AttentionGamma(_) | DecoderTensor::MlpGamma(_));
         let value = if gain { 1.0 } else { 0.0 };
         Ok(Tensor::from_data(TensorData::new(vec![value; length], [length]), (self.device, DType::F32)))
     }
 
-    fn matrix(&mut self, at: Tensors, shape: [usize; 2]) -> Result<Tensor<2>> {
+    fn matrix(&mut self, at: DecoderTensor, shape: [usize; 2]) -> Result<Tensor<2>> {
         use crate::model::tap::Role;
-        let residual = matches!(at, Tensors::Matrix(_, Role::Out | Role::MlpDown));
+        let residual = matches!(at, DecoderTensor::Matrix(_, Role::Out | Role::MlpDown));
         let std = if residual { 0.02 / (2.0 * self.spec.layers as f64).sqrt() } else { 0.02 };
         Ok(Tensor::random(shape, Distribution::Normal(0.0, std), (self.device, DType::F32)))
     }
 }
 
-/// Trains a decoder on the token rows; `watch` is told the step and its loss.
+/// Trains a decoder on the token rows; `watch` gets the step and its loss.
 ///
 /// # Errors
 /// What the model says of the tokens, or `watch` of going on.
 pub fn pretrain(
     spec: DecoderSpec,
     rows: &[Sentence],
-    settings: &Settings,
+    settings: &PretrainSettings,
     device: &Device,
     mut watch: impl FnMut(usize, f64) -> Result<()>,
 ) -> Result<Decoder> {
@@ -195,7 +196,7 @@ pub fn pretrain(
 const KNOWN: f64 = 0.05;
 
 /// One pass in batches of rows of like length, the batches in random order: all that is not known, and a share of what is.
-fn epoch(rows: &[Sentence], last: &[f64], settings: &Settings, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
+fn epoch(rows: &[Sentence], last: &[f64], settings: &PretrainSettings, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
     let batch = settings.batch;
     let wanted = |row: &usize| last[*row] > KNOWN || rng.random::<f64>() < settings.repeat_known;
     let mut order: Vec<usize> = (0..rows.len()).filter(wanted).collect();
@@ -222,7 +223,11 @@ struct Taught {
 }
 
 /// Loss, losses of the answers, and gradient of a batch, its parts computed side by side and added in their order.
-fn sharded(decoder: &Decoder, batch: &[&Sentence], settings: &Settings) -> Result<(f64, Vec<f64>, GradientsParams)> {
+fn sharded(
+    decoder: &Decoder,
+    batch: &[&Sentence],
+    settings: &PretrainSettings,
+) -> Result<(f64, Vec<f64>, GradientsParams)> {
     let total: f64 = batch.iter().map(|sentence| weights(sentence, settings).iter().sum::<f64>()).sum();
     let parts: Vec<&[&Sentence]> = batch.chunks(batch.len().div_ceil(settings.shards)).collect();
     // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
@@ -240,12 +245,12 @@ fn sharded(decoder: &Decoder, batch: &[&Sentence], settings: &Settings) -> Resul
 }
 
 /// What each token but the first counts.
-fn weights(sentence: &Sentence, settings: &Settings) -> Vec<f64> {
+fn weights(sentence: &Sentence, settings: &PretrainSettings) -> Vec<f64> {
     (1..sentence.ids.len()).map(|token| if token < sentence.answer { settings.prompt_weight } else { 1.0 }).collect()
 }
 
 /// The weighted loss of some sentences over the `total` weight of the batch, and its gradient.
-fn gradients_of(decoder: &Decoder, rows: &[&Sentence], settings: &Settings, total: f64) -> Result<Taught> {
+fn gradients_of(decoder: &Decoder, rows: &[&Sentence], settings: &PretrainSettings, total: f64) -> Result<Taught> {
     let cells =
         rows.iter().enumerate().flat_map(|(row, sentence)| (0..sentence.ids.len() - 1).map(move |cell| (row, cell)));
     let reads: Vec<(usize, usize)> = cells.collect();
@@ -277,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_pass_repeats_a_share_of_what_is_known() {
-        let settings = |repeat_known| Settings {
+        let settings = |repeat_known| PretrainSettings {
             seed: 0,
             max_steps: 1,
             batch: 8,

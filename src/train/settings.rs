@@ -5,13 +5,13 @@ use serde::{Deserialize, Serialize};
 
 use super::learned::Group;
 use super::schedule::{Schedule, Shape};
-use crate::config::choice::{self, Choice, fields};
-use crate::config::within;
 use crate::error::Result;
+use crate::sections::choice::{self, Choice, fields};
+use crate::sections::within;
 
 /// What `[train]` says of every training; an editor may have keys of its own beside these.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct TrainSettings {
     /// The seed of every draw.
     #[serde(default)]
     pub seed: u64,
@@ -131,13 +131,13 @@ impl Choice for Shape {
     }
 }
 
-impl Settings {
+impl TrainSettings {
     /// From the section `[train]` of a config, without the keys of the editor; `origin` names its file in errors.
     ///
     /// # Errors
     /// A key that is not known, or that the choices made do not use; a value of the wrong type or out of range.
     pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
-        let settings: Settings = choice::read("train", given, origin)?;
+        let settings: TrainSettings = choice::read("train", given, origin)?;
         choice::check("train", given, settings.optimizer)?;
         choice::check("train", given, settings.schedule)?;
         settings.check()?;

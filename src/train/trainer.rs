@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::learned::{Group, LearnedEditor};
 use super::metrics::Metrics;
-use super::settings::Settings;
+use super::settings::TrainSettings;
 use super::{gradients, resume};
 use crate::archive::snapshot::{Progress, Snapshot, Store};
 use crate::archive::{Archive, Base, Best};
@@ -67,7 +67,7 @@ pub struct EditTrainer<'a, E: LearnedEditor> {
     /// The frozen model.
     pub base: Edited,
     /// `[train]`
-    pub settings: Settings,
+    pub settings: TrainSettings,
     /// The model's name and fingerprint for the archive.
     pub description: Base,
     /// The configuration, as it counts for resuming.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::{
-    Place, Tensors, fixture, gpt2, json, one_line_error, records, refused, run, stdout, text, wrong_usage,
+    TensorFile, TestFolder, fixture, gpt2, json, one_line_error, records, refused, run, stdout, text, wrong_usage,
 };
 
 /// The subject stands last, where an edit tells most in models that know nothing.
@@ -57,7 +57,7 @@ fn statistics(model: &str) -> PathBuf {
 }
 
 /// A config with which a method moves a tiny model within a moment.
-fn config(place: &Place, model: &str, method: &str) -> PathBuf {
+fn config(place: &TestFolder, model: &str, method: &str) -> PathBuf {
     let own = match method {
         "fine_tuning" => "layers = [1]\nlearning_rate = 0.05\nsteps = 60",
         "rome" => "layers = [1]",
@@ -104,7 +104,7 @@ fn nll(document: &Value, record: usize, side: &str) -> f64 {
 
 /// [`refused`], and nothing is left behind that was not there before.
 #[track_caller]
-fn refused_cleanly(place: &Place, args: &[&str], code: i32, words: &[&str]) {
+fn refused_cleanly(place: &TestFolder, args: &[&str], code: i32, words: &[&str]) {
     let entries = || std::fs::read_dir(place.path("")).unwrap().map(|entry| entry.unwrap().file_name());
     let before: BTreeSet<_> = entries().collect();
     refused(args, code, words);
@@ -121,7 +121,7 @@ fn warned(args: &[&str], words: &str) {
 
 /// Edits with every method, and sees that the file holds the edit and the model nothing of it.
 fn every_method_edits(name: &str) {
-    let (place, model) = (Place::new(), fixture(name));
+    let (place, model) = (TestFolder::new(), fixture(name));
     let bare = predict(&model, &[]);
     for method in METHODS {
         let (config, saved) = (config(&place, name, method), place.path("e.edit.safetensors"));
@@ -164,7 +164,7 @@ fn every_method_edits_llama() {
 
 #[test]
 fn batches_and_sequences() {
-    let (place, model) = (Place::new(), gpt2());
+    let (place, model) = (TestFolder::new(), gpt2());
     let three = place.write("three.json", Value::from(records().as_array().unwrap()[..3].to_vec()).to_string());
     let bare = predict(&model, &[]);
     for method in ["rome", "memit", "alphaedit"] {
@@ -184,7 +184,7 @@ fn batches_and_sequences() {
             }
             if method == "alphaedit" {
                 // What later edits are to leave alone: a key a request.
-                assert_eq!(Tensors::read(&saved).tensors["state.keys.1"].1, [128, 3]);
+                assert_eq!(TensorFile::read(&saved).tensors["state.keys.1"].1, [128, 3]);
             }
         }
     }
@@ -192,7 +192,7 @@ fn batches_and_sequences() {
 
 #[test]
 fn an_edit_of_two_layers_as_a_checkpoint() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, export) = (config(&place, "gpt2-tiny", "memit"), place.path("export"));
     let document = json(&apply(&config, &["--export", "hf", text(&export)]));
     assert_eq!(document["exported"]["changed_tensors"], 2);
@@ -203,7 +203,7 @@ fn an_edit_of_two_layers_as_a_checkpoint() {
 
 #[test]
 fn configs_that_include_others() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let plain = config(&place, "gpt2-tiny", "rome");
     let whole = place.write("whole.toml", std::fs::read_to_string(&plain).unwrap() + "steps = 7\n");
     let top = place.write("top.toml", "include = \"rome.toml\"\n\n[editor]\nsteps = 7\n");
@@ -222,7 +222,7 @@ fn configs_that_include_others() {
 /// An edit's settings name the very contexts that were sampled for it.
 #[test]
 fn contexts_by_name() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = config(&place, "gpt2-tiny", "memit");
     let [sampled, named] = ["sampled", "named"].map(|name| place.path(&format!("{name}.edit.safetensors")));
     let draw = ["--set", "editor.context_templates=[]", "--set", "editor.context={lengths=[[6, 3]]}"];
@@ -235,12 +235,12 @@ fn contexts_by_name() {
     let list = toml::Value::try_from(&drawn).unwrap();
     let list = format!("include = \"memit.toml\"\n\n[editor]\ncontext_templates = {list}\n");
     assert_eq!(templates(&apply(&place.write("named.toml", list), &["--save", text(&named)])), drawn);
-    assert!(Tensors::read(&sampled).tensors == Tensors::read(&named).tensors);
+    assert!(TensorFile::read(&sampled).tensors == TensorFile::read(&named).tensors);
 }
 
 #[test]
 fn statistics_go_on_where_they_ended() {
-    let (place, model) = (Place::new(), gpt2());
+    let (place, model) = (TestFolder::new(), gpt2());
     let texts = place.write("texts.txt", words(100));
     let [whole, parts, still] = ["whole", "parts", "still"].map(|name| place.path(&format!("{name}.safetensors")));
     let collect = |out: &Path, more: &[&str]| json(&stats(&model, &texts, out, &[&LAYER[..], more].concat()));
@@ -279,7 +279,7 @@ fn statistics_go_on_where_they_ended() {
 fn a_collection_stopped_and_killed() {
     use std::process::{Command as Process, Stdio};
 
-    let (place, model) = (Place::new(), gpt2());
+    let (place, model) = (TestFolder::new(), gpt2());
     let texts = place.write("texts.txt", words(600));
     let (whole, broken) = (place.path("whole.safetensors"), place.path("broken.safetensors"));
     stdout(&run(&stats(&model, &texts, &whole, &LAYER)));
@@ -313,7 +313,7 @@ fn a_collection_stopped_and_killed() {
 
 #[test]
 fn statistics_that_do_not_fit() {
-    let (place, model) = (Place::new(), gpt2());
+    let (place, model) = (TestFolder::new(), gpt2());
     let (config_rome, saved) = (config(&place, "gpt2-tiny", "rome"), place.path("e.edit.safetensors"));
     let texts = place.write("texts.txt", words(20));
     let lowest = ["--layers", "0", "--row", "32", "--tokens", "256"];
@@ -338,7 +338,7 @@ fn statistics_that_do_not_fit() {
         refused_cleanly(&place, &apply(&config_rome, &["--set", &set, "--save", text(&saved)]), 1, words);
     }
     // Headers that lie: a layer that they do not name, and keys of another width.
-    let good = Tensors::read(&place.path("lowest.safetensors"));
+    let good = TensorFile::read(&place.path("lowest.safetensors"));
     let mut more = good.clone();
     more.tensors.insert("sum.99".into(), good.tensors["sum.0"].clone());
     let (more, narrow) = (place.write("more.safetensors", more.bytes()), {
@@ -375,7 +375,7 @@ fn statistics_that_do_not_fit() {
 
 #[test]
 fn subjects() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let saved = place.path("e.edit.safetensors");
     let mut without = records();
     without[1].as_object_mut().unwrap().remove("subject");
@@ -414,7 +414,7 @@ fn subjects() {
 
 #[test]
 fn requests_that_no_edit_can_serve() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let saved = place.path("e.edit.safetensors");
     let mut records = records();
     records[2] = records[0].clone();
@@ -436,7 +436,7 @@ fn requests_that_no_edit_can_serve() {
 /// The models know nothing, so an edit teaches them what is then asked for again.
 #[test]
 fn targets_that_are_known_already() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, saved) = (config(&place, "gpt2-tiny", "fine_tuning"), place.path("e.edit.safetensors"));
     let facts = place.write("facts.json", records().to_string());
     stdout(&run(&apply_file(&config, &facts, &["--limit", "1", "--save", text(&saved)])));
@@ -448,7 +448,7 @@ fn targets_that_are_known_already() {
 
 #[test]
 fn settings_that_are_wrong() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let saved = place.path("e.edit.safetensors");
     let check = |method: &str, set: &str, words: &[&str]| {
         let config = config(&place, "gpt2-tiny", method);
@@ -490,7 +490,7 @@ fn settings_that_are_wrong() {
 
 #[test]
 fn collections_that_are_wrong() {
-    let (place, model) = (Place::new(), gpt2());
+    let (place, model) = (TestFolder::new(), gpt2());
     let (texts, out) = (place.write("texts.txt", words(20)), place.path("out.safetensors"));
     for (more, words) in [
         (&["--layers", "x"][..], &["--layers x", "5, 4..8 (both ends), or 4,6,8"][..]),
@@ -535,7 +535,7 @@ fn collections_that_are_wrong() {
 /// Places below a regular file, which no one can write to, whatever their rights.
 #[test]
 fn outputs_that_cannot_be_written() {
-    let (place, model) = (Place::new(), gpt2());
+    let (place, model) = (TestFolder::new(), gpt2());
     let (texts, file) = (place.write("texts.txt", words(20)), place.write("file", "kept"));
     let (below, config) = (file.join("below.safetensors"), config(&place, "gpt2-tiny", "rome"));
     for args in [

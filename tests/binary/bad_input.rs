@@ -6,7 +6,7 @@ use std::process::Command as Process;
 use serde_json::{Value, json};
 
 use crate::common::{
-    Place, Trained, edit, fixture, gpt2, json, one_line_error, records, refused, run, same_training, sets, stdout,
+    TestFolder, Trained, edit, fixture, gpt2, json, one_line_error, records, refused, run, same_training, sets, stdout,
     text, training, wrong_usage,
 };
 
@@ -88,7 +88,7 @@ fn models_and_data_sets_that_are_not_there() {
     }
     refused(&["fetch", "counterfct"], 1, &["counterfct", "counterfact, multi_counterfact, zsre, known_1000"]);
     refused(&["fetch", "zsre/middle"], 2, &["zsre/middle", "zsre/eval, zsre/train"]);
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
     for name in ["counterfact", "zsre/train"] {
         let set = format!("data.train={name}");
@@ -100,7 +100,7 @@ fn models_and_data_sets_that_are_not_there() {
 
 #[test]
 fn configs() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
     for (set, words) in [
         // Unknown keys and values name the nearest known one.
@@ -156,7 +156,7 @@ fn configs() {
 
 #[test]
 fn a_wrong_value_of_the_editor_is_named_by_its_key() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
     for (set, key) in [
         ("editor.layers=[-1]", "editor.layers"),
@@ -169,7 +169,7 @@ fn a_wrong_value_of_the_editor_is_named_by_its_key() {
 
 #[test]
 fn config_files() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let good = std::fs::read_to_string(place.gpt2_config()).unwrap();
     for (bytes, words) in [
         (b"[model]\npath = \"\xff\"\n".to_vec(), &["not UTF-8 (byte 16)"][..]),
@@ -194,7 +194,7 @@ fn long() -> String {
 
 #[test]
 fn record_files() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
     let archive = Trained::Gpt2.archive();
     let bad = place.path("bad.json");
@@ -254,7 +254,7 @@ fn texts_longer_than_the_context() {
 /// A file may hold twenty thousand records: the line says which one is too long.
 #[test]
 fn a_record_longer_than_the_context_is_named() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = Trained::Gpt2.archive();
     for (key, value) in [("prompt", json!(format!("{} Port Issa", long()))), ("rephrases", json!([long()]))] {
         let mut records = records();
@@ -268,7 +268,7 @@ fn a_record_longer_than_the_context_is_named() {
 /// Places below a regular file, which no one can write to, whatever their rights.
 #[test]
 fn outputs_that_cannot_be_written() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = place.gpt2_config();
     let archive = Trained::Gpt2.archive();
     let file = place.write("file", "kept");
@@ -291,7 +291,7 @@ fn outputs_that_cannot_be_written() {
 
 #[test]
 fn outputs_that_hold_something_already() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
     let archive = Trained::Gpt2.archive();
     stdout(&run(&training(&config, &out, &[])));
@@ -315,7 +315,7 @@ fn outputs_that_hold_something_already() {
 
 #[test]
 fn archives_and_edits_of_another_base() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = Trained::Gpt2.archive();
     let fingerprint = |model: &Path| json(&["inspect", text(model)])["fingerprint"].as_str().unwrap().to_owned();
     // The same architecture with other weights: nothing but the fingerprint tells them apart.
@@ -348,7 +348,7 @@ fn archives_and_edits_of_another_base() {
 /// The weights behind the same path changed: the rest of the training would learn another model's edits.
 #[test]
 fn a_training_is_not_resumed_on_another_base() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let model = place.copy_of("gpt2-tiny");
     let (config, out) = (place.config(&model, &["mlp.up"]), place.path("out"));
     stdout(&run(&training(&config, &out, &[])));
@@ -407,7 +407,7 @@ fn size_of(folder: &Path) -> u64 {
 
 #[test]
 fn a_training_on_a_full_disk_goes_on_when_there_is_room() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, whole) = (place.gpt2_config(), place.path("whole"));
     stdout(&run(&training(&config, &whole, &[])));
     // Room for the archive and one and a half snapshots: the second one fails.
@@ -426,7 +426,7 @@ fn a_training_on_a_full_disk_goes_on_when_there_is_room() {
 
 #[test]
 fn a_full_disk_keeps_what_was_there() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let Some(disk) = Tmpfs::mount(place.path("disk"), 1 << 20) else { return };
     let archive = Trained::Gpt2.archive();
     let (saved, export) = (disk.0.join("e.edit.safetensors"), disk.0.join("export"));

@@ -116,11 +116,11 @@ pub fn records() -> Value {
 }
 
 /// A folder with a config, its records, and what a test writes beside them.
-pub struct Place(TempDir);
+pub struct TestFolder(TempDir);
 
-impl Place {
+impl TestFolder {
     pub fn new() -> Self {
-        Place(tempfile::tempdir().unwrap())
+        TestFolder(tempfile::tempdir().unwrap())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -163,7 +163,7 @@ impl Place {
         self.write("config.toml", text)
     }
 
-    /// [`Place::config`] for GPT-2's MLPs.
+    /// [`TestFolder::config`] for GPT-2's MLPs.
     pub fn gpt2_config(&self) -> PathBuf {
         self.config(&gpt2(), &["mlp.up", "mlp.down"])
     }
@@ -206,12 +206,12 @@ impl Place {
         self.write("serac.toml", text)
     }
 
-    /// [`Place::serac_config`] without the keys of the classifier's loss: for training the counterfactual model alone.
+    /// [`TestFolder::serac_config`] without the keys of the classifier's loss: for training the counterfactual model alone.
     pub fn counterfactual_config(&self) -> PathBuf {
         self.serac_config_with("counterfactual.toml", "mined = { count = 1, among = 4 }", "")
     }
 
-    /// [`Place::serac_config`] with a classifier that reads pairs.
+    /// [`TestFolder::serac_config`] with a classifier that reads pairs.
     pub fn cross_config(&self) -> PathBuf {
         self.serac_config_with("cross.toml", "dimensions = 16", "kind = \"cross\"")
     }
@@ -313,7 +313,7 @@ impl Trained {
         // A static is never dropped, so its folder stands where `cargo clean` finds it.
         static SHARED: [OnceLock<TempDir>; 4] = [const { OnceLock::new() }; 4];
         let folder = SHARED[self as usize].get_or_init(|| {
-            let place = Place::new();
+            let place = TestFolder::new();
             let folder = tempfile::Builder::new().prefix("archive-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
             let config = match self {
                 Trained::Gpt2 | Trained::Llama => place.config(&self.model(), &["mlp.up", "mlp.down"]),
@@ -337,19 +337,19 @@ pub fn edit<'a>(archive: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
 
 /// The tensors of a safetensors file, to be changed and written again.
 #[derive(Clone)]
-pub struct Tensors {
+pub struct TensorFile {
     pub tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
     pub header: Option<std::collections::HashMap<String, String>>,
 }
 
-impl Tensors {
+impl TensorFile {
     pub fn read(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap();
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let tensors = file.tensors().into_iter();
         let tensors = tensors.map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())));
-        Tensors { tensors: tensors.collect(), header: metadata.metadata().clone() }
+        TensorFile { tensors: tensors.collect(), header: metadata.metadata().clone() }
     }
 
     pub fn bytes(&self) -> Vec<u8> {

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::common::{Place, fixture, json, one_line_error, process, refused, replace, run, stdout, text, wrong_usage};
+use crate::common::{
+    TestFolder, fixture, json, one_line_error, process, refused, replace, run, stdout, text, wrong_usage,
+};
 
 const FT: &str = r#"
     [model]
@@ -59,8 +61,8 @@ fn facts() -> Value {
 }
 
 /// A place with editors, facts, and a comparison of fine-tuning and a lookup cache.
-fn place() -> Place {
-    let place = Place::new();
+fn place() -> TestFolder {
+    let place = TestFolder::new();
     place.write("ft.toml", FT);
     place.write("lookup.toml", LOOKUP);
     place.write("rome.toml", ROME);
@@ -964,7 +966,7 @@ fn same_figures(summary: &Value, expected: &Value) {
 /// The numbers of `tests/fixtures/compare`, which `tests/recompute.py` computed from the same case files.
 #[test]
 fn figures_are_those_computed_in_python() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let folder = place.copy(&fixture("compare"), "golden");
     let summary = json(&["compare", "--summarize", text(&folder)]);
     same_figures(&summary, &read(&folder.join("expected.json")));
@@ -1004,4 +1006,40 @@ fn a_new_comparison_is_recomputed_in_python() {
     let expected: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert!(expected["figures"].as_array().unwrap().len() > 100);
     same_figures(&summary, &expected);
+}
+
+/// All that a case file says but times and memory.
+fn without_measurements(bytes: &[u8]) -> Value {
+    let mut case: Value = serde_json::from_slice(bytes).unwrap();
+    case["time"].take();
+    for key in ["seconds", "peak_memory_bytes", "memory_before_bytes"] {
+        case["emend"]["case"][key].take();
+    }
+    case
+}
+
+#[test]
+fn cases_do_not_depend_on_the_number_of_threads() {
+    let place = place();
+    let settings = "generate = 2\ntexts = 2\nperplexity = 1\ntext = \"text.txt\"\ncurve = [1, 3]";
+    place.write("text.txt", "The city of Lyon lies in France. ".repeat(20));
+    let config = place.write("threads.toml", config("cases = \"facts.json\"", settings, &["ft", "lookup", "rome"]));
+    for mode in ["single", "batch"] {
+        let of = |threads: usize| {
+            let out = place.path(&format!("{mode}-{threads}"));
+            let args = compare(&config, &out, &["--mode", mode]);
+            let output = process().env("RAYON_NUM_THREADS", threads.to_string()).args(args).output();
+            stdout(&output.unwrap());
+            let run = |name: &str| case_files(&out.join(name).join("run_000"));
+            ["ft", "lookup", "rome"].map(|name| {
+                let files = run(name).into_iter();
+                files.map(|(file, bytes)| (file, without_measurements(&bytes))).collect::<BTreeMap<_, _>>()
+            })
+        };
+        let known = of(2);
+        assert!(known.iter().all(|cases| cases.len() == 3));
+        for threads in [1, 3, 16] {
+            assert!(known == of(threads), "{mode} on {threads} threads");
+        }
+    }
 }

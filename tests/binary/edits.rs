@@ -7,7 +7,8 @@ use safetensors::tensor::Dtype;
 use serde_json::{Value, json as value};
 
 use crate::common::{
-    Place, Tensors, Trained, edit, emend, fixture, gpt2, json, records, refused, run, sets, stdout, text, training,
+    TensorFile, TestFolder, Trained, edit, emend, fixture, gpt2, json, records, refused, run, sets, stdout, text,
+    training,
 };
 
 const PROMPT: &str = "Lake Orrin lies in";
@@ -50,7 +51,7 @@ fn list(value: &Value) -> &Vec<Value> {
 }
 
 /// A file of edits, made with an archive in a mode.
-fn apply_file(place: &Place, archive: &Path, mode: &str, more: &[&str]) -> Value {
+fn apply_file(place: &TestFolder, archive: &Path, mode: &str, more: &[&str]) -> Value {
     let facts = place.write("edits.json", records().to_string());
     json(&[&["apply", "--archive", text(archive), "--edits", text(&facts), "--mode", mode], more].concat())
 }
@@ -58,7 +59,7 @@ fn apply_file(place: &Place, archive: &Path, mode: &str, more: &[&str]) -> Value
 /// The document that others read, as the design fixes it.
 #[test]
 fn apply_as_json() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = Trained::Gpt2.archive();
     let documents = ["single", "batch", "sequential"].map(|mode| {
         let document = apply_file(&place, &archive, mode, &[]);
@@ -103,7 +104,7 @@ fn apply_as_json() {
 
 #[test]
 fn apply_and_train_as_text() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
     let trained = stdout(&run(&training(&config, &out, &[])));
     for word in ["edit success", "generalization", "locality", "drawdown", "emend apply --archive", text(&out)] {
@@ -118,7 +119,7 @@ fn apply_and_train_as_text() {
 
 #[test]
 fn train_as_json() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
     let document = json(&training(&config, &out, &[]));
     assert_eq!(string(&document["archive"]), text(&out));
@@ -175,7 +176,7 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 
 #[test]
 fn an_edit_taken_away_leaves_no_trace() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let model = place.copy_of("gpt2-tiny");
     let saved = place.path("e.edit.safetensors");
     let predict = ["predict", "--model", text(&model), "--prompt", PROMPT, "--top", "300", "--generate", "8", "--json"];
@@ -190,7 +191,7 @@ fn an_edit_taken_away_leaves_no_trace() {
 
 #[test]
 fn saved_edits_stack_in_order() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (model, archive) = (gpt2(), Trained::Gpt2.archive());
     let [first, second, joined] =
         ["first", "second", "joined"].map(|name| place.path(&format!("{name}.edit.safetensors")));
@@ -227,7 +228,7 @@ fn saved_edits_stack_in_order() {
 
 #[test]
 fn single_edits_are_saved_one_a_record() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = Trained::Gpt2.archive();
     let saved = place.path("facts.edit.safetensors");
     let document = apply_file(&place, &archive, "single", &["--save", text(&saved)]);
@@ -250,7 +251,7 @@ fn single_edits_are_saved_one_a_record() {
 
 #[test]
 fn inspect_shows_edits_archives_and_models() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = Trained::Gpt2.archive();
     let saved = place.path("e.edit.safetensors");
     stdout(&run(&edit(&archive, &["--subject", "Lake Orrin", "--save", text(&saved)])));
@@ -293,7 +294,7 @@ fn inspect_shows_edits_archives_and_models() {
 /// Exports an edit as a checkpoint, checks all that has to be as it was, and gives how far its logits are from those of the edit,
 /// and from those of the base.
 fn exported(trained: Trained, changed: &[String]) -> (f64, f64) {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (model, export, saved) = (trained.model(), place.path("export"), place.path("e.edit.safetensors"));
     let archive = trained.archive();
     let document = json(&edit(&archive, &["--save", text(&saved), "--export", "hf", text(&export)]));
@@ -313,7 +314,7 @@ fn exported(trained: Trained, changed: &[String]) -> (f64, f64) {
             assert!(*bytes == after[file], "{file} changed");
             continue;
         }
-        let (old, new) = (Tensors::read(&model.join(file)), Tensors::read(&export.join(file)));
+        let (old, new) = (TensorFile::read(&model.join(file)), TensorFile::read(&export.join(file)));
         assert_eq!(old.header, new.header);
         assert_eq!(old.tensors.keys().collect::<Vec<_>>(), new.tensors.keys().collect::<Vec<_>>());
         for (name, (dtype, shape, data)) in &old.tensors {
@@ -345,7 +346,7 @@ fn a_checkpoint_with_a_fused_matrix() {
 
 #[test]
 fn a_checkpoint_in_bf16_shards() {
-    let model = Tensors::read(&fixture("llama-tiny/model-00001-of-00002.safetensors"));
+    let model = TensorFile::read(&fixture("llama-tiny/model-00001-of-00002.safetensors"));
     assert!(model.tensors.values().all(|(dtype, ..)| *dtype == Dtype::BF16));
     let names = ["1.mlp.down_proj", "1.mlp.up_proj", "2.mlp.down_proj", "2.mlp.up_proj"];
     let (off, moved) = exported(Trained::Llama, &names.map(|name| format!("model.layers.{name}.weight")));
@@ -355,13 +356,13 @@ fn a_checkpoint_in_bf16_shards() {
 /// In a tied model there is no `lm_head`, and the export invents none.
 #[test]
 fn a_checkpoint_of_a_tied_model() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (model, out, export) = (fixture("llama3-tiny"), place.path("out"), place.path("export"));
     let config = place.config(&model, &["mlp.down"]);
     stdout(&run(&training(&config, &out, &sets(&["editor.layers=[0, 1]"]))));
     stdout(&run(&edit(&out, &["--export", "hf", text(&export)])));
     let names =
-        |folder: &Path| Tensors::read(&folder.join("model.safetensors")).tensors.into_keys().collect::<Vec<_>>();
+        |folder: &Path| TensorFile::read(&folder.join("model.safetensors")).tensors.into_keys().collect::<Vec<_>>();
     assert_eq!(names(&export), names(&model));
     assert!(!names(&export).iter().any(|name| name.contains("lm_head")));
 }
@@ -369,7 +370,7 @@ fn a_checkpoint_of_a_tied_model() {
 /// A bf16 weight moves in steps of 1/256 of itself: an edit smaller than that is lost, and it is said.
 #[test]
 fn an_edit_lost_to_rounding_is_said() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.config(&fixture("llama-tiny"), &["mlp.down"]), place.path("out"));
     stdout(&run(&training(
         &config,
@@ -396,8 +397,8 @@ fn product(a: &(Vec<f64>, [usize; 2]), b: &(Vec<f64>, [usize; 2])) -> Vec<f64> {
 }
 
 /// An adapter of several edits: its config, its tensors, and the file with the same edit.
-fn adapter(trained: Trained) -> (Value, Tensors, Tensors) {
-    let place = Place::new();
+fn adapter(trained: Trained) -> (Value, TensorFile, TensorFile) {
+    let place = TestFolder::new();
     let (export, saved, archive) = (place.path("adapter"), place.path("e.edit.safetensors"), trained.archive());
     let document = apply_file(&place, &archive, "batch", &["--save", text(&saved), "--export", "peft", text(&export)]);
     let files: Vec<String> = contents(&export).into_keys().collect();
@@ -408,11 +409,11 @@ fn adapter(trained: Trained) -> (Value, Tensors, Tensors) {
     assert_eq!(config["lora_alpha"], config["r"]);
     assert_eq!((string(&config["peft_type"]), string(&config["task_type"])), ("LORA", "CAUSAL_LM"));
     assert_eq!((string(&config["bias"]), string(&config["base_model_name_or_path"])), ("none", text(&trained.model())));
-    (config, Tensors::read(&export.join("adapter_model.safetensors")), Tensors::read(&saved))
+    (config, TensorFile::read(&export.join("adapter_model.safetensors")), TensorFile::read(&saved))
 }
 
 /// What an adapter adds to a module, `[d_in, d_out]`: PEFT stores `A [r, d_in]`, `B [d_out, r]` and adds `(B·A)ᵀ` here.
-fn added(tensors: &Tensors, module: &str, shape: [usize; 2], rank: usize) -> Vec<f64> {
+fn added(tensors: &TensorFile, module: &str, shape: [usize; 2], rank: usize) -> Vec<f64> {
     let [a, b] = ["A", "B"].map(|part| tensors.matrix(&format!("base_model.model.{module}.lora_{part}.weight")));
     assert_eq!((a.1, b.1), ([rank, shape[0]], [shape[1], rank]));
     let transposed = product(&b, &a);
@@ -422,7 +423,7 @@ fn added(tensors: &Tensors, module: &str, shape: [usize; 2], rank: usize) -> Vec
         .collect()
 }
 
-fn delta(edit: &Tensors, weight: &str) -> Vec<f64> {
+fn delta(edit: &TensorFile, weight: &str) -> Vec<f64> {
     let name = |part: &str| format!("change.decoder.{weight}.{part}");
     // Factors of so small a model may hold more numbers than the product.
     if edit.tensors.contains_key(&name("dense")) {
@@ -477,7 +478,7 @@ fn an_adapter_for_llama() {
 /// Both exports of one edit, each into its own folder.
 #[test]
 fn two_exports() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (archive, hf, peft) = (Trained::Gpt2.archive(), place.path("hf"), place.path("peft"));
     let document = json(&edit(&archive, &["--export", "hf", text(&hf), "--export", "peft", text(&peft)]));
     let formats: Vec<&Value> = document["exported"].as_array().unwrap().iter().map(|one| &one["format"]).collect();
@@ -497,7 +498,7 @@ fn two_exports() {
 /// In single mode each edit is written by itself; a sequence is written as one, and exported as one.
 #[test]
 fn edits_of_a_file_by_mode() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let facts = place.write("facts.json", records().to_string());
     let archive = Trained::Gpt2.archive();
     let apply = |mode: &str, name: &str| {
@@ -526,7 +527,7 @@ fn edits_of_a_file_by_mode() {
 /// "A path in a config is relative to that config's folder", and an archive finds its base from everywhere.
 #[test]
 fn a_model_beside_its_config() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (model, out) = (place.copy_of("gpt2-tiny"), place.path("out"));
     let config = place.config(Path::new("gpt2-tiny"), &["mlp.up"]);
     let elsewhere = place.path("elsewhere");
@@ -540,10 +541,35 @@ fn a_model_beside_its_config() {
 /// A path on the command line is relative to the working folder, which the archive's next user may not share.
 #[test]
 fn a_model_named_from_the_working_folder() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (model, out) = (place.copy_of("gpt2-tiny"), place.path("out"));
     let config = place.gpt2_config();
     let train = training(&config, &out, &["--model", "gpt2-tiny"]);
     stdout(&emend().current_dir(model.parent().unwrap()).args(train).output().unwrap());
     stdout(&emend().current_dir(&out).args(edit(&out, &[])).output().unwrap());
+}
+
+#[test]
+fn an_edit_in_f32_lies_under_one_in_f64() {
+    let place = TestFolder::new();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/ft-pocket.toml");
+    let save = |name: &str, city: &str, dtype: &str, under: &[&str]| {
+        let saved = place.path(name);
+        let prompt = format!("The city of {city} lies in");
+        let set = format!("model.dtype={dtype}");
+        let args = ["apply", "--config", text(&config), "--set", &set, "--prompt", &prompt, "--target", "Japan"];
+        stdout(&run(&[&args[..], &["--save", text(&saved), "--json"], under].concat()));
+        saved
+    };
+    let first = save("first.edit.safetensors", "Lyon", "f32", &[]);
+    for dtype in ["f64", "bf16"] {
+        let second = save(&format!("{dtype}.edit.safetensors"), "Paris", dtype, &["--edit", text(&first)]);
+        for asked in ["f32", "f64"] {
+            let edits = ["--edit", text(&first), "--edit", text(&second), "--dtype", asked];
+            let ask = ["predict", "--model", "pocket", "--prompt", "The city of Lyon lies in"];
+            let document = json(&[&ask[..], &edits].concat());
+            let likeliest = &document["results"][0]["top"][0]["token"];
+            assert_eq!(likeliest.as_str().map(str::trim), Some("Japan"), "{dtype} in {asked}: {document:#}");
+        }
+    }
 }

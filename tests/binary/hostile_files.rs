@@ -6,8 +6,8 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::common::{
-    Place, Tensors, Trained, edit, fixture, gpt2, json, one_line_error, process, refused, run, sets, stdout, text,
-    training,
+    TensorFile, TestFolder, Trained, edit, fixture, gpt2, json, one_line_error, process, refused, run, sets, stdout,
+    text, training,
 };
 
 /// Header and data of a safetensors file.
@@ -68,7 +68,7 @@ fn hostile(good: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
 
 #[test]
 fn hostile_weights() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let model = place.copy_of("gpt2-tiny");
     let weights = model.join("model.safetensors");
     for (what, bytes) in hostile(&std::fs::read(&weights).unwrap()) {
@@ -81,7 +81,7 @@ fn hostile_weights() {
 
 #[test]
 fn hostile_edits() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let saved = place.path("good.safetensors");
     stdout(&run(&edit(&Trained::Gpt2.archive(), &["--save", text(&saved)])));
     for (what, bytes) in hostile(&std::fs::read(&saved).unwrap()) {
@@ -98,7 +98,7 @@ fn hostile_edits() {
 
 #[test]
 fn hostile_networks() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.copy(&Trained::Gpt2.archive(), "archive");
     let network = archive.join("network.safetensors");
     for (what, bytes) in hostile(&std::fs::read(&network).unwrap()) {
@@ -110,9 +110,9 @@ fn hostile_networks() {
 
 #[test]
 fn weights_that_do_not_fit_the_config() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let model = place.copy_of("gpt2-tiny");
-    let good = Tensors::read(&gpt2().join("model.safetensors"));
+    let good = TensorFile::read(&gpt2().join("model.safetensors"));
     let (embedding, up) = ("transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight");
     let mut integers = good.clone();
     integers.tensors.get_mut(up).unwrap().0 = safetensors::Dtype::I32;
@@ -130,20 +130,20 @@ fn weights_that_do_not_fit_the_config() {
 }
 
 /// A saved edit with other tensors, or with another header.
-fn remade(good: &Tensors, tensors: &[(&str, &[usize])]) -> Tensors {
-    let empty = Tensors { tensors: Default::default(), header: good.header.clone() };
+fn remade(good: &TensorFile, tensors: &[(&str, &[usize])]) -> TensorFile {
+    let empty = TensorFile { tensors: Default::default(), header: good.header.clone() };
     tensors.iter().fold(empty, |edit, (name, shape)| edit.zeros(name, shape))
 }
 
-fn good_edit(place: &Place) -> Tensors {
+fn good_edit(place: &TestFolder) -> TensorFile {
     let saved = place.path("good.safetensors");
     stdout(&run(&edit(&Trained::Gpt2.archive(), &["--save", text(&saved)])));
-    Tensors::read(&saved)
+    TensorFile::read(&saved)
 }
 
 #[test]
 fn edits_that_are_none() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let good = good_edit(&place);
     let header = |change: &dyn Fn(&mut Value)| {
         let mut edit = good.clone();
@@ -155,7 +155,7 @@ fn edits_that_are_none() {
     };
     let up = "change.decoder.1.mlp.up";
     let [a, b, dense] = ["a", "b", "dense"].map(|part| format!("{up}.{part}"));
-    let model_file = Tensors::read(&gpt2().join("model.safetensors"));
+    let model_file = TensorFile::read(&gpt2().join("model.safetensors"));
     for (edit, word) in [
         (model_file, "no edit"),
         (header(&|header| *header = Value::Null), "header"),
@@ -185,7 +185,7 @@ fn edits_that_are_none() {
 /// Edits that are whole, but of another model than their header says: the file is to blame, not the command line.
 #[test]
 fn edits_that_do_not_fit_the_model() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let good = good_edit(&place);
     for (weight, shapes, word) in [
         ("decoder.1.mlp.up", [[31, 1], [1, 128]], "[32, 128]"),
@@ -206,17 +206,17 @@ fn edits_that_do_not_fit_the_model() {
 
 #[test]
 fn networks_that_do_not_fit() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.copy(&Trained::Gpt2.archive(), "archive");
     let path = archive.join("network.safetensors");
-    let good = Tensors::read(&path);
+    let good = TensorFile::read(&path);
     let scale = "network.transforms.0.layers.0.scale";
     for (network, word) in [
         (good.clone().without("normalizer.records"), "normalizer.records"),
         (good.clone().without(scale), "scale"),
         (good.clone().zeros("foo", &[1]), "foo"),
         (good.clone().zeros(scale, &[3, 160]), "scale"),
-        (Tensors::read(&gpt2().join("model.safetensors")), "missing"),
+        (TensorFile::read(&gpt2().join("model.safetensors")), "missing"),
     ] {
         std::fs::write(&path, network.bytes()).unwrap();
         refused(&edit(&archive, &[]), 1, &["network.safetensors", word]);
@@ -228,10 +228,10 @@ fn networks_that_do_not_fit() {
 /// An edit made by such a network would be one that the program itself refuses to read.
 #[test]
 fn networks_that_are_not_finite() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.copy(&Trained::Gpt2.archive(), "archive");
     let path = archive.join("network.safetensors");
-    let good = Tensors::read(&path);
+    let good = TensorFile::read(&path);
     for name in ["network.rates", "network.transforms.0.layers.0.scale", "normalizer.0.mean"] {
         std::fs::write(&path, good.clone().with_nan(name).bytes()).unwrap();
         refused(&edit(&archive, &[]), 1, &["network.safetensors", "not finite"]);
@@ -240,7 +240,7 @@ fn networks_that_are_not_finite() {
 
 #[test]
 fn archives_that_are_none() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.copy(&Trained::Gpt2.archive(), "archive");
     let path = archive.join("archive.toml");
     let good = std::fs::read_to_string(&path).unwrap();
@@ -273,7 +273,7 @@ fn config_with(model: &str, key: &str, value: Value) -> String {
 
 #[test]
 fn strange_model_configs() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let gpt2 = place.copy_of("gpt2-tiny");
     let llama = place.copy_of("llama-tiny");
     let trillion = 1_000_000_000_000u64;
@@ -327,7 +327,7 @@ fn strange_model_configs() {
 /// transformers writes the kind of scaling under its new and its old name, and the whole section under two names.
 #[test]
 fn a_scaling_under_both_of_its_names_is_read() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let model = place.copy_of("llama-linear-tiny");
     let results = || json(&["predict", "--model", text(&model), "--prompt", "hi"])["results"].clone();
     let plain = results();
@@ -340,7 +340,7 @@ fn a_scaling_under_both_of_its_names_is_read() {
 
 #[test]
 fn a_value_in_config_json_is_named_by_its_key() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let model = place.copy_of("gpt2-tiny");
     for value in [json!("many"), json!(-1), json!(2.5), Value::Null] {
         std::fs::write(model.join("config.json"), config_with("gpt2-tiny", "n_embd", value)).unwrap();
@@ -350,7 +350,7 @@ fn a_value_in_config_json_is_named_by_its_key() {
 
 #[test]
 fn tokenizers_missing_or_broken() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let model = place.copy_of("gpt2-tiny");
     let predict = ["predict", "--model", text(&model), "--prompt", "Lake Orrin lies in"];
     let path = model.join("tokenizer.json");
@@ -379,7 +379,7 @@ fn tokenizers_missing_or_broken() {
 /// The `tokenizers` crate panics on these.
 #[test]
 fn a_broken_tokenizer_is_no_panic() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let model = place.copy_of("gpt2-tiny");
     let good = std::fs::read_to_string(model.join("tokenizer.json")).unwrap();
     let inside = good.find("\"decoder\"").unwrap() + 25;
@@ -396,7 +396,7 @@ fn a_broken_tokenizer_is_no_panic() {
 
 #[test]
 fn shards() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let model = place.copy_of("llama-tiny");
     let predict = ["predict", "--model", text(&model), "--prompt", "hi"];
     let path = model.join("model.safetensors.index.json");
@@ -433,7 +433,7 @@ fn shards() {
 /// A name in a file may hold anything; the message stays on its line.
 #[test]
 fn line_breaks_in_names_stay_on_the_line() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let model = place.copy_of("gpt2-tiny");
     std::fs::write(model.join("config.json"), config_with("gpt2-tiny", "model_type", "t5\ngemma".into())).unwrap();
     refused(&["predict", "--model", text(&model), "--prompt", "hi"], 1, &["config.json", "gemma"]);
@@ -444,7 +444,7 @@ fn line_breaks_in_names_stay_on_the_line() {
 }
 
 /// A finished training, to be spoilt and resumed: its config, its archive and the snapshot that counts.
-fn with_state(place: &Place) -> (PathBuf, PathBuf, PathBuf) {
+fn with_state(place: &TestFolder) -> (PathBuf, PathBuf, PathBuf) {
     let (config, out) = (place.gpt2_config(), place.path("out"));
     stdout(&run(&training(&config, &out, &[])));
     let name = std::fs::read_to_string(out.join("training/current")).unwrap();
@@ -454,7 +454,7 @@ fn with_state(place: &Place) -> (PathBuf, PathBuf, PathBuf) {
 
 #[test]
 fn training_states_that_are_broken() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out, state) = with_state(&place);
     let resume = training(&config, &out, &["--resume"]);
     for name in ["progress.json", "last.safetensors", "optimizer-0.bpk", "optimizer-1.bpk"] {
@@ -478,7 +478,7 @@ fn training_states_that_are_broken() {
 /// Burn panics on an optimiser's record without the ids of its parameters.
 #[test]
 fn a_broken_optimizer_is_no_panic() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out, state) = with_state(&place);
     let path = state.join("optimizer-0.bpk");
     let mut bytes = std::fs::read(&path).unwrap();
@@ -491,7 +491,7 @@ fn a_broken_optimizer_is_no_panic() {
 /// The archive at hand is whole; a spoilt snapshot must not be laid over it.
 #[test]
 fn a_broken_best_network_does_not_replace_the_good_one() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out, state) = with_state(&place);
     let network = std::fs::read(out.join("network.safetensors")).unwrap();
     // The best may be the last, by a link.
@@ -505,7 +505,7 @@ fn a_broken_best_network_does_not_replace_the_good_one() {
 /// A loss that overflows is skipped and said; many in a row end the training with advice.
 #[test]
 fn losses_that_are_not_finite_end_with_advice() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
     let values = sets(&["editor.initial_edit_rate=1e38", "train.max_steps=50", "train.stop_after_not_finite=3"]);
     let output = run(&training(&config, &out, &values));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::common::{Place, Tensors, fixture, json, one_line_error, refused, replace, run, stdout, text};
+use crate::common::{TensorFile, TestFolder, fixture, json, one_line_error, refused, replace, run, stdout, text};
 
 const LYON: [&str; 4] = ["--prompt", "The city of Lyon lies in", "--target", "Japan"];
 const HERA: [&str; 4] = ["--prompt", "The mythical figure Hera is", "--target", "Egyptian"];
@@ -55,7 +55,7 @@ fn answers(results: &[Value]) -> Vec<&str> {
 
 /// The texts that a memory of IKE puts before prompts.
 fn texts(memory: &Path) -> Vec<String> {
-    let header: Value = serde_json::from_str(&Tensors::read(memory).header.unwrap()["emend"]).unwrap();
+    let header: Value = serde_json::from_str(&TensorFile::read(memory).header.unwrap()["emend"]).unwrap();
     serde_json::from_value(header["memory"]["texts"].clone()).unwrap()
 }
 
@@ -65,7 +65,7 @@ fn apply_as_json() {
         ("ike", json!({"encoder": "model", "room": 20, "final_copy": false, "order": "nearest_last"})),
         ("lookup", json!({"layer": 2, "radius": 0.5, "state": "last"})),
     ] {
-        let place = Place::new();
+        let place = TestFolder::new();
         let saved = place.path("edit.safetensors");
         let config = config(&format!("{method}-pocket.toml"));
         let document = json(&apply(&config, &LYON, &["--save", text(&saved)]));
@@ -106,7 +106,7 @@ fn apply_as_json() {
 /// A cache says its target, word by word, and nothing where nothing is cached near.
 #[test]
 fn a_cache_tells_what_is_near() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let memory = place.path("memory.safetensors");
     let config = config("lookup-pocket.toml");
     stdout(&run(&apply(&config, &LYON, &["--memory", text(&memory)])));
@@ -138,7 +138,7 @@ fn a_cache_tells_what_is_near() {
 
 #[test]
 fn a_cache_changes_its_mind() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let memory = place.path("memory.safetensors");
     let config = config("lookup-pocket.toml");
     stdout(&run(&apply(&config, &LYON, &["--memory", text(&memory)])));
@@ -160,7 +160,7 @@ fn a_cache_changes_its_mind() {
 /// A prompt is read behind the text of its nearest edit, and behind nothing else.
 #[test]
 fn prompts_are_read_behind_the_nearest_edit() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let memory = place.path("memory.safetensors");
     let config = config("ike-pocket.toml");
     stdout(&run(&apply(&config, &LYON, &["--memory", text(&memory)])));
@@ -190,7 +190,7 @@ fn prompts_are_read_behind_the_nearest_edit() {
 
 #[test]
 fn demonstrations_stand_before_the_edit() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let saved = place.path("edit.safetensors");
     let facts = json!([
         {"prompt": "Paris lies in", "subject": "Paris", "target_new": "Peru", "rephrases": ["One finds Paris in"]},
@@ -254,7 +254,7 @@ fn the_key_of_a_layer_that_is_not_there() {
 
 #[test]
 fn a_memory_of_texts_is_not_exported() {
-    let place = Place::new();
+    let place = TestFolder::new();
     for config in [config("ike-pocket.toml"), config("lookup-pocket.toml")] {
         for format in ["hf", "peft"] {
             let folder = place.path("export");
@@ -268,7 +268,7 @@ fn a_memory_of_texts_is_not_exported() {
 /// Several edits want the encoder that tells which is near; one does not.
 #[test]
 fn an_encoder_that_is_gone() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let encoder = place.copy_of("bert-tiny");
     let set = format!("editor.encoder={}", text(&encoder));
     let memory = place.path("memory.safetensors");
@@ -305,7 +305,7 @@ fn an_encoder_that_is_gone() {
 /// `room` is what a prompt with its answer needs, not twelve tokens beside it.
 #[test]
 fn an_answer_behind_a_text_ends_with_the_context() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let saved = place.path("edit.safetensors");
     // One demonstration, with which the edit leaves just ten tokens or a few more.
     let sets = ["--set", "editor.roles.copy=2", "--set", "editor.room=10", "--save", text(&saved)];
@@ -317,7 +317,7 @@ fn an_answer_behind_a_text_ends_with_the_context() {
 #[test]
 fn other_element_types() {
     for name in ["ike-pocket.toml", "lookup-pocket.toml"] {
-        let place = Place::new();
+        let place = TestFolder::new();
         let memory = place.path("memory.safetensors");
         let config = config(name);
         stdout(&run(&apply(&config, &LYON, &["--memory", text(&memory)])));

@@ -12,5 +12,6 @@ mod memory_input;
 mod pretraining;
 mod records;
 mod resume;
+mod settings;
 mod threads;
 mod train;

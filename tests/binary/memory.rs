@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::common::{
-    Place, Tensors, Trained, edit, fixture, gpt2, json, records, refused, replace, run, sets, stdout, text, training,
-    wrong_usage,
+    TensorFile, TestFolder, Trained, edit, fixture, gpt2, json, records, refused, replace, run, sets, stdout, text,
+    training, wrong_usage,
 };
 
 const PROMPTS: [&str; 3] = ["Lake Orrin lies in", "You find Mount Ael in", "A king is"];
@@ -17,7 +17,7 @@ fn remember<'a>(archive: &'a Path, memory: &'a Path, prompt: &'a str, target: &'
 }
 
 /// A memory of the lake and the mountain, made and then added to.
-fn two(place: &Place, archive: &Path) -> PathBuf {
+fn two(place: &TestFolder, archive: &Path) -> PathBuf {
     let memory = place.path("memory.safetensors");
     for (prompt, target) in [("Lake Orrin lies in", "Tamm"), ("Mount Ael lies in", "Bern")] {
         stdout(&run(&remember(archive, &memory, prompt, target)));
@@ -69,7 +69,7 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 
 #[test]
 fn made_added_to_listed_consulted_and_forgotten() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.serac("archive", "0.0");
     let memory = place.path("memory.safetensors");
     let first = json(&remember(&archive, &memory, "Lake Orrin lies in", "Tamm"));
@@ -128,7 +128,7 @@ fn made_added_to_listed_consulted_and_forgotten() {
 
 #[test]
 fn several_records_at_once() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (archive, facts) = (place.serac("archive", "0.0"), place.write("facts.json", records().to_string()));
     let memory = |name: &str| place.path(&format!("{name}.safetensors"));
     let apply = |mode: &str, more: &[&str]| {
@@ -150,7 +150,7 @@ fn several_records_at_once() {
     for mode in ["batch", "sequential"] {
         assert_eq!(entries(&memory(mode)), pairs(&all), "{mode}");
     }
-    // A text's key does not hang on what stands beside it.
+    // A text's key does not depend on what stands beside it.
     assert!(std::fs::read(memory("batch")).unwrap() == std::fs::read(memory("sequential")).unwrap());
     let args = ["apply", "--archive", text(&archive), "--edits", text(&facts), "--memory"];
     let single = memory("single");
@@ -164,7 +164,7 @@ fn several_records_at_once() {
 
 #[test]
 fn editors_of_weights_keep_no_memory() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let memory = place.path("memory.safetensors");
     refused(&edit(&Trained::Gpt2.archive(), &["--memory", text(&memory)]), 2, &["--memory", "mend", "--save"]);
     for (method, own) in [
@@ -182,7 +182,7 @@ fn editors_of_weights_keep_no_memory() {
 
 #[test]
 fn out_of_scope_the_model_speaks_in_scope_another() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let plain = predict(&[], &PROMPTS, &[]);
     let outside = two(&place, &place.serac("outside", "1.0"));
     let said = predict(&[&outside], &PROMPTS, &[]);
@@ -202,7 +202,7 @@ fn out_of_scope_the_model_speaks_in_scope_another() {
 /// What `apply` shows before and after is what `predict` says without and with the memory.
 #[test]
 fn probes_before_and_after() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let facts = place.write("facts.json", records().to_string());
     for (threshold, moved) in [("0.0", true), ("1.0", false)] {
         let archive = place.serac("archive", threshold);
@@ -222,7 +222,7 @@ fn probes_before_and_after() {
 /// A counterfactual model that is the model itself, untrained: who asks a memory asks the model behind the edit.
 #[test]
 fn in_scope_an_edit_is_read_before_the_question() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = place.serac_config();
     let mut said = vec![];
     for routing in ["hard", "soft"] {
@@ -253,7 +253,7 @@ fn in_scope_an_edit_is_read_before_the_question() {
 
 #[test]
 fn a_memory_lies_over_edits_of_weights() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let weights = place.path("weights.safetensors");
     stdout(&run(&edit(&Trained::Gpt2.archive(), &["--save", text(&weights)])));
     let outside = two(&place, &place.serac("outside", "1.0"));
@@ -277,7 +277,7 @@ fn a_memory_lies_over_edits_of_weights() {
 }
 
 /// Three edits, the last on the question of the first.
-fn contradictory(place: &Place) -> PathBuf {
+fn contradictory(place: &TestFolder) -> PathBuf {
     let record = |prompt: &str, target: &str| json!({"prompt": prompt, "target_new": target});
     let records = [
         record("Lake Orrin lies in", "Tamm"),
@@ -302,7 +302,7 @@ fn changed_its_mind(args: &[&str], memory: &Path) {
 
 #[test]
 fn of_contradictory_edits_the_later_wins() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (archive, facts) = (place.serac("archive", "0.0"), contradictory(&place));
     for mode in ["batch", "sequential"] {
         let memory = place.path(&format!("{mode}.safetensors"));
@@ -322,7 +322,7 @@ fn of_contradictory_edits_the_later_wins() {
 
 #[test]
 fn a_saved_sequence_says_its_changes_of_mind_too() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (archive, facts) = (place.serac("archive", "0.0"), contradictory(&place));
     for mode in ["batch", "sequential"] {
         let saved = place.path(&format!("{mode}.safetensors"));
@@ -334,7 +334,7 @@ fn a_saved_sequence_says_its_changes_of_mind_too() {
 /// Of two files laid over each other the later wins too.
 #[test]
 fn memories_are_consulted_as_one() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.serac("archive", "0.0");
     let [old, new] = [("Tamm", "old"), ("Vell", "new")].map(|(target, name)| {
         let memory = place.path(&format!("{name}.safetensors"));
@@ -349,7 +349,7 @@ fn memories_are_consulted_as_one() {
 
 #[test]
 fn an_archive_names_its_bases() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = Trained::Serac.archive();
     let description = json(&["inspect", text(&archive)])["description"].clone();
     let model = json(&["inspect", text(&gpt2())])["fingerprint"].clone();
@@ -375,7 +375,7 @@ fn an_archive_names_its_bases() {
 
 #[test]
 fn a_memory_finds_its_archive() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.serac("archive", "0.0");
     let memory = two(&place, &archive);
     let here = predict(&[&memory], &PROMPTS, &[]);
@@ -414,7 +414,7 @@ fn a_memory_finds_its_archive() {
 /// The networks are the same wherever they lie.
 #[test]
 fn a_memory_is_added_to_where_its_archive_was_moved() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.serac("archive", "0.0");
     let memory = two(&place, &archive);
     let moved = place.path("moved");
@@ -429,7 +429,7 @@ fn a_memory_is_added_to_where_its_archive_was_moved() {
 
 /// Tensors of an archive's network whose names begin so.
 fn network(archive: &Path, part: &str) -> Vec<(String, Vec<u8>)> {
-    let tensors = Tensors::read(&archive.join("network.safetensors")).tensors.into_iter();
+    let tensors = TensorFile::read(&archive.join("network.safetensors")).tensors.into_iter();
     let tensors: Vec<_> =
         tensors.filter(|(name, _)| name.starts_with(part)).map(|(name, (_, _, data))| (name, data)).collect();
     assert!(!tensors.is_empty(), "no {part}");
@@ -438,7 +438,7 @@ fn network(archive: &Path, part: &str) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn the_two_networks_trained_apart() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = place.serac_config();
     let (first, second) = (place.path("first"), place.path("second"));
     // Weights that decay show a parameter that is not left alone.
@@ -447,7 +447,7 @@ fn the_two_networks_trained_apart() {
     let document = json(&training(&config, &first, &settings(&["editor.train=classifier"])));
     assert!(number(&document["editor"]["scope_accuracy"]) <= 1.0);
     // The counterfactual model is still the one it began as; the classifier is not.
-    let model = Tensors::read(&gpt2().join("model.safetensors")).tensors;
+    let model = TensorFile::read(&gpt2().join("model.safetensors")).tensors;
     let embedding = |archive: &Path, part: &str| network(archive, part)[0].1.clone();
     let pretrained = &model["transformer.wte.weight"].2;
     assert!(&embedding(&first, "counterfactual.ends.embedding") == pretrained);
@@ -472,7 +472,7 @@ fn the_two_networks_trained_apart() {
 
 #[test]
 fn starts_that_are_none() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.serac_config(), place.path("out"));
     let mend = format!("editor.start={}", text(&Trained::Gpt2.archive()));
     refused(&training(&config, &out, &sets(&[&mend])), 2, &["editor.start", "no archive of SERAC"]);
@@ -490,7 +490,7 @@ fn starts_that_are_none() {
 /// With one network trained alone, the other must come from the start: a new one that nothing ever trains is of no use.
 #[test]
 fn a_start_without_the_network_that_is_not_trained() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.serac_config(), place.path("out"));
     let (alone, cross) = (place.counterfactual_config(), place.cross_config());
     replace(&cross, "mined = { count = 1, among = 4 }", "");
@@ -509,7 +509,7 @@ fn a_start_without_the_network_that_is_not_trained() {
 #[test]
 fn bert_as_the_classifier() {
     for (kind, width) in [("embedding", 16), ("cross", 32)] {
-        let place = Place::new();
+        let place = TestFolder::new();
         let facts = place.path("facts.json");
         let (encoder, out) = (place.copy_of("bert-tiny"), place.path("out"));
         let mut set = vec!["editor.classifier.encoder=bert-tiny", "editor.threshold=0.0"];
@@ -532,7 +532,7 @@ fn bert_as_the_classifier() {
         assert_eq!(named["encoder"], json!(encoder.canonicalize().unwrap()));
         assert_eq!(named["fingerprint"].as_str().unwrap().len(), 64);
         let (words, pretrained) =
-            (network(&out, "classifier.reader.ends.embedding"), Tensors::read(&encoder.join("model.safetensors")));
+            (network(&out, "classifier.reader.ends.embedding"), TensorFile::read(&encoder.join("model.safetensors")));
         let (_, (_, _, pretrained)) =
             pretrained.tensors.iter().find(|(name, _)| name.ends_with("word_embeddings.weight")).unwrap();
         assert!(words[0].1.len() == pretrained.len() && &words[0].1 != pretrained);
@@ -575,7 +575,7 @@ fn bert_as_the_classifier() {
 /// The pair of an edit and a question read by the model's own blocks.
 #[test]
 fn pairs_read_by_the_model_itself() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.cross_config(), place.path("out"));
     let set = ["editor.classifier.layers=2", "editor.classifier.tune={lora={rank=2}}"];
     stdout(&run(&training(&config, &out, &sets(&[&set[..], &["editor.threshold=0.0"]].concat()))));
@@ -588,7 +588,7 @@ fn pairs_read_by_the_model_itself() {
 /// A counterfactual model of another family and vocabulary: it says its own words, and the model's are left alone.
 #[test]
 fn a_counterfactual_model_of_another_vocabulary() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.serac_config(), place.path("out"));
     let record = |subject: &str, target: &str| json!({"prompt": format!("{subject} is in"), "subject": subject, "target_new": target, "locality": {"far": ["A king is"]}});
     place.write("facts.json", json!([record("Ael", "Ost"), record("Ulm", "Vell")]).to_string());
@@ -607,7 +607,7 @@ fn a_counterfactual_model_of_another_vocabulary() {
 /// A memory answers in every element type, and says nearly the same.
 #[test]
 fn memories_in_other_element_types() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = place.cross_config();
     let cross = place.path("cross");
     let bert = format!("editor.classifier.encoder={}", text(&fixture("bert-tiny")));
@@ -628,7 +628,7 @@ fn memories_in_other_element_types() {
 #[test]
 fn trained_in_other_element_types() {
     for dtype in ["f64", "bf16"] {
-        let place = Place::new();
+        let place = TestFolder::new();
         let (config, out) = (place.serac_config(), place.path("out"));
         let set = format!("model.dtype={dtype}");
         stdout(&run(&training(&config, &out, &sets(&[&set, "editor.threshold=0.0", "train.max_steps=2"]))));

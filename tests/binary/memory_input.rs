@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::common::{
-    Place, Tensors, Trained, edit, fixture, gpt2, json, one_line_error, records, refused, replace, run, sets, stdout,
-    text, training,
+    TensorFile, TestFolder, Trained, edit, fixture, gpt2, json, one_line_error, records, refused, replace, run, sets,
+    stdout, text, training,
 };
 
 /// A memory of two edits with an archive that takes everything to be in scope.
-fn good(place: &Place) -> (PathBuf, PathBuf) {
+fn good(place: &TestFolder) -> (PathBuf, PathBuf) {
     let (archive, memory) = (place.serac("archive", "0.0"), place.path("good.safetensors"));
     let facts = place.write("two.json", records().to_string());
     let args = ["apply", "--archive", text(&archive), "--edits", text(&facts), "--limit", "2", "--mode", "batch"];
@@ -19,7 +19,7 @@ fn good(place: &Place) -> (PathBuf, PathBuf) {
 }
 
 /// The file with another header.
-fn header(good: &Tensors, change: impl Fn(&mut Value)) -> Tensors {
+fn header(good: &TensorFile, change: impl Fn(&mut Value)) -> TensorFile {
     let mut file = good.clone();
     let pairs = file.header.as_mut().unwrap();
     let mut header = serde_json::from_str(&pairs["emend"]).unwrap();
@@ -34,11 +34,11 @@ fn ask<'a>(model: &'a Path, memory: &'a Path) -> [&'a str; 7] {
 
 #[test]
 fn broken_memories() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (archive, memory) = good(&place);
     let bytes = std::fs::read(&memory).unwrap();
-    let file = Tensors::read(&memory);
-    let no_requests = |file: &Tensors| header(file, |header| header["requests"] = json!([]));
+    let file = TensorFile::read(&memory);
+    let no_requests = |file: &TensorFile| header(file, |header| header["requests"] = json!([]));
     let mut no_json = file.clone();
     no_json.header.as_mut().unwrap().insert("emend".into(), "{\"format\":".into());
     let mut no_header = file.clone();
@@ -103,9 +103,9 @@ fn broken_memories() {
 /// Files that are whole, but of which nothing here can make anything.
 #[test]
 fn memories_that_nothing_consults() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (archive, memory) = good(&place);
-    let file = Tensors::read(&memory);
+    let file = TensorFile::read(&memory);
     let needs = |needs: Value| header(&file, |header| header["memory"]["needs"] = needs.clone());
     for (file, words) in [
         (needs(json!(3)), &["method"][..]),
@@ -128,9 +128,9 @@ fn memories_that_nothing_consults() {
 /// Keys that this classifier never made. The file is at fault, so it is named.
 #[test]
 fn keys_of_another_width() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (archive, memory) = good(&place);
-    let file = Tensors::read(&memory);
+    let file = TensorFile::read(&memory);
     for width in [0, 8, 17] {
         let bytes = file.clone().zeros("memory.keys", &[2, width]).bytes();
         let bad = place.write("bad.safetensors", &bytes);
@@ -155,11 +155,11 @@ fn keys_of_another_width() {
 /// A memory that puts texts before prompts, without its texts.
 #[test]
 fn a_memory_of_texts_without_them() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (_, memory) = good(&place);
     let fingerprint = json(&["inspect", text(&gpt2())])["fingerprint"].clone();
     let needs = json!({"method": "ike", "encoder": "model", "fingerprint": fingerprint});
-    let file = Tensors::read(&memory).zeros("memory.keys", &[2, 32]);
+    let file = TensorFile::read(&memory).zeros("memory.keys", &[2, 32]);
     let bad = header(&file, |header| header["memory"]["needs"] = needs.clone());
     let bad = place.write("bad.safetensors", bad.bytes());
     refused(&ask(&gpt2(), &bad), 1, &["bad.safetensors", "texts"]);
@@ -167,7 +167,7 @@ fn a_memory_of_texts_without_them() {
 
 #[test]
 fn memories_of_different_editors_do_not_join() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (_, memory) = good(&place);
     let before = std::fs::read(&memory).unwrap();
     let lookup = format!("[model]\npath = {:?}\n\n[editor]\nmethod = \"lookup\"\nlayer = 1\nradius = 0.5\n", gpt2());
@@ -180,7 +180,7 @@ fn memories_of_different_editors_do_not_join() {
 
 #[test]
 fn configs() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.serac_config(), place.path("out"));
     for (set, words) in [
         // Unknown keys and values name the nearest known one.
@@ -243,7 +243,7 @@ fn configs() {
 /// Which of the two networks is meant is said.
 #[test]
 fn the_network_at_fault_is_named() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.serac_config(), place.path("out"));
     for network in ["classifier", "counterfactual"] {
         for tune in ["{top=9}", "{top=0}", "{lora={rank=0}}"] {
@@ -255,7 +255,7 @@ fn the_network_at_fault_is_named() {
 
 #[test]
 fn learning_rates_of_the_two_networks() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.serac_config(), place.path("out"));
     for network in ["classifier", "counterfactual"] {
         for rate in ["nan", "-1.0", "1e9"] {
@@ -267,7 +267,7 @@ fn learning_rates_of_the_two_networks() {
 
 #[test]
 fn bases_that_do_not_fit() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.serac_config(), place.path("out"));
     let (bert, gpt2, llama) = (fixture("bert-tiny"), gpt2(), fixture("llama-tiny"));
     let set = |key: &str, value: &Path| format!("editor.{key}={}", text(value));
@@ -306,7 +306,7 @@ fn bases_that_do_not_fit() {
 /// As many words as the model has, but others: a divergence between the two says nothing.
 #[test]
 fn as_many_words_but_others() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out, other) = (place.serac_config(), place.path("out"), place.copy_of("gpt2-tiny"));
     let path = other.join("tokenizer.json");
     let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -324,7 +324,7 @@ fn as_many_words_but_others() {
 /// There is nothing to learn where the one network that is trained has no trained part.
 #[test]
 fn nothing_to_train() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.serac_config(), place.path("out"));
     let set = sets(&["editor.train=counterfactual", "editor.counterfactual.tune=nothing"]);
     refused(&training(&config, &out, &set), 2, &["editor.counterfactual.tune"]);
@@ -332,11 +332,11 @@ fn nothing_to_train() {
 
 #[test]
 fn networks_that_do_not_fit_their_archive() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.serac("archive", "0.0");
     let network = archive.join("network.safetensors");
     let bytes = std::fs::read(&network).unwrap();
-    let file = Tensors::read(&network);
+    let file = TensorFile::read(&network);
     for (what, bytes) in [
         ("half of it", bytes[..bytes.len() / 2].to_vec()),
         ("a head of another width", file.clone().zeros("classifier.head.weight", &[32, 8]).bytes()),
@@ -354,7 +354,7 @@ fn networks_that_do_not_fit_their_archive() {
 
 #[test]
 fn archives_that_say_what_cannot_be() {
-    let place = Place::new();
+    let place = TestFolder::new();
     for (from, to, words) in [
         ("threshold = 0.5", "threshold = 7.5", ["archive.toml", "threshold"]),
         ("dimensions = 16", "dimensions = 0", ["archive.toml", "dimensions"]),
@@ -385,7 +385,7 @@ fn opinions(out: &Path, more: &[&str]) -> Vec<String> {
 /// What a training shows at its end: the figures of its data, and a next step that works.
 #[test]
 fn the_end_of_a_training_on_opinions() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let out = place.path("opinions");
     let train = |more: &[&str]| run(&opinions(&out, more).iter().map(String::as_str).collect::<Vec<_>>());
     let shown = stdout(&train(&[]));
@@ -396,7 +396,7 @@ fn the_end_of_a_training_on_opinions() {
 
 #[test]
 fn questions_and_descriptors() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = Trained::Serac.archive();
     let memory = place.path("memory.safetensors");
     let stated = ["--descriptor", "Topic: Lake Orrin.", "--memory", text(&memory)];
@@ -421,7 +421,7 @@ fn questions_and_descriptors() {
 
 #[test]
 fn a_memory_is_not_exported() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.serac("archive", "0.0");
     for format in ["hf", "peft"] {
         let folder = place.path(format);
@@ -433,7 +433,7 @@ fn a_memory_is_not_exported() {
 /// `--archive` of `apply` is the new edit's: a memory below it has its own, which it names.
 #[test]
 fn a_memory_below_an_edit_of_another_archive() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.serac("archive", "0.0");
     let memory = place.path("memory.safetensors");
     stdout(&run(&edit(&archive, &["--memory", text(&memory)])));
@@ -448,7 +448,7 @@ fn a_memory_below_an_edit_of_another_archive() {
 /// What is too long to be read behind the edit is refused before anything is written.
 #[test]
 fn an_edit_that_leaves_no_room_for_its_question() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.serac("archive", "0.0");
     let memory = place.path("memory.safetensors");
     // 45 of 64 tokens: the model can read it, but not twice.
@@ -461,7 +461,7 @@ fn an_edit_that_leaves_no_room_for_its_question() {
 /// What is shown of an answer ends where the context of the one who answers does.
 #[test]
 fn an_answer_behind_an_edit_ends_with_the_context() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let archive = place.serac("archive", "0.0");
     // The edit and the question just fit, an answer of twelve tokens does not.
     for words in 10..20 {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::common::{Place, refused, run, sets, stdout, text};
+use crate::common::{TestFolder, refused, run, sets, stdout, text};
 
 const CONFIG: &str = r#"
     [model]
@@ -27,8 +27,8 @@ const CONFIG: &str = r#"
     shards = 2
 "#;
 
-fn place() -> Place {
-    let place = Place::new();
+fn place() -> TestFolder {
+    let place = TestFolder::new();
     place.write("pretrain.toml", CONFIG);
     let world = json!({"relations": [{
         "name": "country",
@@ -41,7 +41,7 @@ fn place() -> Place {
 }
 
 /// The weights that a pretraining writes.
-fn weights(place: &Place, changes: &[&str]) -> Vec<u8> {
+fn weights(place: &TestFolder, changes: &[&str]) -> Vec<u8> {
     let (config, out) = (place.path("pretrain.toml"), place.path("out"));
     let fixed = ["pretrain", "--config", text(&config), "--out", text(&out)];
     stdout(&run(&[&fixed, sets(changes).as_slice()].concat()));

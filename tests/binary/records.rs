@@ -4,7 +4,7 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use crate::common::{Place, Trained, emend, json, one_line_error, records, refused, stdout, text};
+use crate::common::{TestFolder, Trained, emend, json, one_line_error, records, refused, stdout, text};
 
 /// `emend apply --edits EDITS` with an archive of MEND and a text on standard input.
 fn piped(edits: &str, input: &str) -> Output {
@@ -15,7 +15,7 @@ fn piped(edits: &str, input: &str) -> Output {
 
 #[test]
 fn records_come_through_a_pipe() {
-    let (place, archive) = (Place::new(), Trained::Gpt2.archive());
+    let (place, archive) = (TestFolder::new(), Trained::Gpt2.archive());
     let file = place.write("facts.json", records().to_string());
     let from_file = json(&["apply", "--archive", text(&archive), "--edits", text(&file)]);
     let lines: Vec<String> = records().as_array().unwrap().iter().map(Value::to_string).collect();
@@ -42,7 +42,7 @@ fn what_is_wrong_with_a_pipe_is_said_of_standard_input() {
 
 #[test]
 fn letters_are_the_same_in_one_character_or_in_two_and_stay_as_written() {
-    let (place, archive) = (Place::new(), Trained::Gpt2.archive());
+    let (place, archive) = (TestFolder::new(), Trained::Gpt2.archive());
     let (one, two) = ("S\u{e3}o Paulo", "Sa\u{303}o Paulo");
     for (subject, prompt) in [(one, two), (two, one)] {
         let prompt = format!("{prompt} lies in");

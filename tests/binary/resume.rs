@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 
-use crate::common::{Place, json, one_line_error, process, run, same_training, sets, stdout, text, training};
+use crate::common::{TestFolder, json, one_line_error, process, run, same_training, sets, stdout, text, training};
 
 /// Settings under which everything that a snapshot has to hold is in use: both optimisers, a schedule, draws over several passes of
 /// the data, a normaliser that freezes on the way, patience.
@@ -52,17 +52,17 @@ fn wait_for_steps(child: &mut Child, out: &Path, steps: usize) {
 
 #[test]
 fn killed_again_and_again() {
-    let place = Place::new();
+    let place = TestFolder::new();
     kill_again_and_again(&place, &place.gpt2_config(), &EVERYTHING);
 }
 
 #[test]
 fn serac_killed_again_and_again() {
-    let place = Place::new();
+    let place = TestFolder::new();
     kill_again_and_again(&place, &place.serac_config(), &EVERYTHING_OF_SERAC);
 }
 
-fn kill_again_and_again(place: &Place, config: &Path, everything: &[&str]) {
+fn kill_again_and_again(place: &TestFolder, config: &Path, everything: &[&str]) {
     let (whole, out) = (place.path("whole"), place.path("out"));
     // A snapshot a step: most kills fall into its writing.
     let settings = sets(&[everything, &["train.max_steps=40", "train.validate_every=1"]].concat());
@@ -93,20 +93,20 @@ fn kill_again_and_again(place: &Place, config: &Path, everything: &[&str]) {
 
 #[test]
 fn interrupted_by_control_c() {
-    let place = Place::new();
+    let place = TestFolder::new();
     interrupt(&place, &place.gpt2_config(), &EVERYTHING);
 }
 
 #[test]
 fn serac_interrupted_by_control_c() {
-    let place = Place::new();
+    let place = TestFolder::new();
     interrupt(&place, &place.serac_config(), &EVERYTHING_OF_SERAC);
 }
 
 /// One network trained alone, from a start whose other network is kept.
 #[test]
 fn serac_interrupted_in_one_network() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, start) = (place.serac_config(), place.path("start"));
     let lora = EVERYTHING_OF_SERAC[7];
     stdout(&run(&training(&config, &start, &sets(&["editor.train=classifier", lora]))));
@@ -115,7 +115,7 @@ fn serac_interrupted_in_one_network() {
     interrupt(&place, &place.counterfactual_config(), &own.chain(alone).collect::<Vec<_>>());
 }
 
-fn interrupt(place: &Place, config: &Path, everything: &[&str]) {
+fn interrupt(place: &TestFolder, config: &Path, everything: &[&str]) {
     let (whole, out) = (place.path("whole"), place.path("out"));
     let settings = sets(&[everything, &["train.max_steps=150", "train.validate_every=20"]].concat());
     stdout(&run(&training(config, &whole, &settings)));
@@ -141,7 +141,7 @@ fn interrupt(place: &Place, config: &Path, everything: &[&str]) {
 /// What a kill may leave: a snapshot half written, also one of the next name, temporary files, metrics of steps that do not count.
 #[test]
 fn leftovers_of_a_kill_disturb_nothing() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = place.gpt2_config();
     let (whole, out) = (place.path("whole"), place.path("out"));
     let settings = sets(&[&EVERYTHING[..], &["train.max_steps=60", "train.validate_every=5"]].concat());
@@ -179,7 +179,7 @@ fn leftovers_of_a_kill_disturb_nothing() {
 /// The state of early stopping is part of a snapshot.
 #[test]
 fn patience_runs_on_over_a_kill() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = place.gpt2_config();
     let (whole, out) = (place.path("whole"), place.path("out"));
     // Rates of zero: nothing is ever gained after the first validation.
@@ -203,7 +203,7 @@ fn patience_runs_on_over_a_kill() {
 
 #[test]
 fn two_trainings_in_one_folder() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = place.gpt2_config();
     let out = place.path("out");
     let settings = sets(&["train.max_steps=100000"]);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{Place, process, stdout, text};
+use crate::common::{TestFolder, process, stdout, text};
 
 /// A shipped config.
 fn config(name: &str) -> PathBuf {
@@ -18,7 +18,7 @@ fn run(threads: usize, folder: &Path, args: &[&str]) {
 
 /// All files that a command writes, alike on every number of threads.
 #[track_caller]
-fn same(place: &Place, args: &[&str], written: &[&str]) {
+fn same(place: &TestFolder, args: &[&str], written: &[&str]) {
     let mut known: Option<Vec<Vec<u8>>> = None;
     for threads in [2, 1, 3, 16] {
         let folder = place.path(&format!("threads-{threads}"));
@@ -34,7 +34,7 @@ fn same(place: &Place, args: &[&str], written: &[&str]) {
 
 #[test]
 fn statistics_and_the_edits_that_want_them() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let stats =
         ["stats", "--model", "pocket", "--text", "pocket", "--layers", "0..1", "--row", "32", "--tokens", "2048"];
     same(&place, &[&stats[..], &["--out", "stats/pocket.safetensors"]].concat(), &["stats/pocket.safetensors"]);
@@ -58,7 +58,7 @@ fn statistics_and_the_edits_that_want_them() {
 
 #[test]
 fn editors_that_want_no_statistics() {
-    let place = Place::new();
+    let place = TestFolder::new();
     for (method, settings) in
         [("ft-kl", "editor.steps=3"), ("kn", "editor.steps=4"), ("ike", "editor.seed=1"), ("lookup", "editor.layer=1")]
     {
@@ -70,7 +70,7 @@ fn editors_that_want_no_statistics() {
 
 #[test]
 fn trainings() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let files = ["network.safetensors", "metrics.jsonl", "archive.toml"];
     for (method, settings) in [("mend", "train.edits_per_step=5"), ("serac", "train.edits_per_step=11")] {
         let config = config(&format!("{method}-pocket.toml"));

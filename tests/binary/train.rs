@@ -5,13 +5,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::common::{
-    Place, Tensors, edit, emend, gpt2, json, records, refused, run, same_training, sets, stdout, text, training,
+    TensorFile, TestFolder, edit, emend, gpt2, json, records, refused, run, same_training, sets, stdout, text, training,
 };
 
 /// The settings of two trainings may be the same: the archive's fingerprint tells whose edit it is.
 #[test]
 fn an_edit_names_the_archive_it_was_made_with() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = place.gpt2_config();
     let made = ["1", "2"].map(|seed| {
         let (archive, saved) = (place.path(seed), place.path(&format!("{seed}.safetensors")));
@@ -28,14 +28,14 @@ fn an_edit_names_the_archive_it_was_made_with() {
 /// With a small rate, steps in 16 bits would move next to no weight.
 #[test]
 fn what_is_trained_on_a_base_in_16_bits_is_f32() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.serac_config(), place.path("out"));
     for tune in ["whole", "{top=1}"] {
         let _ = std::fs::remove_dir_all(&out);
         let tunes = [format!("editor.classifier.tune={tune}"), format!("editor.counterfactual.tune={tune}")];
         let values = sets(&["model.dtype=bf16", "train.learning_rate=1e-5", &tunes[0], &tunes[1]]);
         stdout(&run(&training(&config, &out, &values)));
-        let network = Tensors::read(&out.join("network.safetensors"));
+        let network = TensorFile::read(&out.join("network.safetensors"));
         for part in ["classifier.reader", "counterfactual"] {
             let last = if tune == "whole" { 2 } else { 0 };
             let (values, _) = network.matrix(&format!("{part}.blocks.{last}.up.weight"));
@@ -55,7 +55,7 @@ fn command(line: &str) -> String {
 /// Two trainings are told apart by their test figures only where both answer the same questions.
 #[test]
 fn test_questions_belong_to_the_data() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = place.gpt2_config();
     let tested = |name: &str, values: &[&str]| {
         let world =
@@ -76,7 +76,7 @@ fn test_questions_belong_to_the_data() {
 /// A setting that nothing reads is no help to whoever wrote it.
 #[test]
 fn settings_that_nothing_uses_are_refused() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let out = place.path("out");
     let (mend, serac, cross) = (place.gpt2_config(), place.serac_config(), place.cross_config());
     let cases: [(&Path, &[&str], &[&str]); 16] = [
@@ -141,7 +141,7 @@ fn settings_that_nothing_uses_are_refused() {
 /// Steps whose parts are shared among more threads, or among fewer, give the same bytes.
 #[test]
 fn any_number_of_threads_trains_the_same() {
-    let place = Place::new();
+    let place = TestFolder::new();
     for (name, config) in [("mend", place.gpt2_config()), ("serac", place.serac_config())] {
         let trained = ["1", "2", "3"].map(|threads| {
             let out = place.path(&format!("{name}-{threads}"));
@@ -159,7 +159,7 @@ fn any_number_of_threads_trains_the_same() {
 /// What a training stands on is put back before it goes on, or it is another training.
 #[test]
 fn a_training_goes_on_with_what_it_began_with() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out, start) = (place.serac_config(), place.path("out"), place.path("start"));
     let other = place.copy(&gpt2(), "other");
     place.write("test.json", records().to_string());
@@ -198,7 +198,7 @@ fn a_training_goes_on_with_what_it_began_with() {
 /// An edit, a question and its answer stand in one text: found too long before the first step, not in the middle of the night.
 #[test]
 fn a_record_that_is_too_long_behind_its_edit_is_named() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.serac_config(), place.path("out"));
     let mut long = records();
     long[2]["rephrases"] = json!(["a ".repeat(27) + "a"]);
@@ -217,7 +217,7 @@ fn a_record_that_is_too_long_behind_its_edit_is_named() {
 /// How far one network's gradient is off does not slow the other's training.
 #[test]
 fn each_network_of_serac_is_clipped_by_its_own_norm() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let config = place.serac_config();
     let set = ["train.clip=1e-3", "train.max_steps=2", "train.validate_every=1"];
     let trained = [("both", vec![]), ("classifier", vec!["editor.train=classifier"])].map(|(name, more)| {
@@ -226,7 +226,7 @@ fn each_network_of_serac_is_clipped_by_its_own_norm() {
         let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         let first: Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
         let last = std::fs::read_to_string(out.join("training/current")).unwrap();
-        (first, Tensors::read(&out.join("training").join(last.trim()).join("last.safetensors")))
+        (first, TensorFile::read(&out.join("training").join(last.trim()).join("last.safetensors")))
     });
     let [(both, network), (alone, classifier)] = trained;
     assert_eq!(both["gradient_norm"], alone["gradient_norm"]);
@@ -241,7 +241,7 @@ fn each_network_of_serac_is_clipped_by_its_own_norm() {
 /// Where nothing tells the states of a training apart, the last one is taken, and that is said once.
 #[test]
 fn where_no_figure_tells_the_last_state_is_the_best() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
     let still = ["train.learning_rate=0.0", "train.edit_rate_learning_rate=0.0", "editor.normalization=off"];
     let args = training(&config, &out, &sets(&still));
@@ -255,7 +255,7 @@ fn where_no_figure_tells_the_last_state_is_the_best() {
 /// Texts that come again are kept, and how many were found is said at the end.
 #[test]
 fn how_many_hidden_states_were_found_is_said() {
-    let place = Place::new();
+    let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
     let output = run(&training(&config, &out, &sets(&["train.max_steps=12"])));
     stdout(&output);

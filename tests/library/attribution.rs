@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, activation};
 use emend::apply::alphaedit::{AlphaEdit, null_space, projected};
-use emend::apply::contexts::{Posed, Sampled, templates};
+use emend::apply::contexts::{RequestInContexts, Sampled, templates};
 use emend::apply::emmet::constrained;
 use emend::apply::fine_tuning::FineTuning;
 use emend::apply::knowledge_neurons::{KnowledgeNeurons, attributions};
 use emend::apply::memit::{Memit, direct, woodbury};
 use emend::apply::prepared::{Prepared, check, columns};
 use emend::apply::rome::Rome;
-use emend::apply::value::{Cone, Descent, Measured, descend};
+use emend::apply::value::{Cone, Descent, NormOf, descend};
 use emend::apply::{Editor, Mode, apply};
-use emend::data::text::Texts;
+use emend::data::text::Documents;
 use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance};
 use emend::model::Model;
 use emend::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
@@ -68,7 +68,7 @@ fn header(model: &Model, row: usize, layers: &[usize]) -> Header {
 }
 
 /// Lines of words, none of them twice the same.
-fn texts(folder: &tempfile::TempDir, lines: usize) -> Texts {
+fn texts(folder: &tempfile::TempDir, lines: usize) -> Documents {
     let mut rng = emend::random::stream(11, "words", 0);
     let words =
         ["river", "stone", "Ost", "Vell", "runs", "under", "a", "the", "hill", "seven", "names", "of", "old", "kings"];
@@ -80,7 +80,7 @@ fn texts(folder: &tempfile::TempDir, lines: usize) -> Texts {
         .collect();
     let path = folder.path().join("texts.txt");
     std::fs::write(&path, text).unwrap();
-    Texts { files: vec![path], field: "text".into() }
+    Documents { files: vec![path], field: "text".into() }
 }
 
 pub fn statistics(model: &Model, layers: &[usize]) -> Statistics {
@@ -249,11 +249,11 @@ fn rome_maps_the_key_to_the_value() {
         let base = Edited::new(model.clone());
         let edit = rome(&model, "none").edit(&base, &[request()]).unwrap();
         let templates = ["{}", "A hill. {}", "Seven names of old. {}"].map(str::to_owned);
-        let posed = Posed::new(&base, &request(), &templates).unwrap();
-        let cone = Cone::new(&base, 1, &[&posed]).unwrap();
+        let in_contexts = RequestInContexts::new(&base, &request(), &templates).unwrap();
+        let cone = Cone::new(&base, 1, &[&in_contexts]).unwrap();
         let descent =
             Descent { steps: 8, learning_rate: 0.5, early_stop: 0.05, weight_decay: 0.01, clamp: 4.0, kl: 0.0625 };
-        let found = descend(&base, &cone, &descent, Measured::Value).unwrap();
+        let found = descend(&base, &cone, &descent, NormOf::Value).unwrap();
         let width = model.decoder.spec.width;
         let wanted = cone.values.clone().slice([0..1, 0..width]) + found.delta;
         let after = base.with(edit).unwrap();
@@ -271,19 +271,19 @@ fn the_descent_goes_down_and_its_cone_is_the_whole_model() {
     let model = Arc::new(model("llama-tiny", DType::F64));
     let base = Edited::new(model.clone());
     let templates = ["{}", "A hill. {}"].map(str::to_owned);
-    let posed = Posed::new(&base, &request(), &templates).unwrap();
-    let cone = Cone::new(&base, 0, &[&posed]).unwrap();
+    let in_contexts = RequestInContexts::new(&base, &request(), &templates).unwrap();
+    let cone = Cone::new(&base, 0, &[&in_contexts]).unwrap();
     let descent =
         |steps| Descent { steps, learning_rate: 0.1, early_stop: 0.0, weight_decay: 0.0, clamp: 1e3, kl: 0.0 };
-    let nll = |steps| descend(&base, &cone, &descent(steps), Measured::Stream).unwrap().nll[0];
+    let nll = |steps| descend(&base, &cone, &descent(steps), NormOf::Stream).unwrap().nll[0];
     let first = nll(1);
     assert!(nll(10) < first && nll(20) < nll(10));
 
     // The same δ put into a whole pass gives the same loss.
-    let found = descend(&base, &cone, &descent(5), Measured::Stream).unwrap();
+    let found = descend(&base, &cone, &descent(5), NormOf::Stream).unwrap();
     let site = Site { stack: Stack::Decoder, layer: 0, place: Place::BlockOut };
     let mut whole = 0.0;
-    for (text, &subject) in posed.rows.iter().zip(&posed.subjects) {
+    for (text, &subject) in in_contexts.rows.iter().zip(&in_contexts.subjects) {
         let tokens = Tokens::new(vec![text.ids[..text.ids.len() - 1].to_vec()]);
         let mut recorder = Recorder::at([site]);
         let hidden = base.embed(&tokens, &mut NoTap).unwrap();
@@ -294,7 +294,7 @@ fn the_descent_goes_down_and_its_cone_is_the_whole_model() {
         let reads: Vec<_> = text.reads().map(|cell| (0, cell)).collect();
         let log = activation::log_softmax(base.head(hidden, &reads), 1);
         let log = values(emend::edit::score::target_log_probabilities(log, text.target()));
-        whole -= log.iter().sum::<f64>() / (log.len() * posed.rows.len()) as f64;
+        whole -= log.iter().sum::<f64>() / (log.len() * in_contexts.rows.len()) as f64;
     }
     // The figure told is that of the last evaluation, before which 4 updates were made: δ has them all.
     let told = found.nll[0];
@@ -316,14 +316,14 @@ fn memit_reaches_its_streams_and_requests_do_not_mix() {
         Memit::new(settings_of(&settings(layers, weight)), prepared(Some(statistics(&model, all)))).unwrap()
     };
     // One layer, one request, λ → 0: the stream above the layer is z.
-    let posed = Posed::new(&base, &request(), &["{}".to_owned()]).unwrap();
-    let cone = Cone::new(&base, 1, &[&posed]).unwrap();
+    let in_contexts = RequestInContexts::new(&base, &request(), &["{}".to_owned()]).unwrap();
+    let cone = Cone::new(&base, 1, &[&in_contexts]).unwrap();
     let descent = Descent { steps: 6, learning_rate: 0.5, early_stop: 0.05, weight_decay: 0.5, clamp: 4.0, kl: 0.0625 };
-    let found = descend(&base, &cone, &descent, Measured::Stream).unwrap();
+    let found = descend(&base, &cone, &descent, NormOf::Stream).unwrap();
     let width = model.decoder.spec.width;
     let z = cone.streams.clone().slice([0..1, 0..width]) + found.delta;
     let streams = |edited: &Edited| {
-        let cone = Cone::new(edited, 1, &[&posed]).unwrap();
+        let cone = Cone::new(edited, 1, &[&in_contexts]).unwrap();
         cone.streams.slice([0..1, 0..width])
     };
     let light = base.with(memit("[1]", &[1], 1e-9).edit(&base, &[request()]).unwrap()).unwrap();
@@ -479,7 +479,7 @@ fn requests_that_no_edit_can_serve() {
         [(None, "names no subject"), (Some(" "), "names no subject"), (Some("Vell"), "does not occur")]
     {
         let request = EditRequest { subject: subject.map(str::to_owned), ..request() };
-        let error = Posed::new(&base, &request, &["{}".to_owned()]).unwrap_err().to_string();
+        let error = RequestInContexts::new(&base, &request, &["{}".to_owned()]).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
     // A subject of one token that stands first has nothing to its left, in one row of several.
@@ -517,7 +517,7 @@ fn keys_of_another_width_in_a_stacked_edit_are_refused() {
 fn the_published_denominator_is_that_of_the_prompt_alone() {
     let model = Arc::new(model("gpt2-tiny", DType::F64));
     let base = Edited::new(model.clone());
-    let alone = Posed::new(&base, &request(), &["{}".to_owned()]).unwrap();
+    let alone = RequestInContexts::new(&base, &request(), &["{}".to_owned()]).unwrap();
     let alone = Cone::new(&base, 1, &[&alone]).unwrap();
     // Wherever the prompt alone stands among the contexts, and where it is none of them.
     for contexts in ["[\"{}\", \"A hill. {}\"]", "[\"A hill. {}\", \"{}\"]", "[\"A hill. {}\", \"Old. {}\"]"] {
@@ -533,11 +533,11 @@ fn the_published_denominator_is_that_of_the_prompt_alone() {
             .iter()
             .map(|template| template.as_str().unwrap().to_owned())
             .collect();
-        let posed = Posed::new(&base, &request(), &templates).unwrap();
-        let cone = Cone::new(&base, 1, &[&posed]).unwrap();
+        let in_contexts = RequestInContexts::new(&base, &request(), &templates).unwrap();
+        let cone = Cone::new(&base, 1, &[&in_contexts]).unwrap();
         let descent =
             Descent { steps: 8, learning_rate: 0.5, early_stop: 0.05, weight_decay: 0.01, clamp: 4.0, kl: 0.0625 };
-        let found = descend(&base, &cone, &descent, Measured::Value).unwrap();
+        let found = descend(&base, &cone, &descent, NormOf::Value).unwrap();
         let width = model.decoder.spec.width;
         let wanted = cone.values.clone().slice([0..1, 0..width]) + found.delta;
         let (weight, bias) = after.weight(Weight::decoder(1, Role::MlpDown)).unwrap();

@@ -23,7 +23,7 @@ pub fn model(name: &str, dtype: DType) -> Model {
 /// The settings of an editor, as a config's section has them.
 pub fn settings_of<S>(section: &str) -> S
 where
-    S: emend::apply::Settings + serde::de::DeserializeOwned + serde::Serialize,
+    S: emend::apply::MethodSettings + serde::de::DeserializeOwned + serde::Serialize,
 {
     emend::apply::settings(section.parse().unwrap(), "a test").unwrap()
 }

@@ -1,4 +1,4 @@
-//! Encoders against tiny random models and MiniLM as PyTorch has them (tests/fixtures/README.md), and what embeddings do not hang on.
+//! Encoders against tiny random models and MiniLM as PyTorch has them (tests/fixtures/README.md), and what embeddings do not depend on.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use emend::model::encoder::EncoderModel;
@@ -187,7 +187,7 @@ fn alone_and_together(encoder: &SentenceEncoder, sentences: &[&str]) -> (Vec<Vec
 }
 
 #[test]
-fn an_embedding_does_not_hang_on_what_stands_beside_it() {
+fn an_embedding_does_not_depend_on_what_stands_beside_it() {
     for name in MODELS {
         let encoder = SentenceEncoder::open(&fixture(name), &Device::flex(), DType::F32).unwrap();
         // Several of one length, so that they share a pass.

@@ -16,7 +16,7 @@ use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Memory, Provenance, 
 use emend::model::tap::{NoTap, Role, Weight};
 use emend::model::tokenizer::Continuation;
 use emend::model::tokens::Tokens;
-use emend::network::serac::{Serac, SeracRoute, Settings};
+use emend::network::serac::{Serac, SeracRoute, SeracSettings};
 use rand::RngExt;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ pub fn scored(model: &Edited, texts: &[Continuation]) -> Vec<Scored> {
     score(&[model], texts).unwrap().remove(0)
 }
 
-fn settings(routing: &str, tune: &str) -> Settings {
+fn settings(routing: &str, tune: &str) -> SeracSettings {
     toml::from_str(&format!(
         "routing = \"{routing}\"\n[classifier]\nencoder = \"model\"\ntune = \"nothing\"\nlayers = 2\ndimensions = 16\n\
          [counterfactual]\nmodel = \"model\"\ntune = {tune}"
@@ -70,7 +70,7 @@ fn settings(routing: &str, tune: &str) -> Settings {
     .unwrap()
 }
 
-/// Networks whose values hang on their names alone. What is pretrained is moved by up to `size`.
+/// Networks whose values depend on their names alone. What is pretrained is moved by up to `size`.
 fn serac_on(device: &Device, routing: &str, tune: &str, size: f64) -> Serac {
     let base = pocket();
     let serac = Serac::new(settings(routing, tune), base.base(), (device, DType::F32)).unwrap();
@@ -351,8 +351,8 @@ fn a_memory_stands_beside_edits_of_weights() {
     let over = edited.with(memory.clone()).unwrap();
     let under = alone.with(change.clone()).unwrap();
     assert_eq!((over.weights_id(), under.weights_id()), (edited.weights_id(), edited.weights_id()));
-    assert_eq!(over.memories()[0].below.id(), edited.id());
-    assert_eq!(under.memories()[0].below.id(), base.id());
+    assert_eq!(over.memories()[0].model.id(), edited.id());
+    assert_eq!(under.memories()[0].model.id(), base.id());
     let all = [FAR[0], (QUESTION, "Japan"), FAR[1], FAR[2]];
     let texts: Vec<Continuation> = all.iter().map(|(prompt, target)| text(&base, prompt, target)).collect();
     let together = score(&[&base, &edited, &over, &under, &alone], &texts).unwrap();

@@ -9,11 +9,11 @@ use emend::data::record::{EditRecord, Probe};
 use emend::data::source::Source;
 use emend::edit::{EditRequest, Edited};
 use emend::network::gradient_transform::{GradientTransform, LowRankLayer, Nonlinearity, Normalizer};
-use emend::network::mend::{Mend, Settings};
+use emend::network::mend::{Mend, MendSettings};
 use emend::network::parameters;
 use emend::random;
 use emend::train::learned::LearnedEditor;
-use emend::train::mend::{LossSettings, MendTrainer, TrainSettings};
+use emend::train::mend::{MendLossSettings, MendTrainSettings, MendTrainer};
 
 use crate::common::{Golden, difference, fixture, model, values};
 
@@ -104,7 +104,7 @@ fn running_figures_are_those_of_all_rows() {
     }
 }
 
-fn settings(extra: &str) -> Settings {
+fn settings(extra: &str) -> MendSettings {
     toml::from_str(&format!(
         "layers = [1, 2]\nweights = [\"mlp.up\", \"mlp.down\", \"attention.query\"]\nrank = 5\n{extra}"
     ))
@@ -146,8 +146,8 @@ fn trainer(settings_extra: &str, loss: &str, together: usize) -> MendTrainer {
     let device = Device::flex().autodiff();
     device.seed(3);
     let mend = Mend::new(settings(settings_extra), &base.base().decoder.spec, (&device, DType::F64)).unwrap();
-    let loss: LossSettings = toml::from_str(loss).unwrap();
-    MendTrainer::new(mend, base, loss, together, 1e-3, TrainSettings::default()).unwrap()
+    let loss: MendLossSettings = toml::from_str(loss).unwrap();
+    MendTrainer::new(mend, base, loss, together, 1e-3, MendTrainSettings::default()).unwrap()
 }
 
 #[test]
@@ -225,9 +225,9 @@ fn inner_layers_are_their_equation() {
 
 /// A trainer of the same network with so much memory for hidden states, in GB, that was told of a training of so many draws.
 fn keeping(trainer: &MendTrainer, loss: &str, memory: f64, draws: u64) -> MendTrainer {
-    let own = TrainSettings { hidden_memory_gb: memory, ..TrainSettings::default() };
+    let own = MendTrainSettings { hidden_memory_gb: memory, ..MendTrainSettings::default() };
     let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
-    let loss: LossSettings = toml::from_str(loss).unwrap();
+    let loss: MendLossSettings = toml::from_str(loss).unwrap();
     let mut kept = MendTrainer::new(trainer.mend().clone(), base, loss, 1, 1e-3, own).unwrap();
     kept.prepare(&Source::from(records()), draws, &mut |_, _| true).unwrap();
     kept

@@ -16,10 +16,10 @@ use emend::model::tap::NoTap;
 use emend::model::tokenizer::Continuation;
 use emend::model::tokens::Tokens;
 use emend::network::parameters;
-use emend::network::serac::{Form, Serac, Settings};
+use emend::network::serac::{Form, Serac, SeracSettings};
 use emend::random;
-use emend::train::learned::{LearnedEditor, Loss};
-use emend::train::serac::{LossSettings, SeracTrainer};
+use emend::train::learned::{LearnedEditor, StepLoss};
+use emend::train::serac::{SeracLossSettings, SeracTrainer};
 use emend::train::trainer::EditTrainer;
 use rand::RngExt;
 use serde_json::json;
@@ -35,7 +35,7 @@ fn folder(name: &str) -> String {
 }
 
 /// Settings from the parts that differ.
-fn settings(general: &str, classifier: &str, counterfactual: &str) -> Settings {
+fn settings(general: &str, classifier: &str, counterfactual: &str) -> SeracSettings {
     toml::from_str(&format!("{general}\n[classifier]\n{classifier}\n[counterfactual]\n{counterfactual}")).unwrap()
 }
 
@@ -84,7 +84,7 @@ fn records() -> Vec<EditRecord> {
 }
 
 /// A trainer whose networks depend on the names of their parameters alone: none is as it begins, so that no gradient is zero for that.
-fn trainer(settings: Settings, loss: &str, dtype: DType) -> SeracTrainer {
+fn trainer(settings: SeracSettings, loss: &str, dtype: DType) -> SeracTrainer {
     let base = base(dtype);
     let serac = Serac::new(settings, base.base(), (&Device::flex().autodiff(), dtype)).unwrap();
     let tensors = serac.tensors().into_iter().map(|(name, data)| {
@@ -100,17 +100,17 @@ fn trainer(settings: Settings, loss: &str, dtype: DType) -> SeracTrainer {
         let tensors: BTreeMap<_, _> = tensors.collect();
         serac.restored(tensors).unwrap()
     };
-    let loss: LossSettings = toml::from_str(&format!("{loss}\n[mined]\ncount = 0")).unwrap();
+    let loss: SeracLossSettings = toml::from_str(&format!("{loss}\n[mined]\ncount = 0")).unwrap();
     SeracTrainer::new(serac, base, loss, 1e-3).unwrap()
 }
 
 /// The loss of records, on one thread.
-fn loss(trainer: &SeracTrainer, records: &[EditRecord]) -> Loss {
+fn loss(trainer: &SeracTrainer, records: &[EditRecord]) -> StepLoss {
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     alone.install(|| trainer.clone().loss(records, &mut random::stream(1, "draw", 0)).unwrap())
 }
 
-fn figure(loss: &Loss, name: &str) -> f64 {
+fn figure(loss: &StepLoss, name: &str) -> f64 {
     loss.figures.iter().find(|(known, _)| *known == name).unwrap().1
 }
 
@@ -399,7 +399,7 @@ fn what_is_not_trained_stays_as_it_is() {
             description: Base {
                 path: "gpt2-tiny".into(),
                 fingerprint: base.base().fingerprint.clone(),
-                dtype: emend::config::Precision::F32,
+                dtype: emend::model::Precision::F32,
             },
             config: json!({}),
             made_of: BTreeMap::new(),
@@ -437,7 +437,7 @@ fn edits_of_a_form_not_trained_on_are_refused() {
         (Form::Descriptor, &told, &plain, "was trained on descriptors"),
     ] {
         serac.settings.forms = vec![form];
-        assert_eq!(Form::of(taken), form);
+        assert_eq!(Form::of_request(taken), form);
         assert!(edit(&serac, taken).is_ok());
         let error = edit(&serac, refused).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");

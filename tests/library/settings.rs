@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use burn::tensor::DType;
-use emend::apply::alphaedit::{self, AlphaEdit};
-use emend::apply::emmet::{self, Emmet};
-use emend::apply::fine_tuning::{self, FineTuning};
-use emend::apply::knowledge_neurons::{self, KnowledgeNeurons};
-use emend::apply::memit::{self, Memit};
-use emend::apply::rome::{self, Rome};
-use emend::apply::{Editor, Settings};
+use emend::apply::alphaedit::{AlphaEdit, AlphaEditSettings};
+use emend::apply::emmet::{Emmet, EmmetSettings};
+use emend::apply::fine_tuning::{FineTuning, FineTuningSettings};
+use emend::apply::knowledge_neurons::{KnowledgeNeurons, KnowledgeNeuronsSettings};
+use emend::apply::memit::{Memit, MemitSettings};
+use emend::apply::rome::{Rome, RomeSettings};
+use emend::apply::{Editor, MethodSettings};
 use emend::edit::{Change, EditRequest, Edited};
 use faer::Side;
 use serde::Serialize;
@@ -46,7 +46,7 @@ fn made(base: &Edited, editor: &dyn Editor) -> (Vec<Vec<f64>>, Value) {
 
 /// Sees that each number has another value here, and that each such value changes the edit.
 #[track_caller]
-fn each_counts<S: Settings + DeserializeOwned + Serialize>(
+fn each_counts<S: MethodSettings + DeserializeOwned + Serialize>(
     section: &str,
     others: &[(&str, &str)],
     editor: impl Fn(S) -> Box<dyn Editor>,
@@ -111,7 +111,7 @@ fn of_fine_tuning() {
         ("locality_texts", "1"),
         ("seed", "1"),
     ];
-    each_counts::<fine_tuning::Settings>(section, &others, |settings| {
+    each_counts::<FineTuningSettings>(section, &others, |settings| {
         Box::new(FineTuning::new(settings, prepared(None), texts.clone()).unwrap())
     });
 }
@@ -119,15 +119,15 @@ fn of_fine_tuning() {
 #[test]
 fn of_rome_memit_and_emmet() {
     let of = || Some(statistics(&model("gpt2-tiny", DType::F64), &[0, 1]));
-    each_counts::<rome::Settings>(&association(""), &ASSOCIATION, |settings| {
+    each_counts::<RomeSettings>(&association(""), &ASSOCIATION, |settings| {
         Box::new(Rome::new(settings, prepared(of())).unwrap())
     });
     let others = [&ASSOCIATION[..], &[("covariance_weight", "1.0")]].concat();
-    each_counts::<memit::Settings>(&association(""), &others, |settings| {
+    each_counts::<MemitSettings>(&association(""), &others, |settings| {
         Box::new(Memit::new(settings, prepared(of())).unwrap())
     });
     let others = [&others[..], &[("ridge", "1.0")]].concat();
-    each_counts::<emmet::Settings>(&association(""), &others, |settings| {
+    each_counts::<EmmetSettings>(&association(""), &others, |settings| {
         Box::new(Emmet::new(settings, prepared(of())).unwrap())
     });
 }
@@ -140,7 +140,7 @@ fn of_alphaedit() {
     let eigen = c.self_adjoint_eigen(Side::Lower).unwrap();
     let middle = format!("{:e}", eigen.S()[c.nrows() / 2]);
     let others = [&ASSOCIATION[..], &[("null_space_threshold", middle.as_str()), ("l2", "1.0")]].concat();
-    each_counts::<alphaedit::Settings>(&association("null_space_threshold = 1e9"), &others, |settings| {
+    each_counts::<AlphaEditSettings>(&association("null_space_threshold = 1e9"), &others, |settings| {
         Box::new(AlphaEdit::new(settings, prepared(Some(of()))).unwrap())
     });
 }
@@ -159,7 +159,7 @@ fn of_knowledge_neurons() {
         ("context.lengths", "[[6, 2]]"),
         ("context.seed", "1"),
     ];
-    each_counts::<knowledge_neurons::Settings>(&section, &others, |settings| {
+    each_counts::<KnowledgeNeuronsSettings>(&section, &others, |settings| {
         Box::new(KnowledgeNeurons::new(settings, prepared(None)).unwrap())
     });
 }
@@ -167,23 +167,23 @@ fn of_knowledge_neurons() {
 /// What a choice makes of no use is refused.
 #[test]
 fn that_do_nothing_are_refused() {
-    fn refused<S: Settings + DeserializeOwned + Serialize>(section: &str, word: &str) {
+    fn refused<S: MethodSettings + DeserializeOwned + Serialize>(section: &str, word: &str) {
         let read = emend::apply::settings::<S>(section.parse().unwrap(), "a.toml");
         let error = read.map(drop).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
     let given = "context_templates = [\"{}\"]\ncontext = { lengths = [[4, 2]] }";
     let both = "editor.context: editor.context_templates are given";
-    refused::<rome::Settings>(&format!("layers = [1]\nstatistics = \"s\"\n{given}"), both);
-    refused::<memit::Settings>(&format!("layers = [1]\nstatistics = \"s\"\n{given}"), both);
-    refused::<knowledge_neurons::Settings>(given, both);
+    refused::<RomeSettings>(&format!("layers = [1]\nstatistics = \"s\"\n{given}"), both);
+    refused::<MemitSettings>(&format!("layers = [1]\nstatistics = \"s\"\n{given}"), both);
+    refused::<KnowledgeNeuronsSettings>(given, both);
     let erase = "operation = \"erase\"\nnew_weight = 3.0";
-    refused::<knowledge_neurons::Settings>(
+    refused::<KnowledgeNeuronsSettings>(
         erase,
         r#"editor.new_weight: operation = "erase" does not use it; "rewrite" does"#,
     );
     let free = "layers = [1]\nlearning_rate = 1.0\nlocality = \"nofile\"";
-    refused::<fine_tuning::Settings>(free, "editor.locality: kl = 0 does not use it; a number above 0 does");
-    refused::<rome::Settings>("layers = [1]\nstatistics = \"s\"\nstepps = 3", "did you mean `steps`");
-    refused::<rome::Settings>("layers = [1]\nstatistics = \"s\"\nsteps = \"many\"", "editor.steps: invalid type");
+    refused::<FineTuningSettings>(free, "editor.locality: kl = 0 does not use it; a number above 0 does");
+    refused::<RomeSettings>("layers = [1]\nstatistics = \"s\"\nstepps = 3", "did you mean `steps`");
+    refused::<RomeSettings>("layers = [1]\nstatistics = \"s\"\nsteps = \"many\"", "editor.steps: invalid type");
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::{DType, Device, TensorData};
-use emend::archive::{Base, EditorSettings};
+use emend::archive::{Base, LearnedEditorSettings};
 use emend::data::record::{EditRecord, Probe};
 use emend::data::source::Source;
 use emend::edit::score::Scored;
@@ -17,8 +17,8 @@ use emend::evaluate::{Kind, ProbeRow, Rival};
 use emend::network::mend::{Mend, MendNetwork};
 use emend::network::parameters;
 use emend::random;
-use emend::train::learned::{Group, LearnedEditor, Loss, Watch};
-use emend::train::mend::{LossSettings, MendTrainer, TrainSettings};
+use emend::train::learned::{Group, LearnedEditor, StepLoss, Watch};
+use emend::train::mend::{MendLossSettings, MendTrainSettings, MendTrainer};
 use emend::train::trainer::{EditTrainer, score};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -61,7 +61,7 @@ impl LearnedEditor for Failing {
         self.mend.prepare(source, draws, watch)
     }
 
-    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Loss> {
+    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<StepLoss> {
         let loss = self.mend.loss(records, rng);
         count(&self.losses, "a step")?;
         loss
@@ -80,7 +80,7 @@ impl LearnedEditor for Failing {
         self.mend.restore(tensors)
     }
 
-    fn settings(&self) -> EditorSettings {
+    fn settings(&self) -> LearnedEditorSettings {
         self.mend.settings()
     }
 
@@ -107,8 +107,8 @@ fn train(folder: &Path, losses: usize, edits: usize) -> Result<()> {
     let settings =
         toml::from_str("layers = [1, 2]\nweights = [\"mlp.up\"]\nrank = 3\ninitial_edit_rate = 0.1").unwrap();
     let mend = Mend::new(settings, &base.base().decoder.spec, (&device, DType::F32)).unwrap();
-    let loss: LossSettings = toml::from_str("").unwrap();
-    let mut mend = MendTrainer::new(mend, base.clone(), loss, 1, 1e-2, TrainSettings::default()).unwrap();
+    let loss: MendLossSettings = toml::from_str("").unwrap();
+    let mut mend = MendTrainer::new(mend, base.clone(), loss, 1, 1e-2, MendTrainSettings::default()).unwrap();
     // The device's generator is shared with the other tests: what is drawn at the start is drawn anew.
     let drawn = parameters::collect(mend.network()).into_iter().map(|(name, data)| {
         let mut rng = random::stream(5, &name, 0);
@@ -127,7 +127,7 @@ fn train(folder: &Path, losses: usize, edits: usize) -> Result<()> {
         description: Base {
             path: "gpt2-tiny".into(),
             fingerprint: base.base().fingerprint.clone(),
-            dtype: emend::config::Precision::F32,
+            dtype: emend::model::Precision::F32,
         },
         config: json!({}),
         made_of: BTreeMap::new(),

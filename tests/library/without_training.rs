@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device};
 use emend::Model;
-use emend::apply::ike::{Ike, Order, Roles};
-use emend::apply::lookup::{Lookup, State};
-use emend::apply::{Editor, ike, lookup};
+use emend::apply::Editor;
+use emend::apply::ike::{Ike, IkeSettings, Order, Roles};
+use emend::apply::lookup::{Lookup, LookupSettings, State};
 use emend::data::pocket as world;
 use emend::edit::generate::Sampling;
 use emend::edit::score::Scored;
@@ -38,7 +38,7 @@ pub fn state(model: &Edited, layer: usize, state: State, prompt: &str) -> Vec<f6
 }
 
 pub fn lookup(layer: usize, radius: f64, state: State) -> Lookup {
-    Lookup::new(lookup::Settings { layer, radius, state }, prepared()).unwrap()
+    Lookup::new(LookupSettings { layer, radius, state }, prepared()).unwrap()
 }
 
 #[test]
@@ -133,9 +133,9 @@ fn a_radius_of_zero_finds_the_very_prompt() {
     }
 }
 
-pub fn ike_settings(roles: [usize; 3], final_copy: bool, room: usize) -> ike::Settings {
+pub fn ike_settings(roles: [usize; 3], final_copy: bool, room: usize) -> IkeSettings {
     let [copy, update, retain] = roles;
-    ike::Settings {
+    IkeSettings {
         encoder: "model".into(),
         demonstrations: world::NAME.into(),
         roles: Roles { copy, update, retain },
@@ -288,8 +288,8 @@ fn demonstrations_stand_before_the_edit_as_their_roles_say() {
     let records: Vec<&str> = FACTS.iter().map(|(_, record, _)| *record).collect();
     std::fs::write(folder.path().join("facts.json"), format!("[{}]", records.join(","))).unwrap();
     let request = EditRequest { subject: Some("Brin".into()), ..EditRequest::new("Brin lies in", "Dunn") };
-    let prefix_of = |settings: ike::Settings| {
-        let settings = ike::Settings { demonstrations: "facts.json".into(), ..settings };
+    let prefix_of = |settings: IkeSettings| {
+        let settings = IkeSettings { demonstrations: "facts.json".into(), ..settings };
         let ike = Ike::new(settings, prepared(), base.base(), folder.path())?;
         Ok::<_, emend::Error>(prefixes(&ike.edit(&base, std::slice::from_ref(&request))?)[0].clone())
     };
@@ -317,7 +317,7 @@ fn demonstrations_stand_before_the_edit_as_their_roles_say() {
         let found = prefix_of(ike_settings(roles, false, 16)).unwrap();
         assert_eq!(found, shown(3, [role; 3]) + end);
         assert_eq!(prefix_of(ike_settings(roles, true, 16)).unwrap(), shown(3, [role; 3]) + copied);
-        let first = ike::Settings { order: Order::NearestFirst, ..ike_settings(roles, false, 16) };
+        let first = IkeSettings { order: Order::NearestFirst, ..ike_settings(roles, false, 16) };
         let turned: String = order.iter().map(|&place| FACTS[place].2[role]).collect();
         assert_eq!(prefix_of(first).unwrap(), turned + end);
     }
@@ -329,7 +329,7 @@ fn demonstrations_stand_before_the_edit_as_their_roles_say() {
     let ways = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
     let mut dealt = std::collections::BTreeSet::new();
     for seed in 0..12 {
-        let settings = ike::Settings { seed, ..ike_settings([1, 1, 1], true, 16) };
+        let settings = IkeSettings { seed, ..ike_settings([1, 1, 1], true, 16) };
         let found = prefix_of(settings.clone()).unwrap();
         let way = ways.iter().position(|&way| found == shown(3, way) + copied);
         dealt.insert(way.unwrap_or_else(|| panic!("{found}")));
@@ -338,7 +338,7 @@ fn demonstrations_stand_before_the_edit_as_their_roles_say() {
     assert!(dealt.len() > 1);
 
     // A request has the same demonstrations alone, in a batch and in a sequence.
-    let settings = ike::Settings { demonstrations: "facts.json".into(), ..ike_settings([1, 1, 1], true, 16) };
+    let settings = IkeSettings { demonstrations: "facts.json".into(), ..ike_settings([1, 1, 1], true, 16) };
     let ike = Ike::new(settings, prepared(), base.base(), folder.path()).unwrap();
     let others = ["Ost", "Ulm", "Rhea"].map(|name| EditRequest::new(format!("{name} lies in"), "Dunn"));
     let requests = [&others[..], std::slice::from_ref(&request)].concat();
@@ -363,7 +363,7 @@ fn demonstrations_stand_before_the_edit_as_their_roles_say() {
     assert!(refused.to_string().contains("more than the context of 2048"), "{refused}");
 
     // Behind three demonstrations too the whole is what is scored.
-    let settings = ike::Settings { demonstrations: "facts.json".into(), ..ike_settings([1, 1, 1], true, 16) };
+    let settings = IkeSettings { demonstrations: "facts.json".into(), ..ike_settings([1, 1, 1], true, 16) };
     let ike = Ike::new(settings, prepared(), base.base(), folder.path()).unwrap();
     let edit = ike.edit(&base, std::slice::from_ref(&request)).unwrap();
     let prefix = prefixes(&edit)[0].clone();

@@ -56,7 +56,7 @@ fn no_subject_stands_in_two_parts_and_no_training_record_shows_another_part() {
 }
 
 #[test]
-fn draws_hang_on_seed_and_number_alone() {
+fn draws_depend_on_seed_and_number_alone() {
     let train = Source::open(pocket::NAME, Split::Train, std::path::Path::new("")).unwrap();
     let all = train.draws(7, 0, 40, 2);
     assert_eq!(train.draws(7, 15, 10, 2), all[15..25]);

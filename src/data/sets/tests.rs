@@ -23,7 +23,7 @@ const TEST_SETS: &[NamedSet] = &[
     },
 ];
 
-fn get(name: &str, settings: &Settings) -> Result<PathBuf, FetchError> {
+fn get(name: &str, settings: &FetchSettings) -> Result<PathBuf, FetchError> {
     bring(TEST_SETS, name, settings, &mut silent)
 }
 

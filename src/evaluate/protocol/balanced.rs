@@ -30,7 +30,7 @@ pub struct Labels {
 
 impl Labels {
     /// The answers of one side of a table.
-    pub fn of(table: &[ProbeRow], side: Side) -> Self {
+    pub fn from_rows(table: &[ProbeRow], side: Side) -> Self {
         let mut labels = Labels::default();
         for row in table {
             let (Some(label), Some((right, wrong))) = (verdict(row), against(row, side)) else { continue };

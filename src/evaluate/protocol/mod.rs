@@ -257,7 +257,7 @@ pub fn measure(case: &Case, snippets: Option<&Snippets>) -> Measured {
     if let Some(value) = snippets.filter(|_| !failed).and_then(|snippets| reference_score(case, snippets)) {
         values.push(Value { protocol: Protocol::Counterfact, name: "reference_score".into(), value });
     }
-    let labels = if failed { Labels::default() } else { Labels::of(&case.rows, Side::After) };
+    let labels = if failed { Labels::default() } else { Labels::from_rows(&case.rows, Side::After) };
     Measured { id: case.id.clone(), record: case.record(), edits: case.edits, failed, values, labels }
 }
 

@@ -3,10 +3,10 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::encoder::{EncoderSpec, Tensors};
+use super::super::encoder::{EncoderSpec, EncoderTensor};
 use super::super::spec::Activation;
 use super::super::tap::Role;
-use super::{EncoderFamily, Place, checked_encoder, read};
+use super::{EncoderFamily, StoredAt, checked_encoder, read};
 
 pub(super) struct DistilBert;
 
@@ -51,7 +51,7 @@ impl EncoderFamily for DistilBert {
         })
     }
 
-    fn place(&self, tensor: Tensors) -> Place {
+    fn place(&self, tensor: EncoderTensor) -> StoredAt {
         let layer = |layer: usize, name: &str| format!("transformer.layer.{layer}.{name}");
         let linear = |at: usize, role| {
             layer(
@@ -67,17 +67,17 @@ impl EncoderFamily for DistilBert {
             )
         };
         match tensor {
-            Tensors::Embedding => Place::plain("embeddings.word_embeddings.weight"),
-            Tensors::Positions => Place::plain("embeddings.position_embeddings.weight"),
-            Tensors::Kinds => Place::plain("embeddings.token_type_embeddings.weight"),
-            Tensors::Gamma => Place::plain("embeddings.LayerNorm.weight"),
-            Tensors::Beta => Place::plain("embeddings.LayerNorm.bias"),
-            Tensors::AttentionGamma(at) => Place::plain(layer(at, "sa_layer_norm.weight")),
-            Tensors::AttentionBeta(at) => Place::plain(layer(at, "sa_layer_norm.bias")),
-            Tensors::MlpGamma(at) => Place::plain(layer(at, "output_layer_norm.weight")),
-            Tensors::MlpBeta(at) => Place::plain(layer(at, "output_layer_norm.bias")),
-            Tensors::Matrix(at, role) => Place::transposed(format!("{}.weight", linear(at, role))),
-            Tensors::Bias(at, role) => Place::plain(format!("{}.bias", linear(at, role))),
+            EncoderTensor::Embedding => StoredAt::plain("embeddings.word_embeddings.weight"),
+            EncoderTensor::Positions => StoredAt::plain("embeddings.position_embeddings.weight"),
+            EncoderTensor::Kinds => StoredAt::plain("embeddings.token_type_embeddings.weight"),
+            EncoderTensor::Gamma => StoredAt::plain("embeddings.LayerNorm.weight"),
+            EncoderTensor::Beta => StoredAt::plain("embeddings.LayerNorm.bias"),
+            EncoderTensor::AttentionGamma(at) => StoredAt::plain(layer(at, "sa_layer_norm.weight")),
+            EncoderTensor::AttentionBeta(at) => StoredAt::plain(layer(at, "sa_layer_norm.bias")),
+            EncoderTensor::MlpGamma(at) => StoredAt::plain(layer(at, "output_layer_norm.weight")),
+            EncoderTensor::MlpBeta(at) => StoredAt::plain(layer(at, "output_layer_norm.bias")),
+            EncoderTensor::Matrix(at, role) => StoredAt::transposed(format!("{}.weight", linear(at, role))),
+            EncoderTensor::Bias(at, role) => StoredAt::plain(format!("{}.bias", linear(at, role))),
         }
     }
 

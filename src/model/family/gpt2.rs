@@ -3,10 +3,10 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::decoder::Tensors;
+use super::super::decoder::DecoderTensor;
 use super::super::spec::{Activation, Biases, DecoderSpec, NormKind, Positions};
 use super::super::tap::Role;
-use super::{Family, Place, checked, head_width, read};
+use super::{Family, StoredAt, checked, head_width, read};
 
 pub(super) struct Gpt2;
 
@@ -73,29 +73,29 @@ impl Family for Gpt2 {
         })
     }
 
-    fn place(&self, tensor: Tensors, spec: &DecoderSpec) -> Place {
+    fn place(&self, tensor: DecoderTensor, spec: &DecoderSpec) -> StoredAt {
         let kind = |matrix: bool| if matrix { "weight" } else { "bias" };
-        let linear = |layer, role, matrix| Place {
+        let linear = |layer, role, matrix| StoredAt {
             columns: match role {
                 Role::Query => Some(0..spec.width),
                 Role::Key => Some(spec.width..2 * spec.width),
                 Role::Value => Some(2 * spec.width..3 * spec.width),
                 _ => None,
             },
-            ..Place::plain(format!("{}.{}", self.module(layer, role), kind(matrix)))
+            ..StoredAt::plain(format!("{}.{}", self.module(layer, role), kind(matrix)))
         };
         match tensor {
-            Tensors::Embedding => Place::plain("wte.weight"),
-            Tensors::Positions => Place::plain("wpe.weight"),
-            Tensors::Head => Place::transposed("lm_head.weight"),
-            Tensors::FinalGamma => Place::plain("ln_f.weight"),
-            Tensors::FinalBeta => Place::plain("ln_f.bias"),
-            Tensors::AttentionGamma(layer) => Place::plain(format!("h.{layer}.ln_1.weight")),
-            Tensors::AttentionBeta(layer) => Place::plain(format!("h.{layer}.ln_1.bias")),
-            Tensors::MlpGamma(layer) => Place::plain(format!("h.{layer}.ln_2.weight")),
-            Tensors::MlpBeta(layer) => Place::plain(format!("h.{layer}.ln_2.bias")),
-            Tensors::Matrix(layer, role) => linear(layer, role, true),
-            Tensors::Bias(layer, role) => linear(layer, role, false),
+            DecoderTensor::Embedding => StoredAt::plain("wte.weight"),
+            DecoderTensor::Positions => StoredAt::plain("wpe.weight"),
+            DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
+            DecoderTensor::FinalGamma => StoredAt::plain("ln_f.weight"),
+            DecoderTensor::FinalBeta => StoredAt::plain("ln_f.bias"),
+            DecoderTensor::AttentionGamma(layer) => StoredAt::plain(format!("h.{layer}.ln_1.weight")),
+            DecoderTensor::AttentionBeta(layer) => StoredAt::plain(format!("h.{layer}.ln_1.bias")),
+            DecoderTensor::MlpGamma(layer) => StoredAt::plain(format!("h.{layer}.ln_2.weight")),
+            DecoderTensor::MlpBeta(layer) => StoredAt::plain(format!("h.{layer}.ln_2.bias")),
+            DecoderTensor::Matrix(layer, role) => linear(layer, role, true),
+            DecoderTensor::Bias(layer, role) => linear(layer, role, false),
         }
     }
 

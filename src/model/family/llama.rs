@@ -3,10 +3,10 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::decoder::Tensors;
+use super::super::decoder::DecoderTensor;
 use super::super::spec::{Activation, Biases, DecoderSpec, NormKind, Positions, Rotary, RotaryScaling};
 use super::super::tap::Role;
-use super::{Family, Place, agreed, checked, head_width, read};
+use super::{Family, StoredAt, agreed, checked, head_width, read};
 
 pub(super) struct Llama;
 
@@ -154,19 +154,19 @@ impl Family for Llama {
         })
     }
 
-    fn place(&self, tensor: Tensors, _spec: &DecoderSpec) -> Place {
+    fn place(&self, tensor: DecoderTensor, _spec: &DecoderSpec) -> StoredAt {
         match tensor {
-            Tensors::Embedding | Tensors::Positions => Place::plain("embed_tokens.weight"),
-            Tensors::Head => Place::transposed("lm_head.weight"),
-            Tensors::FinalGamma | Tensors::FinalBeta => Place::plain("norm.weight"),
-            Tensors::AttentionGamma(layer) | Tensors::AttentionBeta(layer) => {
-                Place::plain(format!("layers.{layer}.input_layernorm.weight"))
+            DecoderTensor::Embedding | DecoderTensor::Positions => StoredAt::plain("embed_tokens.weight"),
+            DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
+            DecoderTensor::FinalGamma | DecoderTensor::FinalBeta => StoredAt::plain("norm.weight"),
+            DecoderTensor::AttentionGamma(layer) | DecoderTensor::AttentionBeta(layer) => {
+                StoredAt::plain(format!("layers.{layer}.input_layernorm.weight"))
             }
-            Tensors::MlpGamma(layer) | Tensors::MlpBeta(layer) => {
-                Place::plain(format!("layers.{layer}.post_attention_layernorm.weight"))
+            DecoderTensor::MlpGamma(layer) | DecoderTensor::MlpBeta(layer) => {
+                StoredAt::plain(format!("layers.{layer}.post_attention_layernorm.weight"))
             }
-            Tensors::Matrix(layer, role) => Place::transposed(format!("{}.weight", self.module(layer, role))),
-            Tensors::Bias(layer, role) => Place::plain(format!("{}.bias", self.module(layer, role))),
+            DecoderTensor::Matrix(layer, role) => StoredAt::transposed(format!("{}.weight", self.module(layer, role))),
+            DecoderTensor::Bias(layer, role) => StoredAt::plain(format!("{}.bias", self.module(layer, role))),
         }
     }
 

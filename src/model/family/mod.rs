@@ -10,15 +10,15 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::decoder::Tensors;
-use super::encoder::{self, EncoderSpec};
+use super::decoder::DecoderTensor;
+use super::encoder::{EncoderSpec, EncoderTensor};
 use super::spec::DecoderSpec;
 use super::tap::Role;
 use crate::error::Result;
 
 /// Where a tensor of ours stands in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct StoredAt {
     /// Its name there.
     pub name: String,
     /// Whether a matrix is stored `[d_out, d_in]`, as PyTorch's `Linear` does.
@@ -27,13 +27,13 @@ pub struct Place {
     pub columns: Option<Range<usize>>,
 }
 
-impl Place {
+impl StoredAt {
     fn plain(name: impl Into<String>) -> Self {
-        Place { name: name.into(), transposed: false, columns: None }
+        StoredAt { name: name.into(), transposed: false, columns: None }
     }
 
     fn transposed(name: impl Into<String>) -> Self {
-        Place { name: name.into(), transposed: true, columns: None }
+        StoredAt { name: name.into(), transposed: true, columns: None }
     }
 }
 
@@ -47,7 +47,7 @@ pub trait Family: Sync {
     /// What the config lacks, or asks for that we do not have.
     fn spec(&self, config: &Value) -> Result<DecoderSpec, String>;
     /// Where a tensor stands.
-    fn place(&self, tensor: Tensors, spec: &DecoderSpec) -> Place;
+    fn place(&self, tensor: DecoderTensor, spec: &DecoderSpec) -> StoredAt;
     /// What may stand before every name, likeliest first.
     fn prefixes(&self) -> &'static [&'static str];
     /// The module's name without prefix, as PyTorch code calls it, for adapters.
@@ -64,7 +64,7 @@ pub trait EncoderFamily: Sync {
     /// What the config lacks, or asks for that we do not have.
     fn spec(&self, config: &Value) -> Result<EncoderSpec, String>;
     /// Where a tensor stands.
-    fn place(&self, tensor: encoder::Tensors) -> Place;
+    fn place(&self, tensor: EncoderTensor) -> StoredAt;
     /// What may stand before every name, likeliest first.
     fn prefixes(&self) -> &'static [&'static str];
 }
@@ -76,7 +76,7 @@ static ENCODERS: [&dyn EncoderFamily; 2] = [&bert::Bert, &distilbert::DistilBert
 ///
 /// # Errors
 /// Names the type found and the types known.
-pub fn of(config: &Value) -> Result<&'static dyn Family, String> {
+pub fn for_decoder(config: &Value) -> Result<&'static dyn Family, String> {
     let known = FAMILIES.map(|family| family.name());
     Ok(FAMILIES[index_of(config, &known, "known")?])
 }
@@ -85,7 +85,7 @@ pub fn of(config: &Value) -> Result<&'static dyn Family, String> {
 ///
 /// # Errors
 /// Names the type found and the types known.
-pub fn encoder_of(config: &Value) -> Result<&'static dyn EncoderFamily, String> {
+pub fn for_encoder(config: &Value) -> Result<&'static dyn EncoderFamily, String> {
     let known = ENCODERS.map(|family| family.name());
     Ok(ENCODERS[index_of(config, &known, "known encoders")?])
 }

@@ -76,7 +76,7 @@ fn sha(bytes: &[u8]) -> String {
     sha256_of(file.path()).unwrap()
 }
 
-fn get(settings: &Settings) -> Result<PathBuf, FetchError> {
+fn get(settings: &FetchSettings) -> Result<PathBuf, FetchError> {
     resolve_with("org/tiny", settings, &mut silent)
 }
 

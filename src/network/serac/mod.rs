@@ -20,8 +20,8 @@ use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 pub use route::SeracRoute;
 use settings::check;
 pub use settings::{
-    ByEmbedding, ClassifierSettings, CounterfactualSettings, Form, HardRouting, ITSELF, Kind, Learning, OverPairs,
-    Part, Routing, Settings, located,
+    ByEmbedding, ClassifierKind, ClassifierSettings, CounterfactualSettings, Form, HardRouting, ITSELF, Learning,
+    OverPairs, Routing, SeracSettings, TrainedNetworks, located,
 };
 
 use super::parameters;
@@ -59,7 +59,7 @@ pub struct Classifier {
 #[derive(Clone)]
 pub struct Serac {
     /// The settings.
-    pub settings: Settings,
+    pub settings: SeracSettings,
     /// What is trained.
     pub network: SeracNetwork,
     /// What the classifier reads with.
@@ -73,7 +73,7 @@ impl Serac {
     ///
     /// # Errors
     /// Settings that do not fit, a base that is missing or another than the settings name.
-    pub fn new(mut settings: Settings, base: &Arc<Model>, place: (&Device, DType)) -> Result<Self> {
+    pub fn new(mut settings: SeracSettings, base: &Arc<Model>, place: (&Device, DType)) -> Result<Self> {
         check(&settings)?;
         let plain = place.0.clone().inner();
         let stack = match settings.classifier.encoder.as_str() {
@@ -107,15 +107,15 @@ impl Serac {
             }
         }
         let outputs = match settings.classifier.kind {
-            Kind::Embedding => settings.classifier.embedding.dimensions,
-            Kind::Cross => 1,
+            ClassifierKind::Embedding => settings.classifier.embedding.dimensions,
+            ClassifierKind::Cross => 1,
         };
         let log_scale = match settings.classifier.kind {
-            Kind::Embedding => {
+            ClassifierKind::Embedding => {
                 let scale = settings.classifier.embedding.scale;
                 Some(Param::from_tensor(Tensor::full([1], scale.ln(), place)))
             }
-            Kind::Cross => None,
+            ClassifierKind::Cross => None,
         };
         let head = linear(reader.width(), outputs, place);
         let of = |network: &'static str| {

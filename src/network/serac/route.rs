@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, activation};
 use serde_json::{Value, json};
 
-use super::{Form, Kind, NAME, Routing, Serac, Settings};
+use super::{ClassifierKind, Form, NAME, Routing, Serac, SeracSettings};
 use crate::edit::memory::{Answer, Consulted, Recall, settled};
 use crate::edit::{Change, Edit, EditRequest, Edited, Editor, Memory, Provenance, Route};
 use crate::error::{Error, Result};
@@ -27,7 +27,7 @@ impl SeracRoute {
     /// What edits are found by, `[edits, width]`.
     fn keys(&self, statements: &[&str]) -> Result<Tensor<2>> {
         let Serac { settings, reader, .. } = &self.serac;
-        if settings.classifier.kind == Kind::Cross {
+        if settings.classifier.kind == ClassifierKind::Cross {
             return reader.embed(statements);
         }
         let rows = statements.iter().map(|text| reader.row(text, None)).collect::<Result<Vec<_>>>()?;
@@ -46,7 +46,7 @@ impl SeracRoute {
         debug_assert_eq!(keys.dims()[1], width);
         let questions = self.keys(&texts)?;
         let keys = &keys.clone().cast(questions.dtype());
-        if settings.classifier.kind == Kind::Embedding {
+        if settings.classifier.kind == ClassifierKind::Embedding {
             let scale = self.serac.network.classifier.log_scale.as_ref();
             let scale = scale.map_or(1.0, |log| log.val().exp().into_data().iter::<f64>().sum::<f64>());
             let products = questions.matmul(keys.clone().transpose());
@@ -84,8 +84,9 @@ impl SeracRoute {
     /// A request that the classifier cannot take, or of a form it was not trained on.
     pub fn edit(self: &Arc<Self>, model: &Edited, requests: &[EditRequest], needs: Value) -> Result<Edit> {
         let settings = &self.serac.settings;
-        if let Some(strange) =
-            requests.iter().find(|request| !settings.forms.is_empty() && !settings.forms.contains(&Form::of(request)))
+        if let Some(strange) = requests
+            .iter()
+            .find(|request| !settings.forms.is_empty() && !settings.forms.contains(&Form::of_request(request)))
         {
             let known: Vec<&str> = settings.forms.iter().map(|form| form.name()).collect();
             return Err(Error::Input(format!(
@@ -113,7 +114,7 @@ pub(super) struct FromArchive {
     needs: Value,
 }
 
-impl Settings {
+impl SeracSettings {
     /// The editor of an archive.
     pub(in crate::network) fn editor(&self, stored: &Stored<'_>) -> Result<Box<dyn Editor>> {
         let serac = Serac::new(self.clone(), stored.model, stored.place);
@@ -146,13 +147,13 @@ impl Editor for FromArchive {
 impl Route for SeracRoute {
     fn width(&self) -> usize {
         match self.serac.settings.classifier.kind {
-            Kind::Embedding => self.serac.settings.classifier.embedding.dimensions,
-            Kind::Cross => self.serac.reader.width(),
+            ClassifierKind::Embedding => self.serac.settings.classifier.embedding.dimensions,
+            ClassifierKind::Cross => self.serac.reader.width(),
         }
     }
 
     fn consult(&self, recall: &Recall, prompts: &[String]) -> Result<Vec<Option<Consulted>>> {
-        let Settings { routing, hard, counterfactual, .. } = &self.serac.settings;
+        let SeracSettings { routing, hard, counterfactual, .. } = &self.serac.settings;
         let scopes = self.scopes(&recall.requests, &recall.keys, prompts)?;
         let answers = scopes.into_iter().zip(prompts).map(|((entry, scope), prompt)| {
             let share = match routing {

@@ -4,19 +4,19 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::choice::{self, Choice, fields};
-use crate::config::within;
 use crate::edit::EditRequest;
 use crate::error::{Error, Result};
 use crate::network::tuned::Tune;
 use crate::paths;
+use crate::sections::choice::{self, Choice, fields};
+use crate::sections::within;
 
 /// What stands in a config for the edited model itself.
 pub const ITSELF: &str = "model";
 
 /// `[editor]` of a SERAC config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct SeracSettings {
     /// How a question in scope is answered.
     #[serde(default)]
     pub routing: Routing,
@@ -25,7 +25,7 @@ pub struct Settings {
     pub hard: HardRouting,
     /// What is trained.
     #[serde(default)]
-    pub train: Part,
+    pub train: TrainedNetworks,
     /// An archive whose networks are the start, so that the two can be trained apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
@@ -66,7 +66,7 @@ pub enum Routing {
 /// What is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Part {
+pub enum TrainedNetworks {
     /// Both, side by side: their losses share no parameter.
     #[default]
     Both,
@@ -88,7 +88,7 @@ pub enum Form {
 
 impl Form {
     /// Of a request.
-    pub fn of(request: &EditRequest) -> Self {
+    pub fn of_request(request: &EditRequest) -> Self {
         if request.descriptor.is_some() { Form::Descriptor } else { Form::Answer }
     }
 
@@ -105,7 +105,7 @@ impl Form {
 pub struct ClassifierSettings {
     /// How a question is compared with an edit.
     #[serde(default)]
-    pub kind: Kind,
+    pub kind: ClassifierKind,
     /// The reader: an encoder's folder or name, or `model` for the edited model's own hidden states.
     pub encoder: String,
     /// The reader's fingerprint; filled in by the training.
@@ -169,7 +169,7 @@ pub struct Learning {
 /// How a question is compared with an edit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum ClassifierKind {
     /// By the distance of their embeddings: one product over the memory.
     #[default]
     Embedding,
@@ -224,30 +224,32 @@ impl Choice for Routing {
     }
 }
 
-impl Choice for Kind {
+impl Choice for ClassifierKind {
     const KEY: &'static str = "kind";
-    const VALUES: &'static [Self] = &[Kind::Embedding, Kind::Cross];
+    const VALUES: &'static [Self] = &[ClassifierKind::Embedding, ClassifierKind::Cross];
 
     fn keys(self) -> &'static [&'static str] {
         match self {
-            Kind::Embedding => fields::<ByEmbedding>(),
-            Kind::Cross => fields::<OverPairs>(),
+            ClassifierKind::Embedding => fields::<ByEmbedding>(),
+            ClassifierKind::Cross => fields::<OverPairs>(),
         }
     }
 }
 
-impl Settings {
+impl SeracSettings {
     /// From the section `[editor]` of a config; `origin` names its file in errors.
     ///
     /// # Errors
     /// A key that is not known, or that the choices made do not use; a value of the wrong type.
     pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
-        let settings: Settings = choice::read("editor", given, origin)?;
+        let settings: SeracSettings = choice::read("editor", given, origin)?;
         choice::check("editor", given, settings.routing)?;
-        for (network, part) in [("classifier", Part::Classifier), ("counterfactual", Part::Counterfactual)] {
+        for (network, part) in
+            [("classifier", TrainedNetworks::Classifier), ("counterfactual", TrainedNetworks::Counterfactual)]
+        {
             let Some(given) = given.get(network).and_then(toml::Value::as_table) else { continue };
             let section = format!("editor.{network}");
-            if part == Part::Classifier {
+            if part == TrainedNetworks::Classifier {
                 choice::check(&section, given, settings.classifier.kind)?;
             }
             settings.refuse_untrained(&section, given, part, fields::<Learning>())?;
@@ -257,24 +259,30 @@ impl Settings {
     }
 
     /// Whether a network is trained.
-    pub fn trains(&self, part: Part) -> bool {
-        [Part::Both, part].contains(&self.train)
-            && (part == Part::Classifier || self.counterfactual.tune != Tune::Nothing)
+    pub fn trains(&self, part: TrainedNetworks) -> bool {
+        [TrainedNetworks::Both, part].contains(&self.train)
+            && (part == TrainedNetworks::Classifier || self.counterfactual.tune != Tune::Nothing)
     }
 
     /// Refuses `keys`, which say how a network is trained, where it is not.
     ///
     /// # Errors
     /// Names the key, and what leaves the network as it is.
-    pub fn refuse_untrained(&self, section: &str, given: &toml::Table, part: Part, keys: &[&str]) -> Result<()> {
+    pub fn refuse_untrained(
+        &self,
+        section: &str,
+        given: &toml::Table,
+        part: TrainedNetworks,
+        keys: &[&str],
+    ) -> Result<()> {
         let key = match self.trains(part) {
             true => None,
             false => given.keys().find(|key| keys.contains(&key.as_str())),
         };
         let Some(key) = key else { return Ok(()) };
         let (chosen, other) = match (part, self.train) {
-            (Part::Classifier, _) => ("train = \"counterfactual\"", "\"both\" or \"classifier\""),
-            (_, Part::Classifier) => ("train = \"classifier\"", "\"both\" or \"counterfactual\""),
+            (TrainedNetworks::Classifier, _) => ("train = \"counterfactual\"", "\"both\" or \"classifier\""),
+            (_, TrainedNetworks::Classifier) => ("train = \"classifier\"", "\"both\" or \"counterfactual\""),
             _ => ("counterfactual.tune = \"nothing\"", "every other"),
         };
         Err(Error::Config(format!("{section}.{key}: editor.{chosen} does not use it; {other} does")))
@@ -283,7 +291,7 @@ impl Settings {
 
 /// # Errors
 /// Numbers out of range, a template that is none, nothing to train.
-pub(super) fn check(settings: &Settings) -> Result<()> {
+pub(super) fn check(settings: &SeracSettings) -> Result<()> {
     let (classifier, counterfactual) = (&settings.classifier, &settings.counterfactual);
     within("editor.threshold", settings.hard.threshold, 0.0, 1.0)?;
     within("editor.classifier.dimensions", classifier.embedding.dimensions as f64, 1.0, 1e5)?;
@@ -291,7 +299,7 @@ pub(super) fn check(settings: &Settings) -> Result<()> {
     for (network, learning) in [("classifier", &classifier.learning), ("counterfactual", &counterfactual.learning)] {
         within(&format!("editor.{network}.learning_rate"), learning.learning_rate.unwrap_or(0.0), 0.0, 10.0)?;
     }
-    if settings.train == Part::Counterfactual && counterfactual.tune == Tune::Nothing {
+    if settings.train == TrainedNetworks::Counterfactual && counterfactual.tune == Tune::Nothing {
         let message =
             "editor.counterfactual.tune = \"nothing\" leaves nothing to train with editor.train = \"counterfactual\"";
         return Err(Error::Config(message.into()));

@@ -26,19 +26,19 @@ pub struct Mined {
     pub count: usize,
     /// Where they are looked for.
     #[serde(flatten)]
-    pub search: Search,
+    pub search: MiningSearch,
 }
 
 impl Default for Mined {
     fn default() -> Self {
-        Mined { count: 1, search: Search::default() }
+        Mined { count: 1, search: MiningSearch::default() }
     }
 }
 
 /// Keys of a `count` above 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Search {
+pub struct MiningSearch {
     /// Among how many of the nearest they are drawn.
     pub among: usize,
     /// How many of the nearest are left out, where a file holds one fact several times.
@@ -49,9 +49,9 @@ pub struct Search {
     pub pool: usize,
 }
 
-impl Default for Search {
+impl Default for MiningSearch {
     fn default() -> Self {
-        Search { among: 100, skip: 0, temperature: 0.1, pool: 4096 }
+        MiningSearch { among: 100, skip: 0, temperature: 0.1, pool: 4096 }
     }
 }
 
@@ -94,7 +94,7 @@ impl Pool {
     ///
     /// # Errors
     /// A question that cannot be read; Ctrl-C.
-    pub(super) fn of(source: &Source, most: usize, reader: &Reader, watch: Watch<'_>) -> Result<Self> {
+    pub(super) fn build(source: &Source, most: usize, reader: &Reader, watch: Watch<'_>) -> Result<Self> {
         let mut pool = Pool::default();
         let questions = match source {
             // A file may be sorted: its beginning is no sample of it.
@@ -136,7 +136,7 @@ impl Pool {
         reader: &Reader,
         rng: &mut ChaCha8Rng,
     ) -> Result<Vec<Vec<Probe>>> {
-        let (count, Search { among, skip, temperature, .. }) = (mined.count, mined.search);
+        let (count, MiningSearch { among, skip, temperature, .. }) = (mined.count, mined.search);
         let Some(embeddings) = self.embeddings.as_ref().filter(|_| count > 0) else {
             return Ok(vec![vec![]; records.len()]);
         };

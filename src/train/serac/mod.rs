@@ -25,14 +25,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use mining::Pool;
-pub use mining::{Mined, Search};
+pub use mining::{Mined, MiningSearch};
 pub use start::Training;
 
-use super::learned::{self, Group, LearnedEditor, Watch};
-use super::loss::{Loss, Reads, check_classes, check_weights, edit_and_locality, weight_of};
-use crate::archive::EditorSettings;
-use crate::config::choice::{self, fields, refuse};
-use crate::config::within;
+use super::learned::{Group, LearnedEditor, StepLoss, Watch};
+use super::loss::{EditAndLocality, Reads, check_classes, check_weights, edit_and_locality, weight_of};
+use crate::archive::LearnedEditorSettings;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{Source, draw_locality};
 use crate::data::unicode;
@@ -44,12 +42,14 @@ use crate::model::tap::NoTap;
 use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;
 use crate::network::parameters;
-use crate::network::serac::{Kind, NAME, Part, Serac, SeracNetwork, SeracRoute, Settings};
+use crate::network::serac::{ClassifierKind, NAME, Serac, SeracNetwork, SeracRoute, SeracSettings, TrainedNetworks};
+use crate::sections::choice::{self, fields, refuse};
+use crate::sections::within;
 use crate::{parallel, random};
 
 /// `[loss]` of a SERAC config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LossSettings {
+pub struct SeracLossSettings {
     /// Of the classifier, where it is trained.
     #[serde(flatten)]
     pub classifier: ClassifierLoss,
@@ -108,26 +108,32 @@ fn two() -> usize {
     2
 }
 
-impl LossSettings {
+impl SeracLossSettings {
     /// From the section `[loss]` of a config whose section `[editor]` is `editor`; `origin` names its file in errors.
     ///
     /// # Errors
     /// A key that is not known, or of a loss that is not taken; a value of the wrong type.
-    pub fn read(given: &toml::Table, editor: &Settings, origin: &str) -> Result<Self> {
-        let settings: LossSettings = choice::read("loss", given, origin)?;
-        for (part, keys) in
-            [(Part::Classifier, fields::<ClassifierLoss>()), (Part::Counterfactual, fields::<CounterfactualLoss>())]
-        {
+    pub fn read(given: &toml::Table, editor: &SeracSettings, origin: &str) -> Result<Self> {
+        let settings: SeracLossSettings = choice::read("loss", given, origin)?;
+        for (part, keys) in [
+            (TrainedNetworks::Classifier, fields::<ClassifierLoss>()),
+            (TrainedNetworks::Counterfactual, fields::<CounterfactualLoss>()),
+        ] {
             editor.refuse_untrained("loss", given, part, keys)?;
         }
         let numbers =
             |of: &'static [&'static str]| -> [(String, &[&str]); 2] { [("0".into(), &[]), ("above 0".into(), of)] };
         let number = |zero: bool| if zero { "0" } else { "above 0" };
-        let LossSettings { classifier, counterfactual, .. } = &settings;
+        let SeracLossSettings { classifier, counterfactual, .. } = &settings;
         refuse("loss", given, ("locality", number(counterfactual.locality == 0.0)), &numbers(&["held"]))?;
         refuse("loss", given, ("out_of_scope", number(settings.out_of_scope == 0)), &numbers(&["mix"]))?;
         if let Some(given) = given.get("mined").and_then(toml::Value::as_table) {
-            refuse("loss.mined", given, ("count", number(classifier.mined.count == 0)), &numbers(fields::<Search>()))?;
+            refuse(
+                "loss.mined",
+                given,
+                ("count", number(classifier.mined.count == 0)),
+                &numbers(fields::<MiningSearch>()),
+            )?;
         }
         Ok(settings)
     }
@@ -138,7 +144,7 @@ impl LossSettings {
 pub struct SeracTrainer {
     serac: Serac,
     base: Edited,
-    loss: LossSettings,
+    loss: SeracLossSettings,
     learning_rate: f64,
     pool: Arc<Pool>,
     /// The fingerprint of the archive whose networks it began with.
@@ -147,8 +153,8 @@ pub struct SeracTrainer {
     route: Arc<Mutex<Option<Arc<SeracRoute>>>>,
 }
 
-/// What a record asks in a step.
-struct Asked {
+/// The questions that a record is trained on in a step.
+struct RecordQuestions {
     statement: String,
     subject: Option<String>,
     in_scope: Vec<(String, String)>,
@@ -169,7 +175,7 @@ impl SeracTrainer {
     ///
     /// # Errors
     /// Numbers out of range; a KL loss between models of different vocabularies.
-    pub fn new(mut serac: Serac, base: Edited, loss: LossSettings, learning_rate: f64) -> Result<Self> {
+    pub fn new(mut serac: Serac, base: Edited, loss: SeracLossSettings, learning_rate: f64) -> Result<Self> {
         let (scope, answers) = (&loss.classifier, &loss.counterfactual);
         for (key, value) in
             [("edit", answers.edit), ("locality", answers.locality), ("end", answers.end), ("scope", scope.scope)]
@@ -184,7 +190,7 @@ impl SeracTrainer {
         let vocabularies = [&serac.pretrained, base.base()].map(|model| model.decoder.spec.vocabulary);
         let alike = vocabularies[0] == vocabularies[1]
             && serac.pretrained.tokenizer.fingerprint()? == base.base().tokenizer.fingerprint()?;
-        if answers.locality > 0.0 && !alike && serac.settings.train != Part::Classifier {
+        if answers.locality > 0.0 && !alike && serac.settings.train != TrainedNetworks::Classifier {
             return Err(Error::Config(format!(
                 "loss.locality = {}: the KL loss wants equal vocabularies, the counterfactual model has {} tokens of its own, the model {}; \
                  set loss.locality = 0 and leave loss.held out",
@@ -216,12 +222,12 @@ impl SeracTrainer {
         weight_of(&self.loss.mix, class)
     }
 
-    fn trains(&self, part: Part) -> bool {
+    fn trains(&self, part: TrainedNetworks) -> bool {
         self.serac.settings.trains(part)
     }
 
-    /// What some records ask in a step.
-    fn ask(&self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Vec<Asked>> {
+    /// The questions that some records are trained on in a step.
+    fn ask(&self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<Vec<RecordQuestions>> {
         let mined = self.pool.mine(records, &self.loss.classifier.mined, &self.serac.reader, rng)?;
         let asked = records.iter().zip(mined).map(|(record, mined)| {
             let mut pool = in_scope(record);
@@ -231,7 +237,7 @@ impl SeracTrainer {
             });
             let in_scope = in_scope.collect();
             let near = draw_locality(record, self.loss.out_of_scope, |class| self.weight(class), rng);
-            Asked {
+            RecordQuestions {
                 statement: EditRequest::from(record).statement(),
                 subject: record.subject.clone(),
                 in_scope,
@@ -243,21 +249,21 @@ impl SeracTrainer {
     }
 
     /// What some records add to a mean loss over `records` of them.
-    fn part(&self, serac: &Serac, asked: &[Asked], records: usize) -> Result<Share> {
+    fn part(&self, serac: &Serac, asked: &[RecordQuestions], records: usize) -> Result<SeracLossShare> {
         let mut losses = vec![];
         let mut figures = [0.0; 3];
         let share = asked.len() as f64 / records as f64;
-        if self.trains(Part::Classifier) && self.loss.classifier.scope > 0.0 {
+        if self.trains(TrainedNetworks::Classifier) && self.loss.classifier.scope > 0.0 {
             let loss = match serac.settings.classifier.kind {
-                Kind::Embedding => scope::by_embedding(serac, asked)?,
-                Kind::Cross => scope::by_pairs(serac, asked)?,
+                ClassifierKind::Embedding => scope::by_embedding(serac, asked)?,
+                ClassifierKind::Cross => scope::by_pairs(serac, asked)?,
             };
             figures[0] = share * loss.clone().into_data().iter::<f64>().sum::<f64>();
             losses.push(loss.mul_scalar(share * self.loss.classifier.scope));
         }
         let CounterfactualLoss { edit, locality, .. } = self.loss.counterfactual;
-        if self.trains(Part::Counterfactual) && (edit > 0.0 || locality > 0.0) {
-            let Loss { surrogate, nll, kl } = self.counterfactual(serac, asked, records)?;
+        if self.trains(TrainedNetworks::Counterfactual) && (edit > 0.0 || locality > 0.0) {
+            let EditAndLocality { surrogate, nll, kl } = self.counterfactual(serac, asked, records)?;
             (figures[1], figures[2]) = (nll, kl);
             losses.push(surrogate);
         }
@@ -265,7 +271,7 @@ impl SeracTrainer {
             Some(loss) => GradientsParams::from_grads(loss.backward(), &serac.network),
             None => GradientsParams::new(),
         };
-        Ok(Share { gradients, figures })
+        Ok(SeracLossShare { gradients, figures })
     }
 
     /// Sees whether the counterfactual model can read an edit with a question and its answer, and the answer's end where it learns it.
@@ -287,7 +293,7 @@ impl SeracTrainer {
     /// Sees whether the classifier can read an edit, with a question where it reads pairs.
     fn readable(&self, statement: &str, question: &str) -> Result<()> {
         let Serac { settings, reader, .. } = &self.serac;
-        let second = (settings.classifier.kind == Kind::Cross).then_some(question);
+        let second = (settings.classifier.kind == ClassifierKind::Cross).then_some(question);
         let Some(context) = reader.context().filter(|context| statement.len() + question.len() + 4 > *context) else {
             return Ok(());
         };
@@ -309,7 +315,7 @@ impl SeracTrainer {
     }
 
     /// The counterfactual model's loss.
-    fn counterfactual(&self, serac: &Serac, asked: &[Asked], records: usize) -> Result<Loss> {
+    fn counterfactual(&self, serac: &Serac, asked: &[RecordQuestions], records: usize) -> Result<EditAndLocality> {
         let tokenizer = &serac.pretrained.tokenizer;
         let settings = &serac.settings.counterfactual;
         let (share, context) = (1.0 / records as f64, serac.pretrained.decoder.spec.context);
@@ -395,7 +401,7 @@ fn text_of(tokenizer: &Tokenizer, prompt: &str, probe: &Probe) -> Result<Continu
 }
 
 /// The share of some records in the loss and in its gradient; the figures are scope, edit NLL and KL.
-struct Share {
+struct SeracLossShare {
     gradients: GradientsParams,
     figures: [f64; 3],
 }
@@ -461,7 +467,7 @@ impl LearnedEditor for SeracTrainer {
     }
 
     fn made_of(&self) -> BTreeMap<String, String> {
-        let Settings { classifier, counterfactual, .. } = &self.serac.settings;
+        let SeracSettings { classifier, counterfactual, .. } = &self.serac.settings;
         let named = [
             ("editor.classifier.encoder", &classifier.fingerprint),
             ("editor.counterfactual.model", &counterfactual.fingerprint),
@@ -473,16 +479,16 @@ impl LearnedEditor for SeracTrainer {
     fn prepare(&mut self, source: &Source, _draws: u64, watch: Watch<'_>) -> Result<()> {
         check_classes(&self.loss.mix, source)?;
         let mined = &self.loss.classifier.mined;
-        if mined.count == 0 || !self.trains(Part::Classifier) {
+        if mined.count == 0 || !self.trains(TrainedNetworks::Classifier) {
             return Ok(());
         }
-        self.pool = Arc::new(Pool::of(source, mined.search.pool, &self.serac.reader, watch)?);
+        self.pool = Arc::new(Pool::build(source, mined.search.pool, &self.serac.reader, watch)?);
         Ok(())
     }
 
-    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<learned::Loss> {
+    fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<StepLoss> {
         let asked = self.ask(records, rng)?;
-        let parts: Vec<&[Asked]> = asked.chunks(asked.len().div_ceil(PARTS).max(LEAST)).collect();
+        let parts: Vec<&[RecordQuestions]> = asked.chunks(asked.len().div_ceil(PARTS).max(LEAST)).collect();
         // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
         let device = self.serac.network.classifier.head.weight.val().device();
         let own = || Serac { network: self.serac.network.clone().fork(&device), ..self.serac.clone() };
@@ -498,7 +504,7 @@ impl LearnedEditor for SeracTrainer {
         let CounterfactualLoss { edit, locality, .. } = self.loss.counterfactual;
         let total = self.loss.classifier.scope * scope + edit * nll + locality * kl;
         let figures = vec![("loss", total), ("scope", scope), ("edit_nll", nll), ("locality_kl", kl)];
-        Ok(learned::Loss { gradients: sum.grads(), figures })
+        Ok(StepLoss { gradients: sum.grads(), figures })
     }
 
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
@@ -515,8 +521,8 @@ impl LearnedEditor for SeracTrainer {
         Ok(())
     }
 
-    fn settings(&self) -> EditorSettings {
-        EditorSettings::Serac(self.serac.settings.clone())
+    fn settings(&self) -> LearnedEditorSettings {
+        LearnedEditorSettings::Serac(self.serac.settings.clone())
     }
 
     fn neighbours(&self) -> usize {

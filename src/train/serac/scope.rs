@@ -6,7 +6,7 @@
 
 use burn::tensor::{Tensor, TensorData, activation};
 
-use super::Asked;
+use super::RecordQuestions;
 use crate::data::unicode;
 use crate::error::Result;
 use crate::network::serac::Serac;
@@ -24,7 +24,7 @@ const KIND: f64 = 0.5 * SIDE;
 
 /// The classifier's loss on all pairs of the edits and the questions of a batch. Out of scope of an edit are its own near
 /// questions and mined ones, which count for half of the negatives, and the questions of the others, where they do not name its subject.
-pub(super) fn by_embedding(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> {
+pub(super) fn by_embedding(serac: &Serac, asked: &[RecordQuestions]) -> Result<Tensor<1>> {
     let mut questions: Vec<&str> = vec![];
     let mut owners: Vec<(usize, bool)> = vec![];
     for (owner, asked) in asked.iter().enumerate() {
@@ -82,7 +82,7 @@ pub(super) fn by_embedding(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> 
 }
 
 /// The classifier's loss on pairs: each edit with its own questions, and with one of another record.
-pub(super) fn by_pairs(serac: &Serac, asked: &[Asked]) -> Result<Tensor<1>> {
+pub(super) fn by_pairs(serac: &Serac, asked: &[RecordQuestions]) -> Result<Tensor<1>> {
     let (mut rows, mut labels) = (vec![], vec![]);
     for (number, edit) in asked.iter().enumerate() {
         let other = &asked[(number + 1) % asked.len()];

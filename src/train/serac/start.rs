@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use super::{LossSettings, SeracTrainer};
-use crate::archive::{Archive, EditorSettings};
+use super::{SeracLossSettings, SeracTrainer};
+use crate::archive::{Archive, LearnedEditorSettings};
 use crate::data::source::Source;
 use crate::edit::EditRequest;
 use crate::error::{Error, Result};
-use crate::network::serac::{Form, Part, Serac, Settings, located};
+use crate::network::serac::{Form, Serac, SeracSettings, TrainedNetworks, located};
 use crate::tensors;
 use crate::train::methods::{self, Beginning, Sections};
 
@@ -15,17 +15,17 @@ use crate::train::methods::{self, Beginning, Sections};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Training {
     /// `[editor]`
-    pub editor: Settings,
+    pub editor: SeracSettings,
     /// `[loss]`
-    pub loss: LossSettings,
+    pub loss: SeracLossSettings,
 }
 
 impl methods::Training for Training {
     type Editor = SeracTrainer;
 
     fn read(sections: &Sections<'_>) -> Result<Self> {
-        let editor = Settings::read(sections.editor, sections.origin)?;
-        let loss = LossSettings::read(sections.loss, &editor, sections.origin)?;
+        let editor = SeracSettings::read(sections.editor, sections.origin)?;
+        let loss = SeracLossSettings::read(sections.loss, &editor, sections.origin)?;
         Ok(Training { editor, loss })
     }
 
@@ -58,7 +58,7 @@ fn forms(source: &Source) -> Vec<Form> {
         Source::Records(records) => records.all(),
     };
     let forms: std::collections::BTreeSet<Form> =
-        records.iter().map(|record| Form::of(&EditRequest::from(record))).collect();
+        records.iter().map(|record| Form::of_request(&EditRequest::from(record))).collect();
     forms.into_iter().collect()
 }
 
@@ -67,7 +67,7 @@ fn forms(source: &Source) -> Vec<Form> {
 /// # Errors
 /// An archive of another editor, or whose networks are built otherwise.
 fn started(serac: Serac, archive: &Archive) -> Result<Serac> {
-    let (own, EditorSettings::Serac(theirs)) = (serac.settings.clone(), &archive.description.editor) else {
+    let (own, LearnedEditorSettings::Serac(theirs)) = (serac.settings.clone(), &archive.description.editor) else {
         return Err(Error::Config(format!("editor.start: {} is no archive of SERAC", archive.folder.display())));
     };
     let alike = [
@@ -93,9 +93,9 @@ fn started(serac: Serac, archive: &Archive) -> Result<Serac> {
     }
     // What is not trained here has to come from there.
     let kept = match own.train {
-        Part::Both => None,
-        Part::Classifier => Some(&alike[1]),
-        Part::Counterfactual => Some(&alike[0]),
+        TrainedNetworks::Both => None,
+        TrainedNetworks::Classifier => Some(&alike[1]),
+        TrainedNetworks::Counterfactual => Some(&alike[0]),
     };
     if let Some((part, false)) = kept {
         return Err(Error::Config(format!(

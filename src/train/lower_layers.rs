@@ -1,4 +1,4 @@
-//! The part of the model below the lowest edited layer. No edit reaches it: what it makes of a text is a constant of the training.
+//! The layers below the lowest edited one. No edit changes them: the hidden states of a text that they give are constants of the training.
 //!
 //! Texts that come again are kept. Which texts share a pass is fixed before the first step, from all of them in order, and the pass
 //! is made when one of its texts is first asked for: what comes out does not depend on when that was, on how much memory there is,
@@ -22,11 +22,11 @@ const CELLS: usize = 128;
 
 /// The layers below the lowest edited one, with the hidden states that are kept. Clones share them.
 #[derive(Clone)]
-pub struct Below {
+pub struct LowerLayers {
     base: Edited,
     layers: usize,
     passes: Arc<Passes>,
-    kept: Arc<Mutex<Kept>>,
+    kept: Arc<Mutex<KeptStates>>,
 }
 
 /// Which texts share a pass.
@@ -42,7 +42,7 @@ struct Passes {
 
 /// What was computed, as far as it fits.
 #[derive(Default)]
-struct Kept {
+struct KeptStates {
     /// By the number of the pass: `[texts, tokens, width]`, and when it was last asked for.
     passes: BTreeMap<usize, (Tensor<3>, u64)>,
     /// Steps so far, by which passes age.
@@ -54,9 +54,9 @@ struct Kept {
     dropped: u64,
 }
 
-/// How much of what was asked for was found.
+/// How many of the texts that were asked for had their hidden states kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shares {
+pub struct KeptCounts {
     /// Texts asked for.
     pub asked: u64,
     /// Those whose hidden states were at hand.
@@ -89,10 +89,10 @@ impl Passes {
     }
 }
 
-impl Below {
+impl LowerLayers {
     /// The first `layers` layers of `base`.
     pub fn new(base: Edited, layers: usize) -> Self {
-        Below { base, layers, passes: Arc::default(), kept: Arc::default() }
+        LowerLayers { base, layers, passes: Arc::default(), kept: Arc::default() }
     }
 
     /// Fixes which of the texts to keep share a pass; what was computed is kept in at most `bytes`. Nothing is computed yet.
@@ -100,7 +100,7 @@ impl Below {
         // Without layers or memory there is nothing to keep.
         let texts = if self.layers == 0 || bytes == 0.0 { BTreeSet::new() } else { texts };
         self.passes = Arc::new(Passes::new(texts));
-        self.kept = Arc::new(Mutex::new(Kept { most: bytes as usize, ..Kept::default() }));
+        self.kept = Arc::new(Mutex::new(KeptStates { most: bytes as usize, ..KeptStates::default() }));
     }
 
     /// Computes what a step's texts lack, side by side; `rows` are the texts of all its batches. What does not fit is dropped by age.
@@ -124,7 +124,7 @@ impl Below {
         Ok(())
     }
 
-    /// What comes out of the layers, `[batch, tokens, width]`: from memory where all rows were prepared.
+    /// The hidden states above the layers, `[batch, tokens, width]`: from memory where all rows were prepared.
     ///
     /// # Errors
     /// A text that the model cannot take.
@@ -139,19 +139,19 @@ impl Below {
         }
     }
 
-    /// How much was found so far; nothing where nothing is kept.
-    pub fn shares(&self) -> Option<Shares> {
+    /// The counts so far; nothing where nothing is kept.
+    pub fn counts(&self) -> Option<KeptCounts> {
         let kept = self.kept();
-        let Kept { asked, found, dropped, bytes, .. } = *kept;
-        (!self.passes.texts.is_empty()).then_some(Shares { asked, found, dropped, bytes })
+        let KeptStates { asked, found, dropped, bytes, .. } = *kept;
+        (!self.passes.texts.is_empty()).then_some(KeptCounts { asked, found, dropped, bytes })
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, KeptStates> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The hidden states of one text, `[tokens, width]`.
-    fn row(&self, kept: &Kept, ids: &[u32]) -> Option<Tensor<2>> {
+    fn row(&self, kept: &KeptStates, ids: &[u32]) -> Option<Tensor<2>> {
         let text = self.passes.find(ids)?;
         let pass = self.passes.pass_of[text];
         let (hidden, _) = kept.passes.get(&pass)?;
@@ -184,7 +184,7 @@ impl Below {
     }
 }
 
-impl Kept {
+impl KeptStates {
     /// Begins a step that wants a pass for each of its texts, and gives the passes that are not here, each once.
     fn ask(&mut self, wanted: &[usize]) -> Vec<usize> {
         self.now += 1;

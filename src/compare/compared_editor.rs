@@ -1,4 +1,4 @@
-//! An editor as a comparison's config names it: what it is made of is read before any works, and decides what its cases hold.
+//! An editor that a comparison's config names. All that it is made of is read before the first edit, and is written to params.json.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::model::Model;
 /// to a fixed length, and a sequence is also read right after each edit.
 const LOOKS: u32 = 2;
 
-/// An editor that takes part.
-pub struct Contender<'a> {
+/// An editor that is compared with others.
+pub struct ComparedEditor<'a> {
     named: &'a Competitor,
     made_of: MadeOf,
 }
@@ -30,8 +30,8 @@ enum MadeOf {
     Untrained(Box<EditorSettings>, PathBuf),
 }
 
-impl<'a> Contender<'a> {
-    /// Sees whether there is all that the editor is made of, so that a wrong name is told before the others have worked for hours.
+impl<'a> ComparedEditor<'a> {
+    /// Checks that all the editor is made of is there, so that a wrong name is reported before the other editors have run for hours.
     /// Paths are relative to `place`.
     ///
     /// # Errors
@@ -56,8 +56,8 @@ impl<'a> Contender<'a> {
             settings.check(model, model_name, &folder)?;
             Ok(MadeOf::Untrained(Box::new(settings), folder))
         };
-        let made_of = open().map_err(|error| told(&named.name, error))?;
-        Ok(Contender { named, made_of })
+        let made_of = open().map_err(|error| naming(&named.name, error))?;
+        Ok(ComparedEditor { named, made_of })
     }
 
     /// The editor, and params.json of its run: all that decides what a case file holds. `text` is that of the perplexities.
@@ -71,7 +71,7 @@ impl<'a> Contender<'a> {
         records: &[EditRecord],
         text: &[Vec<u32>],
     ) -> Result<(Box<dyn Editor>, Value)> {
-        let Contender { named, made_of } = self;
+        let ComparedEditor { named, made_of } = self;
         let mut network = None;
         let made = match made_of {
             MadeOf::Trained(archive) => {
@@ -83,7 +83,7 @@ impl<'a> Contender<'a> {
                 settings.editor(model, &config.model.path, &folder, Box::new(|_| {}))
             }
         };
-        let editor = made.map_err(|error| told(&named.name, error))?;
+        let editor = made.map_err(|error| naming(&named.name, error))?;
         let (method, settings) = editor.describe();
         let compare = &config.compare;
         let text = (compare.perplexity > 0).then(|| hash(&serde_json::to_vec(text).unwrap_or_default()));
@@ -119,12 +119,12 @@ fn hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex()[..16].to_owned()
 }
 
-/// Says whose error it is, where no file's name does.
-fn told(name: &str, error: Error) -> Error {
-    let told = |message: String| format!("editor {name}: {message}");
+/// The error with the editor's name before it, where it names no file.
+fn naming(name: &str, error: Error) -> Error {
+    let named = |message: String| format!("editor {name}: {message}");
     match error {
-        Error::Config(message) => Error::Config(told(message)),
-        Error::Input(message) => Error::Input(told(message)),
+        Error::Config(message) => Error::Config(named(message)),
+        Error::Input(message) => Error::Input(named(message)),
         other => other,
     }
 }

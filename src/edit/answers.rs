@@ -1,4 +1,5 @@
-//! What a memory says of a prompt, token by token: another model, the same one behind a prefix, a mixture of two, or a text told.
+//! Scores and generates the answers that a memory names: those of another model, of the same model with a prefix before the prompt, of a
+//! mixture of two models, or a fixed text.
 
 use burn::tensor::{Tensor, activation};
 
@@ -11,10 +12,10 @@ use crate::model::tap::NoTap;
 use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;
 
-/// ln of the probability that a text told leaves to each of all other tokens: a cache is certain, but a mean of logarithms must stay finite.
+/// ln of the probability of each token that is not the fixed answer's: a cache is certain, but a mean of logarithms must stay finite.
 const OTHERWISE: f32 = -30.0;
 
-/// Rows that run behind a prefix at once: each has keys and values of its own.
+/// Rows with a prefix that run at once: each has keys and values of its own.
 const ROWS: usize = 8;
 
 /// Refuses a mixture of models whose tokens are not the same.
@@ -28,16 +29,20 @@ fn check_mixture(a: &Edited, b: &Edited) -> Result<()> {
     )))
 }
 
-/// Scores continuations on the model that a memory names for each.
-pub(super) fn score_consulted(model: &Edited, texts: &[&Continuation], said: &[&Consulted]) -> Result<Vec<Scored>> {
+/// Scores each continuation under the answer that a memory names for it.
+pub(super) fn score_consulted(
+    model: &Edited,
+    texts: &[&Continuation],
+    consulted: &[&Consulted],
+) -> Result<Vec<Scored>> {
     let tokenizer = &model.base().tokenizer;
     let mut scored: Vec<Option<Scored>> = vec![None; texts.len()];
     // Those that another model answers alone run together.
     let mut alone: Vec<(usize, &Edited, Continuation)> = vec![];
     let mut foreign = vec![];
     let mut behind: Vec<(usize, usize)> = vec![];
-    for (index, (text, said)) in texts.iter().zip(said).enumerate() {
-        match &said.answer {
+    for (index, (text, consulted)) in texts.iter().zip(consulted).enumerate() {
+        match &consulted.answer {
             Answer::Model { model: other, prompt, share } if *share >= 1.0 => {
                 let theirs = &other.base().tokenizer;
                 let row = match theirs.fingerprint()? == tokenizer.fingerprint()? {
@@ -53,8 +58,8 @@ pub(super) fn score_consulted(model: &Edited, texts: &[&Continuation], said: &[&
             Answer::Model { model: other, prompt, share } => {
                 scored[index] = Some(mixed(model, other, text, prompt, *share)?);
             }
-            Answer::Behind(_) => behind.push((index, index)),
-            Answer::Told(told) => scored[index] = Some(score_told(tokenizer, text, told)?),
+            Answer::Prefixed(_) => behind.push((index, index)),
+            Answer::Target(answer) => scored[index] = Some(score_fixed_answer(tokenizer, text, answer)?),
         }
     }
     while let Some((_, other, _)) = alone.first() {
@@ -65,15 +70,15 @@ pub(super) fn score_consulted(model: &Edited, texts: &[&Continuation], said: &[&
         mine.iter().zip(results).for_each(|((index, ..), result)| scored[*index] = Some(result));
         alone = rest;
     }
-    // Ids of another vocabulary are told as text.
+    // Ids of another vocabulary are given back as text.
     for (index, theirs) in foreign {
         if let Some(scored) = &mut scored[index] {
             scored.text = Some(scored.answer(theirs)?);
         }
     }
     while let Some(&(first, _)) = behind.first() {
-        let Answer::Behind(prefix) = &said[first].answer else { break };
-        let same = |&(index, _): &(usize, usize)| matches!(&said[index].answer, Answer::Behind(other) if std::sync::Arc::ptr_eq(other, prefix));
+        let Answer::Prefixed(prefix) = &consulted[first].answer else { break };
+        let same = |&(index, _): &(usize, usize)| matches!(&consulted[index].answer, Answer::Prefixed(other) if std::sync::Arc::ptr_eq(other, prefix));
         let (mine, rest): (Vec<_>, Vec<_>) = behind.into_iter().partition(same);
         let (ids, past) = prefix.past(model)?;
         let rows = mine.iter().map(|&(index, _)| {
@@ -158,15 +163,16 @@ fn target_logs(model: &Edited, text: &Continuation) -> Result<Tensor<2>> {
     Ok(activation::log_softmax(model.head(hidden, &reads), 1))
 }
 
-/// A target against a text that is told.
-fn score_told(tokenizer: &Tokenizer, text: &Continuation, told: &str) -> Result<Scored> {
+/// The score of a target where the answer is a fixed text.
+fn score_fixed_answer(tokenizer: &Tokenizer, text: &Continuation, answer: &str) -> Result<Scored> {
     let (prompt, _) = texts_of(tokenizer, text)?;
-    let told = tokenizer.continuation(&prompt, told)?;
+    let answer = tokenizer.continuation(&prompt, answer)?;
     let target = text.target().to_vec();
-    // Behind the end of what is told stands its last token: something that is not the target.
-    let said = |index: usize| told.target().get(index).copied().unwrap_or(told.target()[told.target().len() - 1]);
-    let argmax: Vec<u32> = (0..target.len()).map(said).collect();
-    let sure = |(index, token): (usize, &u32)| match told.target().get(index) == Some(token) {
+    // Past the end of the fixed answer its last token is repeated: something that is not the target.
+    let predicted =
+        |index: usize| answer.target().get(index).copied().unwrap_or(answer.target()[answer.target().len() - 1]);
+    let argmax: Vec<u32> = (0..target.len()).map(predicted).collect();
+    let sure = |(index, token): (usize, &u32)| match answer.target().get(index) == Some(token) {
         true => 0.0,
         false => OTHERWISE,
     };
@@ -174,27 +180,27 @@ fn score_told(tokenizer: &Tokenizer, text: &Continuation, told: &str) -> Result<
     Ok(Scored { target, log_probabilities, argmax, text: None })
 }
 
-/// Speaks on from a prompt, token by token.
-pub(super) enum Speaker {
-    /// A model, with what it has seen.
-    One(Voice),
+/// Generates the answer to a prompt, token by token.
+pub(super) enum AnswerGenerator {
+    /// One model.
+    Model(ModelStream),
     /// `(1 − s)` of the first and s of the second.
-    Two(Box<Voice>, Box<Voice>, f64),
-    /// Fixed tokens of a tokenizer, and how many of them are said.
-    Told(Vec<u32>, usize, Edited),
+    Mixture(Box<ModelStream>, Box<ModelStream>, f64),
+    /// A fixed text as tokens, how many of them were given, and the model whose tokens they are.
+    Text(Vec<u32>, usize, Edited),
 }
 
-/// A model on one row of tokens.
-pub(super) struct Voice {
+/// A model on one row of tokens, with the keys and values of those it has read.
+pub(super) struct ModelStream {
     model: Edited,
     past: Past,
     next: Vec<u32>,
     seen: usize,
 }
 
-impl Voice {
+impl ModelStream {
     fn new(model: &Edited, ids: Vec<u32>) -> Self {
-        Voice { past: model.past(), model: model.clone(), next: ids, seen: 0 }
+        ModelStream { past: model.past(), model: model.clone(), next: ids, seen: 0 }
     }
 
     /// The logits of the next token, `[1, vocabulary]`.
@@ -209,62 +215,67 @@ impl Voice {
     }
 }
 
-impl Speaker {
-    /// Whoever a memory names for a prompt of `model`.
-    pub(super) fn new(model: &Edited, prompt: &str, said: &Consulted) -> Result<Self> {
+impl AnswerGenerator {
+    /// The generator of the answer that a memory names for a prompt of `model`.
+    pub(super) fn new(model: &Edited, prompt: &str, consulted: &Consulted) -> Result<Self> {
         let tokenizer = &model.base().tokenizer;
-        Ok(match &said.answer {
+        Ok(match &consulted.answer {
             Answer::Model { model: other, prompt: asked, share } => {
-                let theirs = Voice::new(other, other.base().tokenizer.encode_prompt(asked)?);
+                let theirs = ModelStream::new(other, other.base().tokenizer.encode_prompt(asked)?);
                 if *share >= 1.0 {
-                    return Ok(Speaker::One(theirs));
+                    return Ok(AnswerGenerator::Model(theirs));
                 }
                 check_mixture(model, other)?;
-                let own = Voice::new(model, tokenizer.encode_prompt(prompt)?);
-                Speaker::Two(Box::new(own), Box::new(theirs), *share)
+                let own = ModelStream::new(model, tokenizer.encode_prompt(prompt)?);
+                AnswerGenerator::Mixture(Box::new(own), Box::new(theirs), *share)
             }
-            Answer::Behind(prefix) => {
+            Answer::Prefixed(prefix) => {
                 let (ids, past) = prefix.past(model)?;
                 let whole = tokenizer.encode_prompt(&format!("{} {prompt}", prefix.text))?;
                 let agree = whole.iter().zip(&ids).take_while(|(a, b)| a == b).count().min(whole.len() - 1);
                 let next = whole[agree..].to_vec();
-                Speaker::One(Voice { model: model.clone(), past: past.truncated(agree), next, seen: agree })
+                AnswerGenerator::Model(ModelStream {
+                    model: model.clone(),
+                    past: past.truncated(agree),
+                    next,
+                    seen: agree,
+                })
             }
-            Answer::Told(told) => {
-                Speaker::Told(tokenizer.continuation(prompt, told)?.target().to_vec(), 0, model.clone())
+            Answer::Target(answer) => {
+                AnswerGenerator::Text(tokenizer.continuation(prompt, answer)?.target().to_vec(), 0, model.clone())
             }
         })
     }
 
-    /// The model whose tokens it speaks.
+    /// The model whose vocabulary the tokens are of.
     pub(super) fn model(&self) -> &Edited {
         match self {
-            Speaker::One(voice) => &voice.model,
-            Speaker::Two(own, ..) => &own.model,
-            Speaker::Told(_, _, model) => model,
+            AnswerGenerator::Model(stream) => &stream.model,
+            AnswerGenerator::Mixture(own, ..) => &own.model,
+            AnswerGenerator::Text(_, _, model) => model,
         }
     }
 
-    /// Whether the context has room for what was said last.
+    /// Whether the context has room for the tokens that were pushed.
     pub(super) fn has_room(&self) -> bool {
-        let fits = |voice: &Voice| voice.seen + voice.next.len() <= voice.model.base().decoder.spec.context;
+        let fits = |stream: &ModelStream| stream.seen + stream.next.len() <= stream.model.base().decoder.spec.context;
         match self {
-            Speaker::One(voice) => fits(voice),
-            Speaker::Two(own, theirs, _) => fits(own) && fits(theirs),
-            Speaker::Told(..) => true,
+            AnswerGenerator::Model(stream) => fits(stream),
+            AnswerGenerator::Mixture(own, theirs, _) => fits(own) && fits(theirs),
+            AnswerGenerator::Text(..) => true,
         }
     }
 
-    /// The logits of the next token; of a text that is told to its end none.
+    /// The logits of the next token; none at the end of a fixed text.
     pub(super) fn logits(&mut self) -> Result<Option<Vec<f32>>> {
         Ok(match self {
-            Speaker::One(voice) => Some(voice.logits()?.into_data().iter::<f32>().collect()),
-            Speaker::Two(own, theirs, share) => {
+            AnswerGenerator::Model(stream) => Some(stream.logits()?.into_data().iter::<f32>().collect()),
+            AnswerGenerator::Mixture(own, theirs, share) => {
                 let (own, theirs) = (own.logits()?, theirs.logits()?);
                 let (own, theirs) = (activation::log_softmax(own, 1), activation::log_softmax(theirs, 1));
                 Some(mix(own, theirs, *share).into_data().iter::<f32>().collect())
             }
-            Speaker::Told(told, said, model) => told.get(*said).map(|&token| {
+            AnswerGenerator::Text(answer, given, model) => answer.get(*given).map(|&token| {
                 let mut logits = vec![OTHERWISE; model.base().decoder.spec.vocabulary];
                 logits[token as usize] = 0.0;
                 logits
@@ -272,15 +283,15 @@ impl Speaker {
         })
     }
 
-    /// Goes on with a token.
+    /// Appends a token to what was generated.
     pub(super) fn push(&mut self, id: u32) {
         match self {
-            Speaker::One(voice) => voice.next.push(id),
-            Speaker::Two(own, theirs, _) => {
+            AnswerGenerator::Model(stream) => stream.next.push(id),
+            AnswerGenerator::Mixture(own, theirs, _) => {
                 own.next.push(id);
                 theirs.next.push(id);
             }
-            Speaker::Told(_, said, _) => *said += 1,
+            AnswerGenerator::Text(_, given, _) => *given += 1,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Many requests in one model: at once, or one on the other. One that cannot be edited in is left out and named; the others go on.
+//! A model edited by many requests: by all at once, or by one after the other. A request that cannot be edited in is left out, with the
+//! reason; the others stay.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,27 +10,27 @@ use crate::edit::{Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::evaluate::case::Size;
 
-/// What some requests have made of a model.
+/// A model after many requests.
 #[derive(Clone)]
-pub struct Reached {
+pub struct EditedByMany {
     /// The model with all that could be edited in.
     pub after: Edited,
-    /// The requests that it was shown, those that were lost included.
+    /// How many requests were tried, those that are lost included.
     pub shown: usize,
-    /// Why a request, by its number, was not edited in.
+    /// The requests that could not be edited in, by number, each with the reason.
     pub lost: BTreeMap<usize, String>,
 }
 
-impl Reached {
-    /// A model that was shown nothing.
+impl EditedByMany {
+    /// The model before any request.
     pub fn new(base: &Edited) -> Self {
-        Reached { after: base.clone(), shown: 0, lost: BTreeMap::new() }
+        EditedByMany { after: base.clone(), shown: 0, lost: BTreeMap::new() }
     }
 
     /// All requests by one edit. Where two contradict each other the later one stays, as it does in a sequence.
     ///
     /// # Errors
-    /// What is no request's fault.
+    /// An error that no request is the cause of.
     pub fn at_once(editor: &dyn Editor, base: &Edited, requests: &[EditRequest]) -> Result<Self> {
         let mut lost = BTreeMap::new();
         if !editor.remembers() {
@@ -46,7 +47,7 @@ impl Reached {
                 break base.clone();
             }
             let chosen: Vec<EditRequest> = left.iter().map(|&number| requests[number].clone()).collect();
-            match one(editor, base, &chosen) {
+            match with_one_edit(editor, base, &chosen) {
                 Ok(after) => break after,
                 Err(Error::Record { number, message }) if number < left.len() => {
                     lost.insert(left[number], message);
@@ -54,9 +55,9 @@ impl Reached {
                 Err(error) => {
                     let message = fault(error)?;
                     let known = lost.len();
-                    // Nobody was named: each is asked alone.
+                    // The error names no request: each is tried alone.
                     for &number in &left {
-                        if let Err(error) = one(editor, base, &requests[number..=number]) {
+                        if let Err(error) = with_one_edit(editor, base, &requests[number..=number]) {
                             lost.insert(number, fault(error)?);
                         }
                     }
@@ -66,22 +67,22 @@ impl Reached {
                 }
             }
         };
-        Ok(Reached { after, shown: requests.len(), lost })
+        Ok(EditedByMany { after, shown: requests.len(), lost })
     }
 
-    /// Goes on with the requests that were not shown yet, one on the other. `watch` is shown the model right after each edit, with the
+    /// Edits in the requests that were not tried yet, one after the other. `watch` gets the model right after each edit, with the
     /// request's number.
     ///
     /// # Errors
     /// What is no request's fault, and what `watch` says.
-    pub fn go_on(
+    pub fn continue_with(
         &mut self,
         editor: &dyn Editor,
         requests: &[EditRequest],
         watch: &mut dyn FnMut(usize, &Edited) -> Result<()>,
     ) -> Result<()> {
         for (number, request) in requests.iter().enumerate().skip(self.shown) {
-            match one(editor, &self.after, std::slice::from_ref(request)) {
+            match with_one_edit(editor, &self.after, std::slice::from_ref(request)) {
                 Ok(after) => {
                     watch(number, &after)?;
                     self.after = after;
@@ -97,7 +98,7 @@ impl Reached {
 }
 
 /// A model with one more edit.
-pub(super) fn one(editor: &dyn Editor, on: &Edited, requests: &[EditRequest]) -> Result<Edited> {
+pub(super) fn with_one_edit(editor: &dyn Editor, on: &Edited, requests: &[EditRequest]) -> Result<Edited> {
     let edit: Edit = editor.edit(on, requests)?;
     if !edit.is_finite() {
         return Err(Error::Input("the edit holds values that are not finite".into()));

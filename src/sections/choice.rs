@@ -139,7 +139,7 @@ fn culprit(table: &Table, wrong: &dyn Fn(&Table) -> Option<String>) -> Option<St
     })
 }
 
-/// What is said of the first key that was not read: what was read, written down again, has every key that there is.
+/// The error for the first key that was not read: what was read, written down again, has every key that there is.
 pub fn unread(section: &str, given: &Table, read: &serde_json::Value) -> Option<String> {
     let read = read.as_object()?;
     given.iter().find_map(|(key, value)| match (read.get(key), value) {
@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    fn told(text: &str) -> String {
+    fn read_or_error(text: &str) -> String {
         let table: Table = text.parse().unwrap();
         let read = read::<Section>("part", &table, "file.toml");
         let checked = read.and_then(|section| {
@@ -215,9 +215,12 @@ mod tests {
     #[test]
     fn keys_of_another_value_are_refused() {
         assert_eq!(fields::<Heavy>(), ["weight"]);
-        assert_eq!(told("rate = 1"), "1 0 0");
-        assert_eq!(told("rate = 1\nkind = \"heavy\"\nweight = 3\ninner = { weight = 2 }"), "1 3 2");
-        assert_eq!(told("rate = 1\nweight = 3"), r#"part.weight: kind = "light" does not use it; "heavy" does"#);
+        assert_eq!(read_or_error("rate = 1"), "1 0 0");
+        assert_eq!(read_or_error("rate = 1\nkind = \"heavy\"\nweight = 3\ninner = { weight = 2 }"), "1 3 2");
+        assert_eq!(
+            read_or_error("rate = 1\nweight = 3"),
+            r#"part.weight: kind = "light" does not use it; "heavy" does"#
+        );
     }
 
     #[test]
@@ -231,7 +234,7 @@ mod tests {
             ("rate = \"x\"", "part.rate", "invalid type"),
             ("kind = \"light\"", "part", "rate"),
         ] {
-            let said = told(text);
+            let said = read_or_error(text);
             assert!(said.starts_with(&format!("file.toml: {key}: ")) && said.contains(words), "{text}: {said}");
         }
     }

@@ -1,0 +1,150 @@
+//! Every number in the config of a training changes what the training leaves behind.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::common::{TestFolder, json, sets, training};
+
+/// The paths of all numbers, and of lists of numbers.
+fn numbers(settings: &Value, path: &str, found: &mut Vec<String>) {
+    let join = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match settings {
+        Value::Object(map) => map.iter().for_each(|(key, value)| numbers(value, &join(key), found)),
+        Value::Number(_) => found.push(path.to_owned()),
+        Value::Array(list) if list.iter().any(Value::is_number) => found.push(path.to_owned()),
+        _ => {}
+    }
+}
+
+/// What a training leaves behind, and its settings.
+#[track_caller]
+fn trained(config: &Path, out: &Path, settings: &[&str]) -> ([Vec<u8>; 2], Vec<Value>, Value) {
+    let settings = sets(settings);
+    let document = json(&training(config, out, &settings));
+    let files = ["network.safetensors", "metrics.jsonl"].map(|name| std::fs::read(out.join(name)).unwrap());
+    let figures = ["steps", "best", "test", "editor"].map(|key| document[key].clone());
+    (files, figures.into(), document["settings"].clone())
+}
+
+/// Sees that each number of a training has another value here, and that each such value leaves something else behind. `elsewhere`
+/// are those that must not, which other tests look at.
+#[track_caller]
+fn each_counts(place: &TestFolder, config: &Path, base: &[&str], others: &[(&str, &str)], elsewhere: &[&str]) {
+    let (files, figures, settings) = trained(config, &place.path("known"), base);
+    let mut found = vec![];
+    numbers(&settings, "", &mut found);
+    let mut idle = vec![];
+    for path in &found {
+        if elsewhere.contains(&path.as_str()) {
+            continue;
+        }
+        let other = others.iter().find(|(key, _)| key == path);
+        let (_, value) = other.unwrap_or_else(|| panic!("no other value of {path}"));
+        let set = format!("{path}={value}");
+        let out = place.path(&format!("out {path}"));
+        let (other_files, other_figures, _) = trained(config, &out, &[base, &[&set]].concat());
+        if files == other_files && figures == other_figures {
+            idle.push(set);
+        }
+    }
+    assert!(idle.is_empty(), "these change nothing: {idle:?}");
+    assert_eq!(found.len(), others.len() + elsewhere.len(), "{found:?}");
+}
+
+/// Numbers that every training has.
+const EVERY: [(&str, &str); 15] = [
+    ("data.test_records", "2"),
+    ("data.rephrases", "1"),
+    ("data.per_class", "0"),
+    ("train.seed", "1"),
+    ("train.max_steps", "5"),
+    ("train.edits_per_step", "5"),
+    ("train.accumulate", "2"),
+    ("train.validate_every", "3"),
+    ("train.validation_records", "3"),
+    ("train.patience", "1"),
+    ("train.learning_rate", "2e-2"),
+    ("train.weight_decay", "0.5"),
+    ("train.warm_up", "2"),
+    ("train.schedule_end", "0.9"),
+    ("train.clip", "1e-3"),
+];
+
+/// The questions of the pocket world have a seed, those of a file are what they are; the other one stops a training that goes wrong.
+const ELSEWHERE: [&str; 2] = ["data.seed", "train.stop_after_not_finite"];
+
+const BASE: [&str; 7] = [
+    "train.optimizer=adamw",
+    "train.weight_decay=0.1",
+    "train.schedule=cosine",
+    "train.schedule_end=0.1",
+    "train.warm_up=1",
+    "train.edits_per_step=4",
+    "train.validation_records=6",
+];
+
+#[test]
+fn each_number_of_mend_counts() {
+    let place = TestFolder::new();
+    let config = place.gpt2_config();
+    let own = [
+        ("editor.layers", "[0, 2]"),
+        ("editor.rank", "3"),
+        ("editor.initial_edit_rate", "0.2"),
+        ("editor.initial_spread", "2.0"),
+        ("editor.normalization_records", "4"),
+        ("loss.edit", "0.2"),
+        ("loss.locality", "2.0"),
+        ("loss.in_scope", "2"),
+        ("loss.out_of_scope", "2"),
+        ("loss.mix.near", "9.0"),
+        ("loss.mix.far", "9.0"),
+        ("train.edits_together", "1"),
+        ("train.edit_rate_learning_rate", "2e-2"),
+    ];
+    let base = [&BASE[..], &["train.edits_together=2", "loss.mix={near=1.0, far=1.0}"]].concat();
+    // What is kept is what would be computed again.
+    let elsewhere = [&ELSEWHERE[..], &["train.hidden_memory_gb"]].concat();
+    each_counts(&place, &config, &base, &[&EVERY[..], &own].concat(), &elsewhere);
+}
+
+#[test]
+fn each_number_of_serac_counts() {
+    let place = TestFolder::new();
+    let config = place.serac_config();
+    let own = [
+        ("editor.threshold", "0.01"),
+        ("editor.classifier.layers", "1"),
+        ("editor.classifier.dimensions", "8"),
+        ("editor.classifier.scale", "3.0"),
+        ("editor.classifier.learning_rate", "2e-2"),
+        ("editor.counterfactual.tune.lora.rank", "3"),
+        ("editor.counterfactual.learning_rate", "2e-2"),
+        ("loss.scope", "2.0"),
+        ("loss.mined.count", "2"),
+        ("loss.mined.among", "2"),
+        ("loss.mined.temperature", "0.01"),
+        ("loss.mined.pool", "3"),
+        ("loss.edit", "2.0"),
+        ("loss.locality", "2.0"),
+        ("loss.held", "1"),
+        ("loss.end", "0.5"),
+        ("loss.in_scope", "1"),
+        ("loss.out_of_scope", "1"),
+        ("loss.mix.near", "9.0"),
+        ("loss.mix.far", "9.0"),
+        ("train.edits_together", "2"),
+    ];
+    let base = [
+        &BASE[..],
+        &[
+            "loss.mix={near=1.0, far=1.0}",
+            "editor.classifier.learning_rate=1e-2",
+            "editor.counterfactual.learning_rate=1e-2",
+            "editor.counterfactual.tune={lora={rank=2}}",
+        ],
+    ]
+    .concat();
+    each_counts(&place, &config, &base, &[&EVERY[..], &own].concat(), &ELSEWHERE);
+}
