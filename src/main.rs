@@ -1,5 +1,6 @@
 //! Parses the command line, calls a command, and turns an error into one clear line and an exit code.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -28,7 +29,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("EMEND_LOG").unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let (log, colours) = (tracing_subscriber::fmt().with_env_filter(filter), std::io::stderr().is_terminal());
+    log.with_writer(std::io::stderr).with_ansi(colours).init();
     command::handle_interrupts();
     let result = match Cli::parse().command {
         Command::Train(args) => command::train::run(&args),

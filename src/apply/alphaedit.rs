@@ -94,6 +94,7 @@ impl AlphaEdit {
     pub fn new(settings: AlphaEditSettings, prepared: Prepared) -> Result<Self> {
         settings.association.descent.check()?;
         crate::sections::within("editor.l2", settings.l2, 1e-12, 1e15)?;
+        crate::sections::within("editor.null_space_threshold", settings.null_space_threshold, 0.0, 1e15)?;
         let Some(statistics) = &prepared.statistics else {
             let message = "editor.statistics: AlphaEdit's null space is that of C; it cannot go without";
             return Err(Error::Config(message.into()));

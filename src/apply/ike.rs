@@ -30,7 +30,7 @@ use crate::model::{Model, hub};
 use crate::network::reader::{Pretrained, Reader};
 use crate::network::serac::{ITSELF, located};
 use crate::random;
-use crate::sections::within;
+use crate::sections::{choice, within};
 
 /// What configs, edits and memories call it.
 pub(super) const NAME: &str = "ike";
@@ -96,6 +96,13 @@ fn room() -> usize {
 }
 
 impl super::MethodSettings for IkeSettings {
+    fn check_used(&self, given: &toml::Table) -> Result<()> {
+        let Roles { copy, update, retain } = self.roles;
+        let some = if copy + update + retain == 0 { "none" } else { "some" };
+        let uses: [(String, &[&str]); 2] = [("none".into(), &[]), ("some".into(), &["order", "seed"])];
+        choice::refuse("editor", given, ("roles", some), &uses)
+    }
+
     fn seed(&self) -> u64 {
         self.seed
     }

@@ -36,15 +36,16 @@ use crate::{parallel, paths};
 /// The model itself never changes: --save keeps the edit as a file that `emend predict --edit` lays over the model again,
 /// --export writes an edited checkpoint or a LoRA adapter.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("made_of").required(true))]
 pub struct Args {
     /// The trained editor: a folder that `emend train` wrote
-    #[arg(long, value_name = "DIR", required_unless_present = "config", conflicts_with = "config")]
+    #[arg(long, value_name = "DIR", group = "made_of")]
     pub archive: Option<PathBuf>,
     /// The configuration of an editor that needs no training
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "made_of")]
     pub config: Option<PathBuf>,
     /// Lay a value over the configuration
-    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config", conflicts_with = "archive")]
     pub sets: Vec<String>,
     /// The sentence to edit
     #[arg(long, value_name = "TEXT", requires = "target", conflicts_with = "edits", required_unless_present = "edits")]
@@ -69,7 +70,7 @@ pub struct Args {
     #[arg(long, value_name = "RECORDS", allow_hyphen_values = true)]
     pub edits: Option<PathBuf>,
     /// At most so many records of these
-    #[arg(long, value_name = "N", requires = "edits")]
+    #[arg(long, value_name = "N", requires = "edits", conflicts_with = "prompt")]
     pub limit: Option<usize>,
     /// How several edits are made: each by itself, all at once, or one on the other
     #[arg(long, value_enum, default_value = "single")]
@@ -481,7 +482,20 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
     if prompt.is_empty() || target.is_empty() {
         return Err(Error::Config("--prompt and --target must hold at least a word each".into()));
     }
-    if let Some(subject) = &args.subject
+    let empty = |text: &String| text.trim().is_empty();
+    if args.rephrases.iter().chain(&args.unrelated).any(empty) {
+        return Err(Error::Config("--rephrase and --unrelated must hold at least a word each".into()));
+    }
+    let subject = args.subject.as_ref().filter(|subject| !empty(subject));
+    // As in a file of records, the subject may stand as {}.
+    let prompt = match subject {
+        Some(subject) => prompt.replace("{}", subject),
+        None if prompt.contains("{}") => {
+            return Err(Error::Config(format!("--prompt \"{prompt}\" holds {{}}; --subject says what belongs there")));
+        }
+        None => prompt,
+    };
+    if let Some(subject) = subject
         && unicode::find_all(&prompt, subject).is_empty()
     {
         return Err(Error::Config(format!("--subject \"{subject}\" does not occur in --prompt \"{prompt}\"")));
@@ -502,7 +516,7 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
     record.id = "0".into();
     record.prompt = prompt;
     record.target_new = target;
-    record.subject = args.subject.clone().or(record.subject);
+    record.subject = subject.cloned().or(record.subject);
     record.descriptor = args.descriptor.as_ref().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
     Ok(vec![record])
 }

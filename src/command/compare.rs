@@ -75,6 +75,10 @@ pub struct Args {
 /// # Errors
 /// A configuration, model, archive or file that is wrong; cases that failed, once the others are done.
 pub fn run(args: &Args) -> Result<()> {
+    // Told before hours of work, not after them.
+    if let Some(path) = args.snippets.as_ref().filter(|path| !path.is_file()) {
+        return Err(Error::file(path, "no file of reference texts here"));
+    }
     let (folder, failed) = match (&args.config, &args.summarize) {
         (_, Some(folder)) => (folder.clone(), 0),
         (Some(path), None) => compare(args, path)?,
@@ -128,7 +132,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     };
     let sizes: Vec<usize> = compare.curve.iter().copied().filter(|&edits| edits <= more.len()).collect();
     if let Some(edits) = compare.curve.iter().find(|edits| !sizes.contains(edits)) {
-        tracing::warn!("there are {} cases: no curve reaches {edits} edits", more.len());
+        tracing::warn!("no curve reaches {edits} edits: of cases there are {}", more.len());
     }
     crate::files::check_writable(&folder)?;
     let _lock = crate::files::lock(&folder, "another comparison writes here; wait for it, or use another --out")?;

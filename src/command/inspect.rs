@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::print;
 use crate::archive::{Archive, snapshot::Store};
-use crate::edit::Edit;
+use crate::edit::{Change, Edit, EditRequest, Memory, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::{hub, pocket};
@@ -46,19 +46,6 @@ pub fn run(args: &Args) -> Result<()> {
 fn edit(path: &Path) -> Result<(String, Value)> {
     let edit = Edit::load(path, &Device::flex())?;
     let provenance = &edit.provenance;
-    let mut rows = vec![];
-    let mut weights = vec![];
-    let change = edit.weights().cloned().unwrap_or_default();
-    for (at, delta) in &change.matrices {
-        let [d_in, d_out] = delta.shape();
-        let (rank, norm) = (delta.rank(), delta.norm());
-        rows.push(vec![at.to_string(), format!("{d_in} × {d_out}"), rank.to_string(), format!("{norm:.4}")]);
-        weights.push(json!({"weight": at, "shape": [d_in, d_out], "rank": rank, "norm": norm}));
-    }
-    for (at, bias) in &change.biases {
-        rows.push(vec![format!("{at}, bias"), bias.dims()[0].to_string(), "–".into(), String::new()]);
-        weights.push(json!({"bias": at, "length": bias.dims()[0]}));
-    }
     let mut text = format!(
         "edit {} by {} (emend {}, seed {})\nbase {}\n",
         edit.id(),
@@ -71,30 +58,51 @@ fn edit(path: &Path) -> Result<(String, Value)> {
         text += &format!("computed on the edits {}\n", provenance.computed_on.join(", "));
     }
     text.push('\n');
-    if let Some(memory) = edit.memory() {
-        // All of it: the numbers are what `emend forget` takes.
-        let rows = provenance.requests.iter().enumerate().map(|(number, request)| {
-            let asked = request.descriptor.as_ref().unwrap_or(&request.prompt);
-            vec![number.to_string(), cut(asked, 80), cut(&request.target_new, 30)]
-        });
-        text += &table(&["entry", "edit", "answer"], &rows.collect::<Vec<_>>());
-        for (key, value) in memory.needs.as_object().into_iter().flatten() {
-            text += &format!("{key} = {value}\n");
-        }
-        let document = json!({
-            "kind": "memory", "id": edit.id(), "provenance": provenance, "needs": memory.needs, "width": memory.keys.dims()[1],
-        });
-        return Ok((text, document));
-    }
-    for request in provenance.requests.iter().take(10) {
+    let (own, mut document) = match &edit.change {
+        Change::Weights(change) => weights(change, &provenance.requests),
+        Change::Memory(memory) => entries(memory, &provenance.requests),
+    };
+    text += &own;
+    document["id"] = json!(edit.id());
+    document["provenance"] = json!(provenance);
+    Ok((text, document))
+}
+
+/// What an edit changes of weights.
+fn weights(change: &WeightChange, requests: &[EditRequest]) -> (String, Value) {
+    let mut text = String::new();
+    for request in requests.iter().take(10) {
         text += &format!("  {} → {}\n", cut(&request.prompt, 80), cut(&request.target_new, 30));
     }
-    if provenance.requests.len() > 10 {
-        text += &format!("  … and {} more\n", provenance.requests.len() - 10);
+    if requests.len() > 10 {
+        text += &format!("  … and {} more\n", requests.len() - 10);
+    }
+    let (mut rows, mut weights) = (vec![], vec![]);
+    for (at, delta) in &change.matrices {
+        let [d_in, d_out] = delta.shape();
+        let (rank, norm) = (delta.rank(), delta.norm());
+        rows.push(vec![at.to_string(), format!("{d_in} × {d_out}"), rank.to_string(), format!("{norm:.4}")]);
+        weights.push(json!({"weight": at, "shape": [d_in, d_out], "rank": rank, "norm": norm}));
+    }
+    for (at, bias) in &change.biases {
+        rows.push(vec![format!("{at}, bias"), bias.dims()[0].to_string(), "–".into(), String::new()]);
+        weights.push(json!({"bias": at, "length": bias.dims()[0]}));
     }
     text += &format!("\n{}", table(&["weight", "shape", "rank", "‖ΔW‖"], &rows));
-    let document = json!({"kind": "edit", "id": edit.id(), "provenance": provenance, "weights": weights});
-    Ok((text, document))
+    (text, json!({"kind": "edit", "weights": weights}))
+}
+
+/// What a memory holds. All of it: the numbers are what `emend forget` takes.
+fn entries(memory: &Memory, requests: &[EditRequest]) -> (String, Value) {
+    let rows = requests.iter().enumerate().map(|(number, request)| {
+        let asked = request.descriptor.as_ref().unwrap_or(&request.prompt);
+        vec![number.to_string(), cut(asked, 80), cut(&request.target_new, 30)]
+    });
+    let mut text = table(&["entry", "edit", "answer"], &rows.collect::<Vec<_>>());
+    for (key, value) in memory.needs.as_object().into_iter().flatten() {
+        text += &format!("{key} = {value}\n");
+    }
+    (text, json!({"kind": "memory", "needs": memory.needs, "width": memory.keys.dims()[1]}))
 }
 
 fn archive(path: &Path) -> Result<(String, Value)> {

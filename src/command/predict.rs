@@ -37,16 +37,16 @@ pub struct Args {
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub generate: usize,
     /// 0 takes the likeliest token; higher draws more freely
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    #[arg(long, default_value_t = 0.0, value_name = "T", requires = "generate")]
     pub temperature: f64,
     /// Draw among the k likeliest tokens only; 0 for all
-    #[arg(long, default_value_t = 0, value_name = "K")]
+    #[arg(long, default_value_t = 0, value_name = "K", requires = "temperature")]
     pub top_k: usize,
     /// Draw among the likeliest tokens that together reach this probability
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    #[arg(long, default_value_t = 1.0, value_name = "P", requires = "temperature")]
     pub top_p: f64,
     /// The seed of the draws
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, requires = "temperature")]
     pub seed: u64,
     /// The element type to compute with
     #[arg(long, value_enum, default_value = "f32")]

@@ -20,7 +20,8 @@ use crate::{files, parallel};
 /// Records whose probes are asked together: enough to fill a batch, and the same on any number of cores.
 const TOGETHER: usize = 32;
 
-/// A model has collapsed where its perplexity is this many times the unedited one's.
+/// A model has collapsed where its perplexity is this many times the unedited one's: ln 10 = 2.3 nats more on every token of a plain text,
+/// which no edit of a fact asks for. Edits that leave a model speaking stay within a few per cent, those that do not go far beyond this.
 const COLLAPSE: f64 = 10.0;
 
 /// A point of a curve.

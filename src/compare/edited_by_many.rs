@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use crate::apply::Editor;
 use crate::edit::memory::without_contradictions;
-use crate::edit::{Edit, EditRequest, Edited, WeightChange};
+use crate::edit::{Change, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::evaluate::case::Size;
+use crate::tensors::sum_of_squares;
 
 /// A model after many requests.
 #[derive(Clone)]
@@ -122,14 +123,19 @@ pub(super) fn fault(error: Error) -> Result<String> {
 /// # Errors
 /// A weight that the model does not have.
 pub(super) fn size(after: &Edited) -> Result<Size> {
-    let sum = WeightChange::sum(after.edits().iter().filter_map(|edit| edit.weights()));
+    let weights = after.edits().iter().filter_map(|edit| match &edit.change {
+        Change::Weights(change) => Some(change),
+        // Counted by its entries.
+        Change::Memory(_) => None,
+    });
+    let sum = WeightChange::sum(weights);
     let mut size = Size { entries: after.memories().iter().map(|list| list.requests.len()).sum(), ..Size::default() };
     let (mut change, mut weight) = (0.0, 0.0);
     for (at, delta) in &sum.matrices {
         size.rank += delta.rank();
         change += delta.norm().powi(2);
         let base = after.base().decoder.linear(*at)?.weight.val();
-        weight += base.square().sum().into_data().iter::<f64>().sum::<f64>();
+        weight += sum_of_squares(base);
     }
     size.norm = change.sqrt();
     size.relative = if weight > 0.0 { (change / weight).sqrt() } else { 0.0 };

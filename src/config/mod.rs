@@ -62,22 +62,28 @@ fn not_toml(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     Error::Config(format!("{}: line {line}: {}", path.display(), error.message().replace('\n', " ")))
 }
 
-/// `a.b.c=value`; the value is TOML, or a string where it is not.
+/// `a.b.c=value`; the value is TOML, or a string where it is not. `a.b.c=` leaves the key out.
 fn lay_over(table: &mut Table, set: &str) -> Result<()> {
     let wrong = |why: &str| Error::Config(format!("--set {set}: {why}; write --set section.key=value"));
     let (key, value) = set.split_once('=').ok_or_else(|| wrong("there is no \"=\""))?;
+    let value = value.trim();
+    let mut path: Vec<&str> = key.trim().split('.').collect();
+    let last = path.pop().filter(|last| !last.is_empty()).ok_or_else(|| wrong("there is no key"))?;
+    let leave_out = value.is_empty();
     let value = match format!("value = {value}").parse::<Table>() {
         Ok(mut parsed) => parsed.remove("value").unwrap_or(Value::Boolean(false)),
         Err(_) => Value::String(value.to_owned()),
     };
-    let mut path: Vec<&str> = key.trim().split('.').collect();
-    let last = path.pop().filter(|last| !last.is_empty()).ok_or_else(|| wrong("there is no key"))?;
     let mut place = table;
     for part in path {
         let inner = place.entry(part).or_insert_with(|| Value::Table(Table::new()));
         place = inner.as_table_mut().ok_or_else(|| wrong(&format!("\"{part}\" is no section")))?;
     }
-    place.insert(last.to_owned(), value);
+    if leave_out {
+        place.remove(last).ok_or_else(|| wrong("there is no such key to leave out"))?;
+    } else {
+        place.insert(last.to_owned(), value);
+    }
     Ok(())
 }
 
@@ -102,6 +108,17 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+
+    #[test]
+    fn a_value_is_laid_over_and_left_out() {
+        let mut table: Table = "[a]\nb = 1\nc = 2".parse().unwrap();
+        for set in ["a.b=3", "a.c=", "a.d.e = x y"] {
+            lay_over(&mut table, set).unwrap();
+        }
+        assert_eq!(table, "[a]\nb = 3\nd = { e = \"x y\" }".parse().unwrap());
+        let error = lay_over(&mut table, "a.c=").unwrap_err().to_string();
+        assert!(error.contains("--set a.c=: there is no such key to leave out"), "{error}");
+    }
 
     #[test]
     fn a_file_lies_over_the_one_it_includes() {

@@ -202,7 +202,7 @@ pub(super) fn wilson(share: f64, cases: usize) -> (f64, f64) {
 /// way: by Wilson's interval a share of up to w = z² / (n + z²) of all may be. So
 ///
 /// ```text
-/// a share's interval begins at 1 − w at the most, and ends at w at the least
+/// a share's interval begins at 1 − w at the most, and ends at w at the least; a difference's, at m − 2mw and 2mw − m, m the most it can be
 /// where the draws do not vary, it is the number, moved by w towards either end of what it can be
 /// ```
 ///
@@ -224,7 +224,8 @@ pub(super) fn interval(number: f64, mut draws: Vec<f64>, cases: usize, bounds: B
     let (low, high) = (at(0.025).min(number), at(0.975).max(number));
     Some(match bounds {
         Bounds::Share => (low.min(1.0 - unseen), high.max(unseen)),
-        Bounds::Within(_) | Bounds::Open => (low, high),
+        Bounds::Within(most) => (low.min(most - 2.0 * most * unseen), high.max(2.0 * most * unseen - most)),
+        Bounds::Open => (low, high),
     })
 }
 

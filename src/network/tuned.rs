@@ -92,6 +92,11 @@ impl Tuned {
                     for role in ROLES {
                         let Some(linear) = block.linear(role) else { continue };
                         let [d_in, d_out] = linear.weight.val().dims();
+                        if rank > d_in.min(d_out) {
+                            return Err(Error::Config(format!(
+                                "lora.rank = {rank} is above what a matrix of {d_in} × {d_out} can have"
+                            )));
+                        }
                         let spread = Distribution::Normal(0.0, 1.0 / (d_in as f64).sqrt());
                         factors.push(Factors {
                             a: Param::from_tensor(Tensor::random([d_in, rank], spread, place)),

@@ -38,7 +38,7 @@ pub fn refuse(section: &str, given: &Table, (key, chosen): (&str, &str), values:
         let using: Vec<&str> = using.map(|(value, _)| value.as_str()).collect();
         if !using.is_empty() && !using.contains(&chosen) {
             return Err(Error::Config(format!(
-                "{section}.{strange}: {key} = {chosen} does not use it; {} does",
+                "{section}.{strange}: {key} = {chosen} does not use it; {} does (--set {section}.{strange}= leaves it out)",
                 using.join(" or ")
             )));
         }
@@ -94,9 +94,11 @@ pub fn read<T: DeserializeOwned + Serialize>(section: &str, given: &Table, origi
         let read = |table: &Table| <T as serde::Deserialize>::deserialize(Value::Table(table.clone()));
         let wrong = |table: &Table| read(table).err().map(|error| error.to_string());
         // Where nothing is flattened serde names the key itself, down to its parts.
-        let whole = Value::Table(given.clone());
+        let (whole, whole_table) = (Value::Table(given.clone()), Value::Table(given.clone()));
         let named = serde_path_to_error::deserialize::<_, T>(whole).err().map(|error| error.path().to_string());
-        let named = named.is_some_and(|path| path != ".");
+        // A section that holds a part that is flattened is named, and its key is not.
+        let value = |path: &str| path.split('.').try_fold(&whole_table, |at, key| at.get(key));
+        let named = named.is_some_and(|path| path != "." && !value(&path).is_some_and(|value| value.is_table()));
         match (culprit(given, &wrong).filter(|_| !named), wrong(given)) {
             (Some(key), Some(message)) => {
                 Error::Config(format!("{origin}: {}: {}", joined(section, &key), explain(&message)))
@@ -219,7 +221,7 @@ mod tests {
         assert_eq!(read_or_error("rate = 1\nkind = \"heavy\"\nweight = 3\ninner = { weight = 2 }"), "1 3 2");
         assert_eq!(
             read_or_error("rate = 1\nweight = 3"),
-            r#"part.weight: kind = "light" does not use it; "heavy" does"#
+            r#"part.weight: kind = "light" does not use it; "heavy" does (--set part.weight= leaves it out)"#
         );
     }
 

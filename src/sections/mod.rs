@@ -42,8 +42,9 @@ fn explain(message: &str) -> String {
 
 /// The message for an unknown key or value: the nearest known one, and all of them.
 pub(crate) fn unknown(what: &str, unknown: &str, known: &[&str]) -> String {
-    let nearest =
-        known.iter().max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
+    let like = |known: &str| strsim::jaro_winkler(unknown, known);
+    // Below this two words have little in common but a letter or two.
+    let nearest = known.iter().filter(|known| like(known) > 0.6).max_by(|a, b| like(a).total_cmp(&like(b)));
     let nearest = nearest.map_or(String::new(), |nearest| format!(", did you mean `{nearest}`?"));
     format!("unknown {what} `{unknown}`{nearest} (known: {})", known.join(", "))
 }

@@ -17,8 +17,12 @@ pub(super) fn weight_of(mix: &BTreeMap<String, f64>, class: &str) -> f64 {
 }
 
 /// # Errors
-/// A weight out of range.
+/// A weight out of range, or none above 0.
 pub(super) fn check_weights(mix: &BTreeMap<String, f64>) -> Result<()> {
+    if !mix.is_empty() && mix.values().all(|weight| *weight == 0.0) {
+        let message = "loss.mix: no class has a weight above 0, so that no out-of-scope prompt is drawn; that is loss.out_of_scope = 0";
+        return Err(Error::Config(message.into()));
+    }
     mix.iter().try_for_each(|(class, weight)| within(&format!("loss.mix.\"{class}\""), *weight, 0.0, 1e9))
 }
 

@@ -128,6 +128,14 @@ impl MendLossSettings {
         let number = if settings.out_of_scope == 0 { "0" } else { "1 or more" };
         let numbers: [(String, &[&str]); 2] = [("0".into(), &[]), ("1 or more".into(), fields::<Near>())];
         refuse("loss", given, ("out_of_scope", number), &numbers)?;
+        let weight = |weight: f64| if weight == 0.0 { "0" } else { "above 0" };
+        let uses =
+            |keys: &'static [&'static str]| -> [(String, &[&str]); 2] { [("0".into(), &[]), ("above 0".into(), keys)] };
+        refuse("loss", given, ("edit", weight(settings.edit)), &uses(&["scope", "in_scope"]))?;
+        refuse("loss", given, ("locality", weight(settings.locality)), &uses(&["out_of_scope", "kl", "mix"]))?;
+        if settings.edit == 0.0 && settings.locality == 0.0 {
+            return Err(Error::Config("loss.edit and loss.locality are both 0: there is nothing to learn".into()));
+        }
         Ok(settings)
     }
 }
@@ -270,6 +278,11 @@ impl MendTrainer {
         weight_of(&self.loss.near.mix, class)
     }
 
+    /// Out-of-scope prompts a record.
+    fn near(&self) -> usize {
+        if self.loss.locality == 0.0 { 0 } else { self.loss.out_of_scope }
+    }
+
     /// The prompts of a record at which the edit loss may be taken.
     fn in_scope<'a>(&self, record: &'a EditRecord) -> Vec<&'a String> {
         let pool: Vec<&String> = match self.loss.scope {
@@ -315,7 +328,7 @@ impl MendTrainer {
         for text in &in_scope {
             check_targets(&self.base, text.target())?;
         }
-        let near = draw_locality(record, self.loss.out_of_scope, |class| self.weight(class), rng);
+        let near = draw_locality(record, self.near(), |class| self.weight(class), rng);
         Ok(RecordTexts {
             edit: tokenizer.continuation(&record.prompt, &record.target_new)?,
             in_scope,
@@ -552,7 +565,7 @@ impl LearnedEditor for MendTrainer {
     }
 
     fn neighbours(&self) -> usize {
-        self.loss.out_of_scope
+        self.near()
     }
 }
 

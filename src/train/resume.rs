@@ -42,9 +42,22 @@ fn check_free(folder: &Path, resume: bool) -> Result<()> {
         (None, false) if is_archive => {
             format!("{} holds an archive already; --out DIR trains elsewhere", folder.display())
         }
+        (None, _) if is_foreign(folder) => {
+            format!("{} holds files that are none of a training; --out DIR trains elsewhere", folder.display())
+        }
+        (None, true) => {
+            tracing::warn!("there is nothing to resume in {}: the training begins anew", folder.display());
+            return Ok(());
+        }
         _ => return Ok(()),
     };
     Err(Error::Config(message))
+}
+
+/// Whether a folder holds something, and nothing that a training wrote.
+fn is_foreign(folder: &Path) -> bool {
+    let ours = ["training", "metrics.jsonl"].iter().any(|name| folder.join(name).exists());
+    !ours && std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// Puts editor and optimisers into the state of the last snapshot, where there is one, and gives where that stands. `new` is a

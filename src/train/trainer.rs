@@ -281,7 +281,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         progress.scores_vary |= progress.best_score.is_some() && !same;
         progress.without_gain = if gain { 0 } else { progress.without_gain + 1 };
         watch(&Event::Validation { step: progress.step, summary: &summary, score, best });
-        course.metrics.line(&json!({"step": progress.step, "validation": summary, "best": best}))?;
+        course.metrics.line(&json!({"step": progress.step, "validation": summary, "score": score, "best": best}))?;
         if let Some(note) = self.editor.note() {
             tracing::info!("{note}");
         }
@@ -321,7 +321,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         }
         if !progress.scores_vary && progress.without_gain > 0 {
             watch(&Event::Note(
-                "no figure of the validations told one state of the training from another: the last one is taken as the best",
+                "all validations gave the same score, so none is the best: the archive holds the editor as it was after the last one",
             ));
         }
         if progress.best.is_some() {

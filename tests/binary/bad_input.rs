@@ -24,17 +24,26 @@ fn command_lines() {
     for temperature in ["-1", "nan", "inf"] {
         let temperature = format!("--temperature={temperature}");
         refused(
-            &["predict", "--model", text(&model), "--prompt", "hi", &temperature],
+            &["predict", "--model", text(&model), "--prompt", "hi", "--generate", "1", &temperature],
             2,
             &["temperature", "0 or more"],
         );
     }
     for top_p in ["0", "1.5", "nan"] {
-        refused(&["predict", "--model", text(&model), "--prompt", "hi", "--top-p", top_p], 2, &["top_p"]);
+        let drawn = ["--generate", "1", "--temperature", "1", "--top-p", top_p];
+        refused(&predict(&[&["--prompt", "hi"], &drawn[..]].concat()), 2, &["top_p"]);
     }
+    // What would not be looked at.
+    wrong_usage(&predict(&["--prompt", "hi", "--temperature", "1"]), &["--generate"]);
+    wrong_usage(&predict(&["--prompt", "hi", "--generate", "1", "--seed", "1"]), &["--temperature"]);
     let archive = Trained::Gpt2.archive();
     let apply = |more: &[&'static str]| [&["apply", "--archive", text(&archive)], more].concat();
     wrong_usage(&apply(&[]), &["--prompt"]);
+    wrong_usage(&["apply", "--prompt", "hi", "--target", "Tamm"], &["--archive", "--config"]);
+    wrong_usage(&apply(&["--prompt", "hi", "--target", "Tamm", "--set", "editor.rank=3"]), &["--archive", "--set"]);
+    wrong_usage(&apply(&["--prompt", "hi", "--target", "Tamm", "--limit", "3"]), &["--limit", "--prompt"]);
+    refused(&apply(&["--prompt", "{} lies in", "--target", "Tamm"]), 2, &["{}", "--subject"]);
+    refused(&apply(&["--prompt", "hi", "--target", "Tamm", "--rephrase", " "]), 2, &["--rephrase"]);
     wrong_usage(&apply(&["--prompt", "hi"]), &["--target"]);
     wrong_usage(&apply(&["--prompt", "hi", "--target", "Tamm", "--edits", "facts.json"]), &["--edits"]);
     wrong_usage(&apply(&["--prompt", "hi", "--target", "Tamm", "--mode", "all"]), &["single", "batch", "sequential"]);

@@ -55,7 +55,7 @@ fn each_counts(place: &TestFolder, config: &Path, base: &[&str], others: &[(&str
 /// Numbers that every training has.
 const EVERY: [(&str, &str); 15] = [
     ("data.test_records", "2"),
-    ("data.rephrases", "1"),
+    ("data.rephrases", "0"),
     ("data.per_class", "0"),
     ("train.seed", "1"),
     ("train.max_steps", "5"),
@@ -74,12 +74,13 @@ const EVERY: [(&str, &str); 15] = [
 /// The questions of the pocket world have a seed, those of a file are what they are; the other one stops a training that goes wrong.
 const ELSEWHERE: [&str; 2] = ["data.seed", "train.stop_after_not_finite"];
 
-const BASE: [&str; 7] = [
+const BASE: [&str; 8] = [
     "train.optimizer=adamw",
     "train.weight_decay=0.1",
     "train.schedule=cosine",
     "train.schedule_end=0.1",
     "train.warm_up=1",
+    "train.validate_every=1",
     "train.edits_per_step=4",
     "train.validation_records=6",
 ];
@@ -120,6 +121,7 @@ fn each_number_of_serac_counts() {
         ("editor.classifier.scale", "3.0"),
         ("editor.classifier.learning_rate", "2e-2"),
         ("editor.counterfactual.tune.lora.rank", "3"),
+        ("editor.counterfactual.tune.lora.top", "1"),
         ("editor.counterfactual.learning_rate", "2e-2"),
         ("loss.scope", "2.0"),
         ("loss.mined.count", "2"),
@@ -146,5 +148,7 @@ fn each_number_of_serac_counts() {
         ],
     ]
     .concat();
-    each_counts(&place, &config, &base, &[&EVERY[..], &own].concat(), &ELSEWHERE);
+    // How many edits are read beside a question: a training looks at one edit a question.
+    let elsewhere = [&ELSEWHERE[..], &["editor.classifier.candidates"]].concat();
+    each_counts(&place, &config, &base, &[&EVERY[..], &own].concat(), &elsewhere);
 }

@@ -60,7 +60,7 @@ fn statistics_and_the_edits_that_want_them() {
 fn editors_that_want_no_statistics() {
     let place = TestFolder::new();
     for (method, settings) in
-        [("ft-kl", "editor.steps=3"), ("kn", "editor.steps=4"), ("ike", "editor.seed=1"), ("lookup", "editor.layer=1")]
+        [("ft-kl", "editor.steps=3"), ("kn", "editor.steps=4"), ("ike", "editor.room=19"), ("lookup", "editor.layer=1")]
     {
         let config = config(&format!("{method}-pocket.toml"));
         let args = ["apply", "--config", text(&config), "--edits", "pocket", "--limit", "5", "--mode", "batch"];

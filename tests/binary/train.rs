@@ -249,7 +249,7 @@ fn where_no_figure_tells_the_last_state_is_the_best() {
     let document: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(document["best"]["step"], 4);
     let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(told.matches("the last one is taken as the best").count(), 1, "{told}");
+    assert_eq!(told.matches("all validations gave the same score").count(), 1, "{told}");
 }
 
 /// Texts that come again are kept, and how many were found is said at the end.
@@ -266,4 +266,33 @@ fn how_many_hidden_states_were_found_is_said() {
         run(&training(&config, &place.path("none"), &sets(&["train.max_steps=12", "train.hidden_memory_gb=0"])));
     stdout(&output);
     assert!(!String::from_utf8(output.stderr).unwrap().contains("found kept"));
+}
+
+#[test]
+fn folders_that_are_no_trainings() {
+    let place = TestFolder::new();
+    let (config, foreign) = (place.gpt2_config(), place.path("foreign"));
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("letter.txt"), "Dear Ada").unwrap();
+    for more in [&[][..], &["--resume"]] {
+        refused(&training(&config, &foreign, more), 2, &["foreign", "none of a training", "--out"]);
+    }
+    // Nothing to resume: said, and begun.
+    let output = run(&training(&config, &place.path("new"), &["--resume"]));
+    stdout(&output);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("nothing to resume"));
+}
+
+#[test]
+fn losses_that_nothing_uses() {
+    let place = TestFolder::new();
+    let (config, out) = (place.gpt2_config(), place.path("out"));
+    for (set, words) in [
+        (&["loss.mix={near=0.0}"][..], &["loss.mix", "above 0"][..]),
+        (&["loss.locality=0.0", "loss.out_of_scope=2"], &["loss.out_of_scope", "locality = 0"]),
+        (&["loss.edit=0.0", "loss.scope=both"], &["loss.scope", "edit = 0", "--set loss.scope= leaves it out"]),
+        (&["loss.edit=0.0", "loss.locality=0.0"], &["nothing to learn"]),
+    ] {
+        refused(&training(&config, &out, &sets(set)), 2, words);
+    }
 }

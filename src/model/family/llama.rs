@@ -48,6 +48,9 @@ struct Rope {
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<f64>,
+    /// Models whose layers differ have a section for each kind of layer instead.
+    full_attention: Option<Value>,
+    sliding_attention: Option<Value>,
 }
 
 fn activation() -> String {
@@ -90,7 +93,16 @@ impl Config {
             [("rope_type", &rope.rope_type), ("type", &rope.old_type)]
                 .map(|(key, value)| (format!("{section}.{key}"), value.clone()))
         });
+        if let Some((section, _)) =
+            self.ropes().find(|(_, rope)| rope.full_attention.is_some() || rope.sliding_attention.is_some())
+        {
+            return Err(format!("{section} differs by kind of layer, which is not known here"));
+        }
         match agreed(types)?.as_deref() {
+            None if self.rope("factor", |rope| rope.factor)?.is_some_and(|factor| factor != 1.0) => {
+                Err("rope_scaling has a factor and no rope_type, which says how it scales; known are linear, llama3"
+                    .into())
+            }
             None | Some("default") => Ok(RotaryScaling::None),
             Some("linear") => Ok(RotaryScaling::Linear(self.factor("factor", |rope| rope.factor)?)),
             Some("llama3") => {
@@ -229,6 +241,10 @@ mod tests {
             assert_eq!(found.theta, theta, "{more}");
         }
         assert_eq!(rotary(json!({})).unwrap().scaling, RotaryScaling::None);
+        let nested = json!({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}});
+        for (more, words) in [(json!({"rope_scaling": {"factor": 2.0}}), "no rope_type"), (nested, "kind of layer")] {
+            assert!(rotary(more).unwrap_err().contains(words));
+        }
     }
 
     #[test]
