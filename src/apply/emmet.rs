@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Editor;
 use super::association::{Association, defaults_of_many};
-use super::contexts::{self, Sampled};
+
 use super::memit::{Spread, singular, spread};
 use super::prepared::Prepared;
 use crate::edit::{Change, Edit, EditRequest, Edited};
@@ -48,24 +48,12 @@ impl super::MethodSettings for EmmetSettings {
         defaults_of_many()
     }
 
-    fn check_used(&self, given: &toml::Table) -> Result<()> {
-        contexts::check_used(given)
+    fn association(&self) -> Option<&Association> {
+        Some(&self.association)
     }
 
-    fn layers(&self) -> (&'static str, &[usize]) {
-        ("layers", &self.association.layers)
-    }
-
-    fn statistics(&self) -> Option<&str> {
-        self.association.statistics()
-    }
-
-    fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
-        Some(self.association.contexts())
-    }
-
-    fn seed(&self) -> u64 {
-        self.association.context.seed
+    fn association_mut(&mut self) -> Option<&mut Association> {
+        Some(&mut self.association)
     }
 
     fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Editor;
 use super::association::{Association, defaults_of_many};
-use super::contexts::{self, RequestInContexts, Sampled, templates};
+use super::contexts::{RequestInContexts, templates};
 use super::prepared::{Prepared, Progress, check, columns, of_request, tensor};
 use super::value::{Cone, NormOf, descend};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
@@ -60,24 +60,12 @@ impl super::MethodSettings for MemitSettings {
         defaults_of_many()
     }
 
-    fn check_used(&self, given: &toml::Table) -> Result<()> {
-        contexts::check_used(given)
+    fn association(&self) -> Option<&Association> {
+        Some(&self.association)
     }
 
-    fn layers(&self) -> (&'static str, &[usize]) {
-        ("layers", &self.association.layers)
-    }
-
-    fn statistics(&self) -> Option<&str> {
-        self.association.statistics()
-    }
-
-    fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
-        Some(self.association.contexts())
-    }
-
-    fn seed(&self) -> u64 {
-        self.association.context.seed
+    fn association_mut(&mut self) -> Option<&mut Association> {
+        Some(&mut self.association)
     }
 
     fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {

@@ -12,7 +12,7 @@ use faer::Mat;
 use serde::{Deserialize, Serialize};
 
 use super::association::Association;
-use super::contexts::{self, RequestInContexts, Sampled, templates};
+use super::contexts::{RequestInContexts, templates};
 use super::prepared::{check, of_request, precision};
 use super::value::{Cone, Found, NormOf, descend};
 use super::{Editor, Prepared};
@@ -54,24 +54,12 @@ impl super::MethodSettings for RomeSettings {
         }
     }
 
-    fn check_used(&self, given: &toml::Table) -> Result<()> {
-        contexts::check_used(given)
+    fn association(&self) -> Option<&Association> {
+        Some(&self.association)
     }
 
-    fn layers(&self) -> (&'static str, &[usize]) {
-        ("layers", &self.association.layers)
-    }
-
-    fn statistics(&self) -> Option<&str> {
-        self.association.statistics()
-    }
-
-    fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
-        Some(self.association.contexts())
-    }
-
-    fn seed(&self) -> u64 {
-        self.association.context.seed
+    fn association_mut(&mut self) -> Option<&mut Association> {
+        Some(&mut self.association)
     }
 
     fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use toml::Table;
 
 use super::Editor;
+use super::association::Association;
 use super::contexts::{self, Sampled};
 use super::methods::find;
 use super::prepared::{Prepared, Progress};
@@ -34,28 +35,37 @@ pub trait MethodSettings: fmt::Debug + Send + Sync {
     /// # Errors
     /// Names the key, and the choice that does not use it.
     fn check_used(&self, given: &Table) -> Result<()> {
-        let _ = given;
-        Ok(())
+        if self.association().is_some() { contexts::check_used(given) } else { Ok(()) }
+    }
+
+    /// The association that it puts into MLP layers, for ROME and its kin: all that follows is then the association's.
+    fn association(&self) -> Option<&Association> {
+        None
+    }
+
+    /// [`MethodSettings::association`], for its contexts to be filled in.
+    fn association_mut(&mut self) -> Option<&mut Association> {
+        None
     }
 
     /// The key that names layers, and the layers.
     fn layers(&self) -> (&'static str, &[usize]) {
-        ("layers", &[])
+        ("layers", self.association().map_or(&[], |association| &association.layers))
     }
 
     /// The statistics' file, for editors that keep ordinary keys still.
     fn statistics(&self) -> Option<&str> {
-        None
+        self.association()?.statistics()
     }
 
     /// The context templates, and how they are sampled where there are none.
     fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
-        None
+        self.association_mut().map(Association::contexts)
     }
 
     /// The seed of its draws.
     fn seed(&self) -> u64 {
-        0
+        self.association().map_or(0, |association| association.context.seed)
     }
 
     /// The editor. Its own files are looked for in `folder`, then from the working folder.

@@ -128,6 +128,7 @@ fn each_number_of_serac_counts() {
         ("loss.mined.among", "2"),
         ("loss.mined.temperature", "0.01"),
         ("loss.mined.pool", "3"),
+        ("loss.mined.skip", "1"),
         ("loss.edit", "2.0"),
         ("loss.locality", "2.0"),
         ("loss.held", "1"),
