@@ -287,16 +287,16 @@ fn curves(entry: &Entry) -> Vec<Value> {
 
 /// All cases, with what each editor made of them.
 fn cases(entries: &[Entry]) -> Vec<Value> {
-    let mut by_id: BTreeMap<(u64, &str, String), Vec<(&Entry, &Case)>> = BTreeMap::new();
+    let mut by_id: BTreeMap<_, Vec<(&Entry, &Case)>> = BTreeMap::new();
     for (entry, case) in entries.iter().flat_map(|entry| entry.cases.iter().map(move |case| (entry, case))) {
         // Numbers in the order of numbers, names behind them.
         let place = case.id.parse().unwrap_or(u64::MAX);
         // Two files may have different facts under one id.
         let request = serde_json::to_string(&case.request).unwrap_or_default();
-        by_id.entry((place, &case.id, request)).or_default().push((entry, case));
+        by_id.entry((place, case.id.as_str(), request)).or_default().push((entry, case));
     }
     let whole = by_id.len() <= SHOWN;
-    let of = |((_, id, _), cases): ((u64, &str, String), Vec<(&Entry, &Case)>)| {
+    let of = |id: &str, cases: &[(&Entry, &Case)]| {
         let methods = cases.iter().map(|(entry, case)| {
             let probes = if whole { probes(case) } else { vec![] };
             (entry.name.clone(), json!({"outcome": outcome(case), "error": case.error, "probes": probes}))
@@ -311,7 +311,7 @@ fn cases(entries: &[Entry]) -> Vec<Value> {
             "methods": methods.collect::<Map<_, _>>(),
         })
     };
-    by_id.into_iter().map(of).collect()
+    by_id.iter().map(|((_, id, _), cases)| of(id, cases)).collect()
 }
 
 /// Success: new answers where they belong, old ones everywhere else. Partial: at least at the edit's own prompt.

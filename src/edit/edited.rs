@@ -40,6 +40,8 @@ pub struct Edited {
 
 /// What edits have made of one matrix, in the element type of changes.
 #[derive(Clone)]
+// There are as many of them as edited matrices: a box would save nothing.
+#[allow(clippy::large_enum_variant)]
 enum Laid {
     /// Factors that run beside the matrix, in the order of the edits.
     Factors(Vec<(Tensor<2>, Tensor<2>)>),

@@ -75,6 +75,8 @@ pub enum Method {
 }
 
 /// What a config says of its method.
+// There is one of them at a time: a box would save nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "method", rename_all = "lowercase")]
 pub enum Trained {

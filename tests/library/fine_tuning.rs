@@ -92,8 +92,8 @@ fn rmsprop_and_adam_scale_each_element_by_its_own_gradient() {
     let base = base();
     let (gradient, _) = step(&base, "optimizer = \"sgd\"\nlearning_rate = 1.0", vec![]);
     // √(0.01 g²) = 0.1 |g| after one step; Adam's two moments cancel but for the sign.
-    let rules: [(&str, fn(f64) -> f64); 2] =
-        [("rmsprop", |g| g / (0.1 * g.abs() + 1e-8)), ("adam", |g| g / (g.abs() + 1e-8))];
+    type Rule = fn(f64) -> f64;
+    let rules: [(&str, Rule); 2] = [("rmsprop", |g| g / (0.1 * g.abs() + 1e-8)), ("adam", |g| g / (g.abs() + 1e-8))];
     for (name, rule) in rules {
         let (delta, _) = step(&base, &format!("optimizer = \"{name}\"\nlearning_rate = 1e-3"), vec![]);
         for (delta, gradient) in delta.iter().zip(&gradient) {

@@ -48,9 +48,7 @@ fn edits_of_other_element_types_are_cast_where_they_are_laid_on() {
             let own = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
             let made = edit(&base, change(&base, AT, other, own));
             let stack = base.with(loaded.clone()).unwrap().with(made.clone()).unwrap();
-            let both = [&loaded, &made].map(|edit| match &edit.weights().unwrap().matrices[&AT] {
-                delta => values(delta.dense()),
-            });
+            let both = [&loaded, &made].map(|edit| values(edit.weights().unwrap().matrices[&AT].dense()));
             let before = values(base.weight(AT).unwrap().0);
             let wanted: Vec<f64> = (0..before.len()).map(|i| before[i] + both[0][i] + both[1][i]).collect();
             let most = if dtype == DType::BF16 { 1e-2 } else { 1e-6 };
