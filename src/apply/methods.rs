@@ -65,6 +65,11 @@ pub(super) fn find(named: Option<Value>, origin: &str) -> Result<&'static Method
     method.ok_or_else(|| Error::Config(format!("{origin}: editor.method = {named} is not known; known: {}", known())))
 }
 
+/// Whether this is the name of an editor that needs no training.
+pub fn needs_no_training(name: &str) -> bool {
+    METHODS.iter().any(|method| method.name == name)
+}
+
 /// What finds the consultant of a memory of this method, where there is one.
 pub(super) fn consults(name: &str) -> Option<Consults> {
     if learned::METHODS.contains(&name) {

@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::parallel;
 
 pub use crate::edit::Editor;
+pub use methods::needs_no_training;
 pub use prepared::Prepared;
 pub use settings::{EditorSettings, MethodSettings, settings};
 

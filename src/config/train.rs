@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use toml::Table;
 
 use super::ModelSection;
-use crate::error::Result;
+use crate::apply::needs_no_training;
+use crate::error::{Error, Result};
 use crate::sections::choice::{self, Choice};
-use crate::sections::within;
+use crate::sections::{parse, within};
 use crate::train::methods::{Method, Sections, Trained};
 use crate::train::settings::TrainSettings;
 
@@ -73,8 +74,16 @@ impl Config {
     /// # Errors
     /// Unknown keys, values out of range.
     pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
-        let file: File = super::read(path, sets)?;
+        let table: Table = super::read(path, sets)?;
         let origin = path.display().to_string();
+        // A config of `emend apply` lacks sections: what its method is comes first.
+        let named = table.get("editor").and_then(|editor| editor.get("method")).and_then(toml::Value::as_str);
+        if let Some(method) = named.filter(|method| needs_no_training(method)) {
+            return Err(Error::Config(format!(
+                "{origin}: editor.method = \"{method}\" needs no training; `emend apply --config` uses it as it is"
+            )));
+        }
+        let file: File = parse(table.into(), &origin)?;
         let (mut editor, mut train) = (file.editor, file.train);
         let method = Method::take(&mut editor, &origin)?;
         choice::check("train", &train, method)?;

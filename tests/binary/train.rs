@@ -269,6 +269,13 @@ fn how_many_hidden_states_were_found_is_said() {
 }
 
 #[test]
+fn a_config_of_an_editor_that_needs_no_training() {
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/ft-pocket.toml");
+    let words = ["editor.method = \"fine_tuning\"", "needs no training", "emend apply --config"];
+    refused(&["train", "--config", text(&config)], 2, &words);
+}
+
+#[test]
 fn folders_that_are_no_trainings() {
     let place = TestFolder::new();
     let (config, foreign) = (place.gpt2_config(), place.path("foreign"));
