@@ -136,9 +136,7 @@ fn early_stop() -> f64 {
 
 impl super::MethodSettings for FineTuningSettings {
     fn check_used(&self, given: &toml::Table) -> Result<()> {
-        let (none, some) = ("0".to_owned(), "a number above 0".to_owned());
-        let chosen = if self.kl == 0.0 { &none } else { &some };
-        choice::refuse("editor", given, ("kl", chosen), &[(none.clone(), &[]), (some.clone(), fields::<Held>())])
+        choice::refuse_at_zero("editor", given, ("kl", self.kl), fields::<Held>())
     }
 
     fn layers(&self) -> (&'static str, &[usize]) {

@@ -98,9 +98,12 @@ fn room() -> usize {
 impl super::MethodSettings for IkeSettings {
     fn check_used(&self, given: &toml::Table) -> Result<()> {
         let Roles { copy, update, retain } = self.roles;
-        let some = if copy + update + retain == 0 { "none" } else { "some" };
-        let uses: [(String, &[&str]); 2] = [("none".into(), &[]), ("some".into(), &["order", "seed"])];
-        choice::refuse("editor", given, ("roles", some), &uses)
+        choice::refuse_at_zero(
+            "editor",
+            given,
+            ("the sum of roles", (copy + update + retain) as f64),
+            &["order", "seed"],
+        )
     }
 
     fn seed(&self) -> u64 {

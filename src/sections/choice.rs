@@ -37,13 +37,25 @@ pub fn refuse(section: &str, given: &Table, (key, chosen): (&str, &str), values:
         let using = values.iter().filter(|(_, keys)| keys.contains(&strange.as_str()));
         let using: Vec<&str> = using.map(|(value, _)| value.as_str()).collect();
         if !using.is_empty() && !using.contains(&chosen) {
-            return Err(Error::Config(format!(
-                "{section}.{strange}: {key} = {chosen} does not use it; {} does (--set {section}.{strange}= leaves it out)",
-                using.join(" or ")
-            )));
+            return Err(unused(section, strange, &format!("{key} = {chosen}"), &using.join(" or ")));
         }
     }
     Ok(())
+}
+
+/// As [`refuse`], for a number that uses `keys` where it is not 0.
+///
+/// # Errors
+/// Names the key, and the number.
+pub fn refuse_at_zero(section: &str, given: &Table, (key, number): (&str, f64), keys: &[&str]) -> Result<()> {
+    let chosen = if number == 0.0 { "0" } else { "above 0" };
+    refuse(section, given, (key, chosen), &[("0".into(), &[]), ("above 0".into(), keys)])
+}
+
+/// The error of a key that a choice makes of no use.
+pub fn unused(section: &str, key: &str, chosen: &str, using: &str) -> Error {
+    let leave_out = format!("--set {section}.{key}= leaves it out");
+    Error::Config(format!("{section}.{key}: {chosen} does not use it; {using} does ({leave_out})"))
 }
 
 /// A value as a config has it.
@@ -94,11 +106,12 @@ pub fn read<T: DeserializeOwned + Serialize>(section: &str, given: &Table, origi
         let read = |table: &Table| <T as serde::Deserialize>::deserialize(Value::Table(table.clone()));
         let wrong = |table: &Table| read(table).err().map(|error| error.to_string());
         // Where nothing is flattened serde names the key itself, down to its parts.
-        let (whole, whole_table) = (Value::Table(given.clone()), Value::Table(given.clone()));
-        let named = serde_path_to_error::deserialize::<_, T>(whole).err().map(|error| error.path().to_string());
-        // A section that holds a part that is flattened is named, and its key is not.
-        let value = |path: &str| path.split('.').try_fold(&whole_table, |at, key| at.get(key));
-        let named = named.is_some_and(|path| path != "." && !value(&path).is_some_and(|value| value.is_table()));
+        let whole = Value::Table(given.clone());
+        let named = serde_path_to_error::deserialize::<_, T>(whole.clone()).err().map(|error| error.path().to_string());
+        // Of a section of which a part is flattened it names the section alone.
+        let is_section =
+            |path: &str| path.split('.').try_fold(&whole, |at, key| at.get(key)).is_some_and(Value::is_table);
+        let named = named.is_some_and(|path| path != "." && !is_section(&path));
         match (culprit(given, &wrong).filter(|_| !named), wrong(given)) {
             (Some(key), Some(message)) => {
                 Error::Config(format!("{origin}: {}: {}", joined(section, &key), explain(&message)))

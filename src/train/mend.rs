@@ -33,7 +33,7 @@ use crate::model::tokens::Tokens;
 use crate::network::mend::{Captured, Mend, MendNetwork, MendSettings, without_last};
 use crate::network::parameters;
 use crate::parallel;
-use crate::sections::choice::{self, Choice, fields, refuse};
+use crate::sections::choice::{self, Choice, fields, refuse_at_zero};
 use crate::sections::within;
 
 /// `[loss]`
@@ -125,14 +125,9 @@ impl MendLossSettings {
     pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
         let settings: MendLossSettings = choice::read("loss", given, origin)?;
         choice::check("loss", given, settings.scope)?;
-        let number = if settings.out_of_scope == 0 { "0" } else { "1 or more" };
-        let numbers: [(String, &[&str]); 2] = [("0".into(), &[]), ("1 or more".into(), fields::<Near>())];
-        refuse("loss", given, ("out_of_scope", number), &numbers)?;
-        let weight = |weight: f64| if weight == 0.0 { "0" } else { "above 0" };
-        let uses =
-            |keys: &'static [&'static str]| -> [(String, &[&str]); 2] { [("0".into(), &[]), ("above 0".into(), keys)] };
-        refuse("loss", given, ("edit", weight(settings.edit)), &uses(&["scope", "in_scope"]))?;
-        refuse("loss", given, ("locality", weight(settings.locality)), &uses(&["out_of_scope", "kl", "mix"]))?;
+        refuse_at_zero("loss", given, ("out_of_scope", settings.out_of_scope as f64), fields::<Near>())?;
+        refuse_at_zero("loss", given, ("edit", settings.edit), &["scope", "in_scope"])?;
+        refuse_at_zero("loss", given, ("locality", settings.locality), &["out_of_scope", "kl", "mix"])?;
         if settings.edit == 0.0 && settings.locality == 0.0 {
             return Err(Error::Config("loss.edit and loss.locality are both 0: there is nothing to learn".into()));
         }

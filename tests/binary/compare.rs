@@ -1043,3 +1043,40 @@ fn cases_do_not_depend_on_the_number_of_threads() {
         }
     }
 }
+
+/// Every number of a comparison changes its figures or its curves.
+#[test]
+fn each_number_of_a_comparison_counts() {
+    let place = place();
+    place.write("text.txt", "The city of Lyon lies in France. ".repeat(20));
+    let made = |number: usize, data: &str, settings: &str| {
+        let settings = format!("text = \"text.txt\"\n{settings}");
+        let data = format!("cases = \"facts.json\"\n{data}");
+        let config = place.write(&format!("numbers-{number}.toml"), config(&data, &settings, &["ft"]));
+        let out = place.path(&format!("numbers-{number}"));
+        stdout(&run(&compare(&config, &out, &[])));
+        let summary = without_times(&out.join("summary.json"));
+        let curves = summary["curves"].as_array().unwrap().iter();
+        // The time of a point is no figure of the editor.
+        let curves = curves.filter(|curve| !curve.to_string().contains("seconds")).cloned().collect();
+        (summary["figures"].clone(), Value::Array(curves))
+    };
+    let data = ["limit = 3", "rephrases = 1", "per_class = 1"];
+    let settings = ["seed = 0", "generate = 2", "texts = 2", "perplexity = 2", "curve = [1, 3]"];
+    let known = made(0, &data.join("\n"), &settings.join("\n"));
+    let others = ["limit = 2", "rephrases = 0", "per_class = 0"].into_iter().chain([
+        "seed = 1",
+        "generate = 1",
+        "texts = 1",
+        "perplexity = 1",
+        "curve = [1, 2]",
+    ]);
+    for (number, other) in others.enumerate() {
+        let with = |known: &[&str]| {
+            let key = |text: &str| text.split(' ').next().map(str::to_owned);
+            let lines = known.iter().map(|line| if key(line) == key(other) { other } else { line });
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        assert!(made(number + 1, &with(&data), &with(&settings)) != known, "{other} changes nothing");
+    }
+}

@@ -183,7 +183,7 @@ fn that_do_nothing_are_refused() {
         r#"editor.new_weight: operation = "erase" does not use it; "rewrite" does"#,
     );
     let free = "layers = [1]\nlearning_rate = 1.0\nlocality = \"nofile\"";
-    refused::<FineTuningSettings>(free, "editor.locality: kl = 0 does not use it; a number above 0 does");
+    refused::<FineTuningSettings>(free, "editor.locality: kl = 0 does not use it; above 0 does");
     refused::<RomeSettings>("layers = [1]\nstatistics = \"s\"\nstepps = 3", "did you mean `steps`");
     refused::<RomeSettings>("layers = [1]\nstatistics = \"s\"\nsteps = \"many\"", "editor.steps: invalid type");
 }

@@ -285,7 +285,7 @@ impl SeracSettings {
             (_, TrainedNetworks::Classifier) => ("train = \"classifier\"", "\"both\" or \"counterfactual\""),
             _ => ("counterfactual.tune = \"nothing\"", "every other"),
         };
-        Err(Error::Config(format!("{section}.{key}: editor.{chosen} does not use it; {other} does")))
+        Err(choice::unused(section, key, &format!("editor.{chosen}"), other))
     }
 }
 

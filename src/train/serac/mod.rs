@@ -43,7 +43,7 @@ use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;
 use crate::network::parameters;
 use crate::network::serac::{ClassifierKind, NAME, Serac, SeracNetwork, SeracRoute, SeracSettings, TrainedNetworks};
-use crate::sections::choice::{self, fields, refuse};
+use crate::sections::choice::{self, fields, refuse_at_zero};
 use crate::sections::within;
 use crate::{parallel, random};
 
@@ -121,19 +121,13 @@ impl SeracLossSettings {
         ] {
             editor.refuse_untrained("loss", given, part, keys)?;
         }
-        let numbers =
-            |of: &'static [&'static str]| -> [(String, &[&str]); 2] { [("0".into(), &[]), ("above 0".into(), of)] };
-        let number = |zero: bool| if zero { "0" } else { "above 0" };
         let SeracLossSettings { classifier, counterfactual, .. } = &settings;
-        refuse("loss", given, ("locality", number(counterfactual.locality == 0.0)), &numbers(&["held"]))?;
-        refuse("loss", given, ("out_of_scope", number(settings.out_of_scope == 0)), &numbers(&["mix"]))?;
+        refuse_at_zero("loss", given, ("edit", counterfactual.edit), &["end"])?;
+        refuse_at_zero("loss", given, ("locality", counterfactual.locality), &["held"])?;
+        refuse_at_zero("loss", given, ("out_of_scope", settings.out_of_scope as f64), &["mix"])?;
         if let Some(given) = given.get("mined").and_then(toml::Value::as_table) {
-            refuse(
-                "loss.mined",
-                given,
-                ("count", number(classifier.mined.count == 0)),
-                &numbers(fields::<MiningSearch>()),
-            )?;
+            let count = classifier.mined.count as f64;
+            refuse_at_zero("loss.mined", given, ("count", count), fields::<MiningSearch>())?;
         }
         Ok(settings)
     }
