@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData, activation};
 
-use crate::edit::loss;
-
 use crate::data::source::Source;
+use crate::edit::loss;
 use crate::error::{Error, Result};
 use crate::sections::{unknown, within};
 
