@@ -46,7 +46,7 @@ fn run(name: &str, file: Option<&str>, count: usize) -> emend::Result<()> {
         let texts: Vec<Vec<u32>> = table()
             .iter()
             .flat_map(|row| [Some(&row.target), row.rival.as_ref().map(|rival| &rival.target)].map(|t| (row, t)))
-            .filter_map(|(row, target)| Some(model.tokenizer.continuation(&row.prompt, target?).ok()?.ids))
+            .filter_map(|(row, target)| Some(model.tokenizer.continuation(&row.prompt, target?, None).ok()?.ids))
             .collect();
         probes += texts.len();
         let one_each = || texts.iter().for_each(|ids| full_pass(&after, ids));

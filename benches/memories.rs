@@ -97,7 +97,7 @@ fn in_context(name: &str, encoder: &str) -> emend::Result<()> {
         "The Golden Gate Bridge is located in the city of",
     ]
     .iter()
-    .map(|prompt| model.tokenizer.continuation(prompt, "Rome"))
+    .map(|prompt| model.tokenizer.continuation(prompt, "Rome", None))
     .collect::<emend::Result<_>>()?;
     let edit = editor.edit(&base, &[request])?;
     // A route of its own has no prefix kept.

@@ -153,14 +153,52 @@ def bare(text):
     return re.sub(r"(?:(?![%)+#])[\W_])+$", "", text) or text
 
 
+def names(row):
+    return [row["target"], *row.get("aliases", [])]
+
+
+def says(text, row):
+    """Whether a name of the target stands among the words of a text."""
+    plain = " ".join(text.split()).lower()
+    found = (re.search(r"(?<![^\W_])" + re.escape(bare(name)) + r"(?![^\W_])", plain) for name in names(row) if bare(name))
+    return any(found)
+
+
+def mquake(case):
+    answers = [(answer["after"], case["rows"][answer["row"]]) for answer in case.get("answers", [])]
+    hops = {name: [says(after, row) for after, row in answers if row["class"] == name] for name in ("single hop", "multi-hop")}
+    if not hops["multi-hop"]:
+        return {}
+    values = {"edit_wise": share(says(after, row) for after, row in answers if row["kind"] == "rewrite")}
+    values["multi_hop"] = float(any(hops["multi-hop"]))
+    if hops["single hop"]:
+        values["instance_wise"] = float(all(hops["single hop"]))
+    return values
+
+
+def ripple(case):
+    tests = {}
+    for answer in case.get("answers", []):
+        row = case["rows"][answer["row"]]
+        if row.get("test"):
+            test = tests.setdefault((row["class"].lower(), row["test"]["number"]), {"any": row["test"]["any"], "wanted": [], "right": []})
+            wanted = row["kind"] == "condition"
+            test["wanted" if wanted else "right"].append(says(answer["before" if wanted else "after"], row))
+    passed = {}
+    for (name, _), test in tests.items():
+        if all(test["wanted"]) and test["right"]:
+            passed.setdefault(name, []).append((any if test["any"] else all)(test["right"]))
+    return {name: share(tests) for name, tests in passed.items()}
+
+
 def generate(case):
     values = {}
     answers = [(answer, case["rows"][answer["row"]]) for answer in case.get("answers", [])]
     for kind in ("rewrite", "rephrase", "portability"):
-        said = [(answer["after"], row["target"]) for answer, row in answers if row["kind"] == kind]
-        values[kind + "_exact"] = share(bare(after) == bare(target) for after, target in said)
-        inside = [re.search(r"(?<![^\W_])" + re.escape(bare(target)) + r"(?![^\W_])", " ".join(after.split()).lower()) for after, target in said]
-        values[kind + "_contained"] = share(bool(found) and bare(target) != "" for found, (_, target) in zip(inside, said))
+        said = [(answer["after"], row) for answer, row in answers if row["kind"] == kind]
+        values[kind + "_exact"] = share(bare(after) in [bare(name) for name in names(row)] for after, row in said)
+        values[kind + "_contained"] = share(says(after, row) for after, row in said)
+        values[kind + "_forced"] = share(is_exact(row["after"]) for _, row in said)
     kept = [answer for answer, row in answers if row["kind"] == "locality" and row["class"] != "attribute"]
     values["locality_same"] = share(answer["before"].strip() == answer["after"].strip() for answer in kept)
     values["fluency"] = fluency(own_texts(case))
@@ -196,7 +234,7 @@ def efficiency(case):
     return values
 
 
-PROTOCOLS = (counterfact, easyedit, mend, generate, sentiment, efficiency)
+PROTOCOLS = (counterfact, easyedit, mend, generate, sentiment, mquake, ripple, efficiency)
 
 
 def balanced(cases, name, inside):

@@ -109,7 +109,7 @@ impl RequestInContexts {
         let (mut rows, mut subjects) = (vec![], vec![]);
         for template in templates {
             let prompt = template.replace("{}", &request.prompt);
-            let row = tokenizer.continuation(&prompt, &request.target_new)?;
+            let row = tokenizer.continuation(&prompt, &request.target_new, request.separator.as_deref())?;
             let before = template.find("{}").unwrap_or(0);
             // A tokenizer may cut a prompt otherwise where a target follows; the subject is never beyond it.
             check_length(row.ids.len() - 1, model.base().decoder.spec.context)?;

@@ -401,7 +401,7 @@ impl Editor for FineTuning {
         check(requests)?;
         let tokenizer = &model.base().tokenizer;
         let texts = requests.iter().enumerate().map(|(number, request)| {
-            let text = tokenizer.continuation(&request.prompt, &request.target_new);
+            let text = request.row(tokenizer);
             let text = text.and_then(|text| {
                 check_targets(model, text.target())?;
                 check_length(text.ids.len() - 1, model.base().decoder.spec.context)?;

@@ -26,6 +26,7 @@ use crate::edit::memory::{Answer, Consulted, Prefix, Recall, settled};
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
 use crate::error::{Error, Result};
 use crate::model::sentences::{SentenceEncoder, nearest};
+use crate::model::separator::joined;
 use crate::model::{Model, hub};
 use crate::network::reader::{Pretrained, Reader};
 use crate::network::serac::{ITSELF, located};
@@ -228,15 +229,15 @@ fn demonstration_text(fact: &str, answered: &str) -> String {
 
 /// A record in a role; it copies where it has nothing to update or to retain.
 fn demonstration(record: &EditRecord, role: DemonstrationRole) -> String {
-    let fact = EditRequest::from(record).statement();
+    let (fact, between) = (EditRequest::from(record).statement(), record.separator.as_deref());
     let answered = match role {
         DemonstrationRole::Copy => None,
-        DemonstrationRole::Update => record.rephrases.first().map(|prompt| format!("{prompt} {}", record.target_new)),
+        DemonstrationRole::Update => record.rephrases.first().map(|prompt| joined(prompt, &record.target_new, between)),
         DemonstrationRole::Retain => record
             .locality
             .values()
             .flatten()
-            .find_map(|probe| Some(format!("{} {}", probe.prompt, probe.target.as_ref()?))),
+            .find_map(|probe| Some(joined(&probe.prompt, probe.target.as_ref()?, between))),
     };
     demonstration_text(&fact, answered.as_ref().unwrap_or(&fact))
 }

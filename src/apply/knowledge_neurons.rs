@@ -237,7 +237,7 @@ impl KnowledgeNeurons {
         let rephrases = request.rephrases.iter().filter(|_| self.settings.rephrases).cloned();
         let asked: Vec<String> = asked.chain(rephrases).collect();
         let target = |target: &str| -> Result<Vec<u32>> {
-            let text = tokenizer.continuation(&request.prompt, target)?;
+            let text = tokenizer.continuation(&request.prompt, target, request.separator.as_deref())?;
             check_targets(model, text.target())?;
             Ok(text.target().to_vec())
         };

@@ -192,7 +192,8 @@ impl Route for LookupRoute {
             let apart: f64 = key.iter().zip(state).map(|(k, h)| (f64::from(*k) - f64::from(*h)).powi(2)).sum();
             let length: f64 = key.iter().map(|k| f64::from(*k).powi(2)).sum();
             let distance = (apart / length.max(f64::MIN_POSITIVE)).sqrt();
-            let answer = Answer::Target(recall.requests[entry].target_new.clone());
+            let request = &recall.requests[entry];
+            let answer = Answer::Target { text: request.target_new.clone(), separator: request.separator.clone() };
             let scope = 1.0 - distance / self.settings.radius.max(f64::MIN_POSITIVE);
             (distance <= self.settings.radius).then_some(Consulted { entry, scope: scope.max(0.0), answer })
         });

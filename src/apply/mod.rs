@@ -28,7 +28,7 @@ pub use methods::needs_no_training;
 pub use prepared::Prepared;
 pub use settings::{EditorSettings, MethodSettings, settings};
 
-/// How several requests are edited in.
+/// How several cases are edited in; most are one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -51,50 +51,64 @@ impl Mode {
     }
 }
 
-/// What came of the requests.
+/// What came of the cases.
 pub struct Applied<R> {
-    /// What `look` gave, in the order of the requests; of a batch it is one.
+    /// What `look` gave, in the order of the cases; of a batch it is one.
     pub looks: Vec<R>,
     /// All edits as one, and the model with all of them; nothing in single mode, where each stands by itself.
     pub end: Option<(Edit, Edited)>,
 }
 
-/// Called with each edit, the number of its request, and the model right after it. Neither is kept longer.
+/// Called with each edit, the number of its case, and the model right after it. Neither is kept longer.
 pub type Look<'a, R> = &'a (dyn Fn(usize, &Arc<Edit>, &Edited) -> Result<R> + Sync);
 
-/// Edits requests into a model.
+/// Edits cases into a model, all requests of a case together.
 ///
 /// # Errors
-/// The first request that cannot be edited, by its number, and the errors of `look`.
+/// The first case that cannot be edited, by its number, and the errors of `look`.
 pub fn apply<R: Send>(
     editor: &dyn Editor,
     model: &Edited,
-    requests: &[EditRequest],
+    cases: &[Vec<EditRequest>],
     mode: Mode,
     look: Look<'_, R>,
 ) -> Result<Applied<R>> {
     let together = mode == Mode::Batch && !editor.remembers();
-    prepared::check(if together { requests } else { &requests[..requests.len().min(1)] })?;
+    let all: Vec<EditRequest> = if mode == Mode::Batch { cases.concat() } else { vec![] };
+    match together {
+        true => prepared::check(&all)?,
+        false if cases.is_empty() => prepared::check(&[])?,
+        false => {}
+    }
     let finite = |edit: Edit| match edit.is_finite() {
         true => Ok(Arc::new(edit)),
         false => Err(Error::Input("the edit holds values that are not finite; try a lower learning rate".into())),
     };
     let one = |on: &Edited, number: usize| -> Result<(Arc<Edit>, Edited)> {
-        let edit = editor.edit(on, &requests[number..=number]).and_then(finite);
+        let contradiction = if editor.remembers() { Ok(()) } else { prepared::check(&cases[number]) };
+        let edit = contradiction.and_then(|()| editor.edit(on, &cases[number])).and_then(finite);
         let edit = edit.map_err(|error| error.of_record(number))?;
         let after = on.with(edit.clone())?;
         Ok((edit, after))
     };
     match mode {
         Mode::Batch => {
-            let edit = finite(editor.edit(model, requests)?)?;
+            // An error names a request by its number: what is wanted is the case's.
+            let owner = |number: usize| {
+                cases.iter().enumerate().flat_map(|(case, edits)| edits.iter().map(move |_| case)).nth(number)
+            };
+            let edit = editor.edit(model, &all).map_err(|error| match error {
+                Error::Record { number, message } => Error::Record { number: owner(number).unwrap_or(number), message },
+                other => other,
+            })?;
+            let edit = finite(edit)?;
             let after = model.with(edit.clone())?;
             let looks = vec![look(0, &edit, &after)?];
             Ok(Applied { looks, end: Some((Arc::unwrap_or_clone(edit), after)) })
         }
         Mode::Sequential => {
             let (mut joined, mut looks, mut current) = (Joined::default(), vec![], model.clone());
-            for number in 0..requests.len() {
+            for number in 0..cases.len() {
                 let (edit, after) = one(&current, number)?;
                 looks.push(look(number, &edit, &after)?);
                 joined.add(&edit)?;
@@ -104,7 +118,7 @@ pub fn apply<R: Send>(
             Ok(Applied { looks, end: Some((joined.edit()?, current)) })
         }
         Mode::Single => {
-            let looks = parallel::each(&model.base().decoder.device(), (0..requests.len()).collect(), |number| {
+            let looks = parallel::each(&model.base().decoder.device(), (0..cases.len()).collect(), |number| {
                 let (edit, after) = one(model, number)?;
                 look(number, &edit, &after)
             })?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
+use crate::data::asking::Asking;
 use crate::edit::Editor;
 use crate::error::{Error, Result};
 use crate::evaluate::Summary;
@@ -47,6 +48,13 @@ pub struct Base {
     /// The element type it was computed in.
     #[serde(default)]
     pub dtype: crate::model::Precision,
+    /// How records were put to it.
+    #[serde(default, skip_serializing_if = "is_plain")]
+    pub asking: Asking,
+}
+
+fn is_plain(asking: &Asking) -> bool {
+    *asking == Asking::default()
 }
 
 /// The best network of a training.

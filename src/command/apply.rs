@@ -9,11 +9,13 @@ use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::chat::ChatArgs;
 use super::{answer, load_edits, print, show_rows};
 use crate::apply::memory::Elsewhere;
 use crate::apply::{Applied, Editor, Mode, apply};
 use crate::archive::Archive;
 use crate::config::apply::Config;
+use crate::data::asking::Asking;
 use crate::data::pocket;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::Source;
@@ -26,6 +28,8 @@ use crate::error::{Error, Result};
 use crate::evaluate::probes::{Limits, probe_table};
 use crate::evaluate::{Kind, ProbeRow, Side, balanced, counterfact, sentiment, summarize};
 use crate::model::Model;
+use crate::model::chat::Chat;
+use crate::model::separator::without_last_space;
 use crate::process::peak_memory;
 use crate::report::figures;
 use crate::report::table::percent;
@@ -93,6 +97,8 @@ pub struct Args {
     /// Write the edited model (hf) or a LoRA adapter (peft) into a folder; may be given for both
     #[arg(long, num_args = 2, value_names = ["FORMAT", "DIR"])]
     pub export: Vec<String>,
+    #[command(flatten)]
+    pub chat: ChatArgs,
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
@@ -119,19 +125,20 @@ pub fn run(args: &Args) -> Result<()> {
     let device = device::open(&args.device)?;
     // Its length is known once the records are.
     let bar = ProgressBar::no_length();
-    let (name, model, editor) = editor(args, &device, &bar)?;
+    let (name, model, editor, asking) = editor(args, &device, &bar)?;
+    let asking = args.chat.or(asking);
+    let chat = asking.template(&model.tokenizer)?;
     let before = laid_under(args, &model, editor.as_ref())?;
-    let records = records(args, &name)?;
+    let records = asking.put(records(args, &name)?, &model.tokenizer)?;
     check_outputs(args, records.len())?;
-    let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
+    let cases: Vec<Vec<EditRequest>> = records.iter().map(EditRequest::of_case).collect();
     let loaded = start.elapsed().as_secs_f64();
 
-    count_edits(&bar, requests.len());
+    count_edits(&bar, cases.len());
     let editing = Instant::now();
-    let job = Job { args, before, records, bar, looking: AtomicU64::new(0) };
-    let applied = apply(editor.as_ref(), &job.before, &requests, args.mode, &|number, edit, after| {
-        job.look(number, edit, after)
-    })?;
+    let job = Job { args, before, records, chat, bar, looking: AtomicU64::new(0) };
+    let applied =
+        apply(editor.as_ref(), &job.before, &cases, args.mode, &|number, edit, after| job.look(number, edit, after))?;
     job.bar.finish_and_clear();
     let edited = (editing.elapsed().as_secs_f64() - job.looked(&device)).max(0.0);
     let done = job.finish(applied)?;
@@ -173,6 +180,8 @@ struct Job<'a> {
     args: &'a Args,
     before: Edited,
     records: Vec<EditRecord>,
+    /// The template that their prompts went through.
+    chat: Option<Chat>,
     bar: ProgressBar,
     /// Nanoseconds spent on looking at edits, by all threads together.
     looking: AtomicU64,
@@ -298,8 +307,12 @@ impl Job<'_> {
         };
         let text = match number < SHOWN && !self.args.json {
             true => {
-                let rows = show_rows(&self.before, after, &shown(&table))?;
-                Some(format!("{} → {}\n\n{rows}\n", record.prompt, record.target_new))
+                let rows = show_rows(&self.before, after, &shown(&table), self.chat.as_ref())?;
+                let said = |record: &EditRecord| {
+                    let prompt = self.chat.as_ref().map_or(record.prompt.as_str(), |chat| chat.said(&record.prompt));
+                    format!("{prompt} → {}\n", record.target_new)
+                };
+                Some(format!("{}\n{rows}\n", record.edits().map(said).collect::<String>()))
             }
             false => None,
         };
@@ -391,15 +404,15 @@ fn text(done: &Done) -> String {
     text + &saved.chain(exported).collect::<String>()
 }
 
-/// The model's name, the model, and the editor of an archive or of a configuration.
-fn editor(args: &Args, device: &Device, bar: &ProgressBar) -> Result<(String, Arc<Model>, Box<dyn Editor>)> {
+/// The model's name, the model, the editor of an archive or of a configuration, and how records were put to the model when it was trained.
+fn editor(args: &Args, device: &Device, bar: &ProgressBar) -> Result<(String, Arc<Model>, Box<dyn Editor>, Asking)> {
     if let Some(folder) = &args.archive {
         let archive = Archive::open(folder)?;
         let base = &archive.description.base;
         let name = args.model.as_ref().unwrap_or(&base.path).clone();
         let model = Arc::new(Model::load(&name, device, base.dtype.into())?);
         let editor = archive.editor(&model, args.allow_other_base, device)?;
-        return Ok((name, model, editor));
+        return Ok((name, model, editor, base.asking.clone()));
     }
     let path = args.config.clone().unwrap_or_default();
     let config = Config::read(&path, &args.sets)?;
@@ -411,7 +424,7 @@ fn editor(args: &Args, device: &Device, bar: &ProgressBar) -> Result<(String, Ar
     let (in_batch, bar) = (args.mode == Mode::Batch, bar.clone());
     let progress = move |done: usize| bar.inc(if in_batch { done as u64 } else { 0 });
     let editor = config.editor.editor(&model, &name, path.parent().unwrap_or(Path::new("")), Box::new(progress))?;
-    Ok((name, model, editor))
+    Ok((name, model, editor, Asking::default()))
 }
 
 /// A few probes of each kind, one of each locality class first.
@@ -429,7 +442,7 @@ fn shown(table: &[ProbeRow]) -> Vec<&ProbeRow> {
         })
         .take(5)
         .collect();
-    of(Kind::Rewrite, 1).chain(of(Kind::Rephrase, 3)).chain(near).chain(of(Kind::Portability, 3)).collect()
+    of(Kind::Rewrite, 3).chain(of(Kind::Rephrase, 3)).chain(near).chain(of(Kind::Portability, 3)).collect()
 }
 
 /// Sees that the results can be written before the work is done.
@@ -477,9 +490,9 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
         }
         return Ok(records);
     }
-    let prompt = args.prompt.as_deref().unwrap_or_default().trim_end().to_owned();
+    let prompt = without_last_space(args.prompt.as_deref().unwrap_or_default()).to_owned();
     let target = args.target.as_deref().unwrap_or_default().trim().to_owned();
-    if prompt.is_empty() || target.is_empty() {
+    if prompt.trim().is_empty() || target.is_empty() {
         return Err(Error::Config("--prompt and --target must hold at least a word each".into()));
     }
     let empty = |text: &String| text.trim().is_empty();
@@ -501,7 +514,8 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
         return Err(Error::Config(format!("--subject \"{subject}\" does not occur in --prompt \"{prompt}\"")));
     }
     // Of a fact of the embedded world we know other ways to ask, and its neighbours.
-    let known = if model == pocket::NAME { pocket::world()?.about(&prompt) } else { None };
+    let world = if model == pocket::NAME { Some(pocket::world()?) } else { None };
+    let known = world.as_ref().and_then(|world| world.about(&prompt));
     let mut record = known.unwrap_or_default();
     let probe = |prompt: &str| Probe::new(prompt, None);
     if !args.rephrases.is_empty() {
@@ -511,7 +525,11 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
         record.locality =
             [("unrelated".to_owned(), args.unrelated.iter().map(|prompt| probe(prompt)).collect())].into();
     } else if record.locality.is_empty() {
-        record.locality = [("unrelated".to_owned(), UNRELATED.map(probe).to_vec())].into();
+        let unrelated = match &world {
+            Some(world) => world.unrelated(&prompt, UNRELATED.len()),
+            None => UNRELATED.map(probe).to_vec(),
+        };
+        record.locality = [("unrelated".to_owned(), unrelated)].into();
     }
     record.id = "0".into();
     record.prompt = prompt;
@@ -557,10 +575,7 @@ fn export_hf(before: &Edited, after: &Edited, folder: &Path, records: &[EditReco
         Model::load(&folder.to_string_lossy(), &before.base().decoder.device(), before.base().decoder.dtype())?;
     let rounded = Edited::new(Arc::new(rounded));
     let tokenizer = &before.base().tokenizer;
-    let texts = records
-        .iter()
-        .map(|record| tokenizer.continuation(&record.prompt, &record.target_new))
-        .collect::<Result<Vec<_>>>()?;
+    let texts = records.iter().map(|record| EditRequest::from(record).row(tokenizer)).collect::<Result<Vec<_>>>()?;
     let exact = |model: &Edited| -> Result<Vec<bool>> {
         Ok(score(&[model], &texts)?.remove(0).iter().map(|scored| scored.exact()).collect())
     };
@@ -591,7 +606,7 @@ fn export_hf(before: &Edited, after: &Edited, folder: &Path, records: &[EditReco
 
 /// What a model says to a probe.
 fn side(model: &Edited, prompt: &str, scored: &Scored) -> Result<Value> {
-    let answer = answer(model, prompt)?.text;
+    let answer = answer(model, prompt, usize::MAX)?.text;
     Ok(json!({"answer": answer, "target_probability": scored.probability(), "target_nll": scored.nll()}))
 }
 

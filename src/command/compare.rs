@@ -111,11 +111,13 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         Some(out) => out.clone(),
         None => Path::new("results").join(path.file_stem().unwrap_or_default()),
     };
-    let (records, more) = records(&config, place)?;
+    let cases = records(&config, place)?;
     let chosen: Vec<&Competitor> =
         config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)).collect();
     let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
+    let more = config.data.asking().put(cases, &model.tokenizer)?;
+    let records = &more[..most_cases(&config).min(more.len())];
     let compared = chosen.iter().map(|editor| ComparedEditor::open(editor, place, &model, &config.model.path));
     let compared = compared.collect::<Result<Vec<_>>>()?;
     let base = Edited::new(model.clone());
@@ -142,7 +144,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         // Begun anew for each editor. What one has freed the allocator may keep: only the first is measured by itself.
         let held = forget_peak_memory();
         let looks = Looks { memory_before: held.filter(|_| number == 0), ..looks };
-        let (made, params) = compared_editor.editor(&config, &model, &records, &text.rows)?;
+        let (made, params) = compared_editor.editor(&config, &model, records, &text.rows)?;
         let run = Run::continued(&folder.join(&editor.name), params)?;
         // A broken file is told before hours of work, not after them.
         run.cases()?;
@@ -154,7 +156,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         }
         bar.set_message(editor.name.clone());
         let watch = || bar.inc(1);
-        run_cases(made.as_ref(), &base, &records, compare.mode, looks, &run, &watch)?;
+        run_cases(made.as_ref(), &base, records, compare.mode, looks, &run, &watch)?;
         let mut curve = vec![];
         if points > 0 {
             curve = curves(made.as_ref(), &base, &more, &sizes, &text, &run.points(), &watch)?;
@@ -168,11 +170,10 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     Ok((folder, failed))
 }
 
-/// The cases, each with an id of its own; and those of the curves, which may go on further.
-fn records(config: &Config, place: &Path) -> Result<(Vec<EditRecord>, Vec<EditRecord>)> {
+/// The cases, each with an id of its own, and behind them those of the curves, which may go on further.
+fn records(config: &Config, place: &Path) -> Result<Vec<EditRecord>> {
     let source = Source::open(&config.data.cases, Split::Test, place)?;
-    let limit = if config.data.limit == 0 { usize::MAX } else { config.data.limit };
-    let most = limit.max(config.compare.curve.last().copied().unwrap_or(0));
+    let most = most_cases(config).max(config.compare.curve.last().copied().unwrap_or(0));
     let mut records = source.fixed(config.compare.seed, most, config.data.per_class.min(3));
     if config.data.plain_questions {
         plain_questions(&mut records);
@@ -189,8 +190,12 @@ fn records(config: &Config, place: &Path) -> Result<(Vec<EditRecord>, Vec<EditRe
             )));
         }
     }
-    let cases = records[..limit.min(records.len())].to_vec();
-    Ok((cases, records))
+    Ok(records)
+}
+
+/// How many cases are compared on.
+fn most_cases(config: &Config) -> usize {
+    if config.data.limit == 0 { usize::MAX } else { config.data.limit }
 }
 
 /// The text whose perplexity is watched, as rows of tokens.

@@ -1,11 +1,11 @@
-//! `emend inspect`: an edit, an archive or a model in one screen.
+//! `emend inspect`: an edit, an archive, a model or a file of facts in one screen.
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde_json::{Value, json};
 
-use super::print;
+use super::{inspect_facts, print};
 use crate::archive::{Archive, snapshot::Store};
 use crate::edit::{Change, Edit, EditRequest, Memory, WeightChange};
 use crate::error::{Error, Result};
@@ -13,12 +13,15 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::{hub, pocket};
 use crate::report::table::{cut, percent, table};
 
-/// Show an edit file, an archive or a model in one screen.
+/// Show an edit file, an archive, a model or a file of facts in one screen.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// An edit file, an archive's folder, a model's folder, or a model's name
+    /// An edit file, an archive's folder, a model's folder or name, or a file of records
     #[arg(value_name = "WHAT")]
     pub what: String,
+    /// Count the tokens of records as this model does
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
     /// Print one JSON document instead of lines
     #[arg(long)]
     pub json: bool,
@@ -30,7 +33,13 @@ pub struct Args {
 /// A thing that is none of these, or broken.
 pub fn run(args: &Args) -> Result<()> {
     let path = Path::new(&args.what);
-    let (text, document) = if path.is_file() {
+    let facts = path.is_file() && inspect_facts::is_facts(path);
+    if args.model.is_some() && !facts {
+        return Err(Error::Config("--model counts the tokens of a file of records; this is none".into()));
+    }
+    let (text, document) = if facts {
+        inspect_facts::facts(path, args.model.as_deref())?
+    } else if path.is_file() {
         edit(path)?
     } else if path.join("archive.toml").is_file() || path.join("training").is_dir() {
         archive(path)?

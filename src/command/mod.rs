@@ -1,10 +1,12 @@
 //! One file a subcommand.
 
 pub mod apply;
+mod chat;
 pub mod compare;
 pub mod fetch;
 pub mod forget;
 pub mod inspect;
+mod inspect_facts;
 pub mod predict;
 pub mod pretrain;
 pub mod stats;
@@ -13,12 +15,16 @@ pub mod train;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use unicode_width::UnicodeWidthStr;
+
 use crate::apply::memory::{Elsewhere, bind};
 use crate::edit::generate::Sampling;
-use crate::edit::score::score;
+use crate::edit::score::{Scored, score};
 use crate::edit::{Edit, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::{Kind, ProbeRow};
+use crate::model::chat::Chat;
+use crate::model::separator::writes_no_spaces;
 use crate::model::tokenizer::Continuation;
 use crate::report::table::{cut, table};
 
@@ -80,55 +86,109 @@ pub(crate) struct Answer {
     pub text: String,
     /// The probability of the whole of it.
     pub probability: f64,
+    /// Whether the model says more than this.
+    pub goes_on: bool,
+}
+
+impl Answer {
+    /// As tables show it.
+    fn shown(&self) -> String {
+        let more = if self.goes_on { "…" } else { "" };
+        format!("{}{more} {:.0} %", cut(&self.text, SHOWN), 100.0 * self.probability)
+    }
 }
 
 /// Tokens of an answer at most.
 const ANSWER: usize = 12;
 
-/// The likeliest continuation of a prompt, up to the end of the sentence.
-pub(crate) fn answer(model: &Edited, prompt: &str) -> Result<Answer> {
+/// The width of an answer in a table.
+const SHOWN: usize = 28;
+
+/// The likeliest continuation of a prompt, up to the end of the sentence; cut at a word where it takes more than `width` in a terminal, and never
+/// within a letter.
+pub(crate) fn answer(model: &Edited, prompt: &str, width: usize) -> Result<Answer> {
     let tokenizer = &model.base().tokenizer;
     let ids = tokenizer.encode_prompt(prompt)?;
     // An answer stops where the context does.
     let room = (model.base().decoder.spec.context + 1).saturating_sub(ids.len());
-    let made = model.generate(
-        std::slice::from_ref(&ids),
-        ANSWER.min(room),
-        &model.base().stop_tokens(),
-        &Sampling::default(),
-    )?;
+    let most = ANSWER.min(room);
+    let made = model.generate(std::slice::from_ref(&ids), most, &model.base().stop_tokens(), &Sampling::default())?;
     let mut made = made.into_iter().next().unwrap_or_default();
     // The answer ends with the sentence or the line.
-    let ends = |id: &u32| tokenizer.token(*id).contains(['.', '\n', '?', '!']);
-    if let Some(end) = made.iter().position(ends) {
+    let ends = |id: &u32| tokenizer.token(*id).contains(['.', '\n', '?', '!', '。', '？', '！']);
+    let end = made.iter().position(ends);
+    if let Some(end) = end {
         made.truncate(end.max(1));
     }
     if made.is_empty() {
-        return Ok(Answer { text: String::new(), probability: 1.0 });
+        return Ok(Answer { text: String::new(), probability: 1.0, goes_on: false });
     }
-    let text = tokenizer.decode(&made)?.trim().to_owned();
-    let row = Continuation { ids: ids.iter().chain(&made).copied().collect(), prompt: ids.len(), apart: false };
+    let whole = end.is_some() || made.len() < most;
+    let text = |count: usize| -> Result<String> { Ok(tokenizer.decode(&made[..count])?.trim().to_owned()) };
+    let fits = |count: usize| -> Result<bool> {
+        let text = text(count)?;
+        let at_word = match made.get(count) {
+            Some(next) => tokenizer.token(*next).chars().next().is_none_or(begins_word),
+            None => whole,
+        };
+        let wide = text.width() + usize::from(count < made.len() || !whole);
+        Ok(at_word && wide <= width && !text.is_empty())
+    };
+    let clean = |count: &usize| text(*count).is_ok_and(|text| !text.contains(char::REPLACEMENT_CHARACTER));
+    let mut count = (1..=made.len()).rev().find(clean).unwrap_or(0);
+    for fewer in (1..=count).rev() {
+        if fits(fewer)? {
+            count = fewer;
+            break;
+        }
+    }
+    if count == 0 {
+        return Ok(Answer { text: String::new(), probability: 1.0, goes_on: true });
+    }
+    let row = Continuation { ids: [&ids, &made[..count]].concat(), prompt: ids.len(), apart: false };
     let scored = score(&[model], &[row])?;
-    Ok(Answer { text, probability: scored[0][0].probability() })
+    Ok(Answer { text: text(count)?, probability: scored[0][0].probability(), goes_on: count < made.len() || !whole })
+}
+
+/// Whether a token that begins with this letter begins a word, so that the text before it can end there.
+fn begins_word(letter: char) -> bool {
+    letter != char::REPLACEMENT_CHARACTER && (!letter.is_alphanumeric() || writes_no_spaces(letter))
 }
 
 /// A before/after table of probes.
-pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow]) -> Result<String> {
+///
+/// Of prompts that are turns of a chat what the user says is shown.
+pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow], chat: Option<&Chat>) -> Result<String> {
     let lines = rows.iter().map(|row| {
         let kind = match row.kind {
             Kind::Rewrite => "edit",
             Kind::Rephrase => "rephrase",
             Kind::Locality => "unrelated",
             Kind::Portability => "consequence",
+            Kind::Condition => "condition",
         };
-        let (before, after) = (answer(before, &row.prompt)?, answer(after, &row.prompt)?);
-        let show = |answer: &Answer| format!("{} {:.0} %", cut(&answer.text, 28), 100.0 * answer.probability);
+        // An answer that was asked for is shown to its end, and no further.
+        let show = |model: &Edited, scored: &Scored| match row.given && scored.exact() {
+            true => {
+                let (text, probability) = (row.target.clone(), scored.probability());
+                Ok(Answer { text, probability, goes_on: false }.shown())
+            }
+            false => answer(model, &row.prompt, SHOWN).map(|answer| answer.shown()),
+        };
         let as_wished = match row.kind {
             Kind::Rewrite | Kind::Rephrase | Kind::Portability => row.after.exact(),
             Kind::Locality => row.before.agrees(&row.after),
+            Kind::Condition => row.before.exact(),
         };
         let mark = if as_wished { "✓" } else { "✗" };
-        Ok(vec![mark.to_owned(), kind.to_owned(), cut(&row.prompt, 56), show(&before), show(&after)])
+        let prompt = chat.map_or(row.prompt.as_str(), |chat| chat.said(&row.prompt));
+        Ok(vec![
+            mark.to_owned(),
+            kind.to_owned(),
+            cut(prompt, 56),
+            show(before, &row.before)?,
+            show(after, &row.after)?,
+        ])
     });
     let lines = lines.collect::<Result<Vec<_>>>()?;
     Ok(table(&["", "", "prompt", "before", "after"], &lines))

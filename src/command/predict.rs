@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::chat::ChatArgs;
 use super::{load_edits, print};
 use crate::apply::memory::Elsewhere;
+use crate::data::asking::Asking;
 use crate::device;
 use crate::edit::Edited;
 use crate::edit::generate::Sampling;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::Precision;
+use crate::model::separator::without_last_space;
 use crate::report::table::{cut, percent, table};
 
 /// What a model says, with edits laid over it in the order given.
@@ -48,6 +51,8 @@ pub struct Args {
     /// The seed of the draws
     #[arg(long, default_value_t = 0, requires = "temperature")]
     pub seed: u64,
+    #[command(flatten)]
+    pub chat: ChatArgs,
     /// The element type to compute with
     #[arg(long, value_enum, default_value = "f32")]
     pub dtype: Precision,
@@ -74,12 +79,21 @@ pub fn run(args: &Args) -> Result<()> {
     let elsewhere = args.archive.as_deref().map_or(Elsewhere::Nowhere, Elsewhere::Instead);
     let edited = load_edits(Edited::new(model.clone()), &args.edits, elsewhere, args.allow_other_base)?;
     let tokenizer = &model.tokenizer;
+    let asking = args.chat.or(Asking::default());
+    let chat = asking.template(tokenizer)?;
+    if chat.is_none() {
+        warn_of_chats(&edited);
+    }
     let mut results = vec![];
     let mut text = String::new();
-    for prompt in &args.prompts {
+    for said in &args.prompts {
+        let prompt = &match &chat {
+            Some(chat) => chat.prompt(said)?,
+            None => said.clone(),
+        };
         let ids = tokenizer.encode_prompt(prompt)?;
         let top = edited.next_tokens(&ids, args.top)?;
-        let consulted = edited.consulted(prompt)?;
+        let consulted = edited.consulted(without_last_space(prompt))?;
         let generated = match args.generate {
             0 => None,
             count => {
@@ -97,13 +111,14 @@ pub fn run(args: &Args) -> Result<()> {
                 ]
             })
             .collect();
-        text += &format!("{prompt}\n\n{}", table(&["next token", "probability", "logit"], &rows));
+        text += &format!("{said}\n\n{}", table(&["next token", "probability", "logit"], &rows));
         if let Some((request, scope)) = &consulted {
             let statement = cut(&request.statement(), 80);
             text += &format!("\nfrom memory: {statement} (scope {})\n", percent(Some(*scope)));
         }
         if let Some(generated) = &generated {
-            text += &format!("\n{prompt}{generated}\n");
+            let lead = if chat.is_some() { "" } else { prompt };
+            text += &format!("\n{lead}{generated}\n");
         }
         text.push('\n');
         let top: Vec<_> = top
@@ -123,4 +138,14 @@ pub fn run(args: &Args) -> Result<()> {
         return print(&format!("{document:#}\n"));
     }
     print(&text)
+}
+
+/// An edit that was made for a chat answers the turns of one, and not always the bare text.
+fn warn_of_chats(edited: &Edited) {
+    let of_weights = edited.edits().iter().flat_map(|edit| &edit.provenance.requests);
+    let of_memories = edited.memories().iter().flat_map(|memory| &memory.requests);
+    if let Some(asked) = of_weights.chain(of_memories).find_map(|request| request.chat.as_ref()) {
+        let system = asked.system.as_ref().map_or(String::new(), |text| format!(" --system {text:?}"));
+        tracing::warn!("an edit was made for a chat; ask as it was asked, with --chat{system}");
+    }
 }

@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut seen, mut unseen) = (vec![], vec![]);
     for (index, fact) in world.facts().iter().enumerate() {
         let (known, held_out) = world.prompts(index);
-        let continuation = |prompt: &String| edited.base().tokenizer.continuation(prompt, &fact.object);
+        let continuation = |prompt: &String| edited.base().tokenizer.continuation(prompt, &fact.object, None);
         // The first held-out and the first known prompt of every fact: prompts rotate with the fact.
         seen.push(continuation(&known[index % known.len()])?);
         unseen.extend(held_out.iter().map(continuation).collect::<Result<Vec<_>>>()?);

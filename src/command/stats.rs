@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::chat::ChatArgs;
 use super::{keep_state, print, stop};
+use crate::data::asking::Asking;
 use crate::data::text::Documents;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::chat::AskedInChat;
 use crate::model::spec::DecoderSpec;
 use crate::process::peak_memory;
 use crate::report::table::{percent, table};
@@ -57,6 +60,8 @@ pub struct Args {
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
+    #[command(flatten)]
+    pub chat: ChatArgs,
     /// Print one JSON document instead of a table
     #[arg(long)]
     pub json: bool,
@@ -143,6 +148,7 @@ fn header(args: &Args, layers: Vec<usize>, row: usize, model: &Model, texts: &Do
         row,
         seed: args.seed,
         field: args.field.clone(),
+        chat: args.chat.chat.then(|| AskedInChat { system: args.chat.system.clone() }),
         sources: sources.collect(),
         half: 0,
         changes: vec![],
@@ -171,7 +177,11 @@ fn collected(args: &Args, model: &Model, texts: &Documents, moments: &mut Moment
     let bar = progress_bar(args.tokens, moments.header.tokens);
     keep_state();
     let mut saved = Instant::now();
-    let settings = Collect { tokens: args.tokens, until: args.until };
+    let settings = Collect {
+        tokens: args.tokens,
+        until: args.until,
+        chat: args.chat.or(Asking::default()).template(&model.tokenizer)?,
+    };
     let result = collect(model, texts, &settings, moments, &mut |moments| {
         bar.set_position(moments.header.tokens);
         if let Some(change) = moments.header.changes.last() {
@@ -317,6 +327,9 @@ fn same(header: &Header, wanted: &Header) -> std::result::Result<(), String> {
     if texts(header) != texts(wanted) || header.field != wanted.field {
         let names: Vec<&str> = header.sources.iter().map(|source| source.name.as_str()).collect();
         return Err(format!("other texts ({})", names.join(", ")));
+    }
+    if header.chat != wanted.chat {
+        return Err("texts put to the model otherwise (--chat, --system)".into());
     }
     if (header.row, header.seed) != (wanted.row, wanted.seed) {
         return Err(format!("rows of {} tokens and seed {}", header.row, header.seed));

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{keep_state, print, show_rows, state_is_kept, stop};
@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
 use crate::evaluate::{Kind, ProbeRow, Side, balanced, sentiment, summarize};
 use crate::model::Model;
+use crate::model::chat::Chat;
+use crate::model::separator::joined;
 use crate::paths;
 use crate::process::peak_memory;
 use crate::report::figures;
@@ -80,13 +82,17 @@ pub fn run(args: &Args) -> Result<()> {
         if source.is_empty() {
             return Err(Error::Input(format!("{name} holds no records")));
         }
-        Ok(source)
+        // Each edit of a case is learnt by itself.
+        Ok(source.apart())
     };
     let train = open(&config.data.train, Split::Train)?;
     let validation = open(&config.data.validation, Split::Validation)?;
     let test = open(&config.data.test, Split::Test)?;
     let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
+    let asking = config.data.asking();
+    let put = |source| asking.put_source(source, &model.tokenizer);
+    let (train, validation, test) = (put(train)?, put(validation)?, put(test)?);
     let base = Edited::new(model.clone());
     for (source, name) in
         [(&train, &config.data.train), (&validation, &config.data.validation), (&test, &config.data.test)]
@@ -140,6 +146,7 @@ impl Trainer for Run<'_> {
                 path: config.model.path.clone(),
                 fingerprint: model.fingerprint.clone(),
                 dtype: config.model.dtype,
+                asking: config.data.asking(),
             },
             config: config.written(),
             made_of: BTreeMap::from([("data.test".to_owned(), self.test.fingerprint())]),
@@ -182,6 +189,7 @@ impl Trainer for Run<'_> {
             return print(&format!("{document:#}\n"));
         }
         let example = &test[0];
+        let chat = config.data.asking().template(&model.tokenizer)?;
         let mut text = format!(
             "\n{} steps in {trained:.0} s, the best after step {}\n\n{}",
             progress.step,
@@ -197,12 +205,15 @@ impl Trainer for Run<'_> {
         ] {
             text += &figures.map_or(String::new(), |figures| format!("\n{figures}"));
         }
-        text += &format!("\nThree test facts, before and after an edit\n\n{}", three(base, &trainer, &test, &rows)?);
+        text += &format!(
+            "\nThree test facts, before and after an edit\n\n{}",
+            three(base, &trainer, &test, &rows, chat.as_ref())?
+        );
         text += &format!(
             "\nNext, an edit of your own:\n\n    emend apply --archive {} {}--prompt {} --target {}\n",
             quoted(&folder.to_string_lossy()),
             example.descriptor.as_ref().map_or(String::new(), |text| format!("--descriptor {} ", quoted(text))),
-            quoted(&example.prompt),
+            quoted(chat.as_ref().map_or(example.prompt.as_str(), |chat| chat.said(&example.prompt))),
             quoted(&example.target_new)
         );
         print(&text)
@@ -228,7 +239,7 @@ fn check_lengths(source: &Source, name: &str, model: &Model) -> Result<()> {
             if prompt.len() + target.len() + 2 < context {
                 continue;
             }
-            let tokens = model.tokenizer.encode(&format!("{prompt} {target}"))?.len();
+            let tokens = model.tokenizer.encode(&joined(prompt, target, record.separator.as_deref()))?.len();
             if tokens > context {
                 return Err(Error::Input(format!(
                     "{name}: record {number} (id {}): a text of {tokens} tokens is longer than the model's context of {context}; \
@@ -259,6 +270,7 @@ fn three<E: LearnedEditor>(
     trainer: &EditTrainer<'_, E>,
     test: &[EditRecord],
     rows: &[ProbeRow],
+    chat: Option<&Chat>,
 ) -> Result<String> {
     let mut text = String::new();
     for record in 0..3 {
@@ -270,14 +282,20 @@ fn three<E: LearnedEditor>(
         let of = |kind: Kind| mine.iter().filter(move |row| row.kind == kind).take(1);
         let chosen: Vec<&ProbeRow> =
             of(Kind::Rewrite).chain(of(Kind::Rephrase)).chain(of(Kind::Locality)).copied().collect();
-        text += &show_rows(base, &after, &chosen)?;
+        text += &show_rows(base, &after, &chosen, chat)?;
         text.push('\n');
     }
     Ok(text)
 }
 
-/// A bar, and a line a validation.
+/// How often a line is printed where there is no terminal.
+const TOLD_EVERY: Duration = Duration::from_secs(30);
+
+/// A bar, or where there is no terminal a line now and then; and a line a validation.
 struct Show {
+    /// When the last line was printed, and the first step of this run.
+    told: Instant,
+    begun: Option<(Instant, usize)>,
     bar: ProgressBar,
     steps: u64,
     loss: f64,
@@ -290,7 +308,21 @@ impl Show {
         if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} {msg}") {
             bar.set_style(style);
         }
-        Show { bar, steps: steps as u64, loss: f64::NAN, note: String::new() }
+        Show { told: Instant::now(), begun: None, bar, steps: steps as u64, loss: f64::NAN, note: String::new() }
+    }
+
+    /// Prints a line where no bar is seen, every half a minute.
+    fn tell(&mut self, step: usize, said: &str) {
+        let (begun, first) = *self.begun.get_or_insert((Instant::now(), step));
+        if !self.bar.is_hidden() || self.told.elapsed() < TOLD_EVERY {
+            return;
+        }
+        self.told = Instant::now();
+        let rate = (step - first) as f64 / begun.elapsed().as_secs_f64().max(1e-9);
+        let left = self.steps.saturating_sub(step as u64) as f64 / rate;
+        let left =
+            if rate > 0.0 { format!("{} left", HumanDuration(Duration::from_secs_f64(left))) } else { "".into() };
+        eprintln!("step {step:>6} of {}   {rate:.2} a second, {left}   {said}", self.steps);
     }
 
     fn event(&mut self, event: &Event<'_>) {
@@ -318,7 +350,9 @@ impl Show {
                 self.loss = if self.loss.is_nan() { loss } else { 0.95 * self.loss + 0.05 * loss };
                 self.bar.set_position(*step as u64);
                 let parts = figures.iter().skip(1).map(|(name, value)| format!(" · {name} {value:.2}"));
-                self.bar.set_message(format!("loss {:.3}{}{}", self.loss, parts.collect::<String>(), self.note));
+                let said = format!("loss {:.3}{}{}", self.loss, parts.collect::<String>(), self.note);
+                self.tell(*step, &said);
+                self.bar.set_message(said);
             }
             Event::Note(note) => self.bar.suspend(|| eprintln!("{note}")),
             Event::Validation { step, summary, score, best } => {

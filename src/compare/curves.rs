@@ -91,7 +91,7 @@ pub fn curves(
     let made_of: Vec<String> = sizes.iter().map(|&size| made_of(&records[..size], &text.rows)).collect();
     let mut points = read(path)?;
     points.retain(|point| point.error.is_none() && made_of.contains(&point.made_of));
-    let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
+    let cases: Vec<Vec<EditRequest>> = records.iter().map(EditRequest::of_case).collect();
     for mode in [Mode::Batch, Mode::Sequential] {
         let known: Vec<bool> = made_of
             .iter()
@@ -104,11 +104,11 @@ pub fn curves(
                 watch();
                 continue;
             }
-            let requests = &requests[..edits];
+            let cases = &cases[..edits];
             let edited = match mode {
-                Mode::Batch => EditedByMany::at_once(editor, base, requests)?,
+                Mode::Batch => EditedByMany::at_once(editor, base, cases)?,
                 _ => {
-                    sequence.continue_with(editor, requests, &mut |_, _| Ok(()))?;
+                    sequence.continue_with(editor, cases, &mut |_, _| Ok(()))?;
                     sequence.clone()
                 }
             };

@@ -217,6 +217,8 @@ fn protocols(figures: &[Figure]) -> Vec<Value> {
         Protocol::Generate => "free answers, to their own end: what a user sees",
         Protocol::Balanced => "claims answered True or False, both labels counting alike",
         Protocol::Sentiment => "replies on a topic in the wanted sentiment (Mitchell et al., 2022)",
+        Protocol::Mquake => "questions over several facts, over free answers (Zhong et al., 2023)",
+        Protocol::Ripple => "what follows from an edit and what does not, over free answers (Cohen et al., 2024)",
         Protocol::Efficiency => "seconds, memory and the size of the change",
     };
     let of = |protocol: Protocol| {

@@ -1,5 +1,5 @@
-//! A model edited by many requests: by all at once, or by one after the other. A request that cannot be edited in is left out, with the
-//! reason; the others stay.
+//! A model edited by many cases: by all at once, or by one after the other. A case that cannot be edited in is left out, with the reason; the
+//! others stay. Most cases are one request; those of several are made or left out whole.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,54 +11,60 @@ use crate::error::{Error, Result};
 use crate::evaluate::case::Size;
 use crate::tensors::sum_of_squares;
 
-/// A model after many requests.
+/// A model after many cases.
 #[derive(Clone)]
 pub struct EditedByMany {
     /// The model with all that could be edited in.
     pub after: Edited,
-    /// How many requests were tried, those that are lost included.
+    /// How many cases were tried, those that are lost included.
     pub shown: usize,
-    /// The requests that could not be edited in, by number, each with the reason.
+    /// The cases that could not be edited in, by number, each with the reason.
     pub lost: BTreeMap<usize, String>,
 }
 
 impl EditedByMany {
-    /// The model before any request.
+    /// The model before any edit.
     pub fn new(base: &Edited) -> Self {
         EditedByMany { after: base.clone(), shown: 0, lost: BTreeMap::new() }
     }
 
-    /// All requests by one edit. Where two contradict each other the later one stays, as it does in a sequence.
+    /// All cases by one edit. Where two contradict each other the later one stays, as it does in a sequence.
     ///
     /// # Errors
-    /// An error that no request is the cause of.
-    pub fn at_once(editor: &dyn Editor, base: &Edited, requests: &[EditRequest]) -> Result<Self> {
+    /// An error that no case is the cause of.
+    pub fn at_once(editor: &dyn Editor, base: &Edited, cases: &[Vec<EditRequest>]) -> Result<Self> {
         let mut lost = BTreeMap::new();
         if !editor.remembers() {
-            for (first, second) in without_contradictions(requests).1 {
-                if requests[first].target_new != requests[second].target_new {
-                    let (prompt, target) = (&requests[second].prompt, &requests[second].target_new);
-                    lost.insert(first, format!("contradicted by a later request: \"{prompt}\" is to be \"{target}\""));
+            let all = cases.concat();
+            let owners: Vec<usize> =
+                cases.iter().enumerate().flat_map(|(case, requests)| requests.iter().map(move |_| case)).collect();
+            for (first, second) in without_contradictions(&all).1 {
+                if all[first].target_new != all[second].target_new {
+                    let (prompt, target) = (&all[second].prompt, &all[second].target_new);
+                    let message = format!("contradicted by a later request: \"{prompt}\" is to be \"{target}\"");
+                    lost.insert(owners[first], message);
                 }
             }
         }
         let after = loop {
-            let left: Vec<usize> = (0..requests.len()).filter(|number| !lost.contains_key(number)).collect();
+            let left: Vec<usize> = (0..cases.len()).filter(|number| !lost.contains_key(number)).collect();
             if left.is_empty() {
                 break base.clone();
             }
-            let chosen: Vec<EditRequest> = left.iter().map(|&number| requests[number].clone()).collect();
+            let chosen: Vec<EditRequest> = left.iter().flat_map(|&number| cases[number].iter().cloned()).collect();
+            let owners: Vec<usize> =
+                left.iter().flat_map(|&number| cases[number].iter().map(move |_| number)).collect();
             match with_one_edit(editor, base, &chosen) {
                 Ok(after) => break after,
-                Err(Error::Record { number, message }) if number < left.len() => {
-                    lost.insert(left[number], message);
+                Err(Error::Record { number, message }) if number < owners.len() => {
+                    lost.insert(owners[number], message);
                 }
                 Err(error) => {
                     let message = fault(error)?;
                     let known = lost.len();
-                    // The error names no request: each is tried alone.
+                    // The error names no request: each case is tried alone.
                     for &number in &left {
-                        if let Err(error) = with_one_edit(editor, base, &requests[number..=number]) {
+                        if let Err(error) = with_one_edit(editor, base, &cases[number]) {
                             lost.insert(number, fault(error)?);
                         }
                     }
@@ -68,22 +74,22 @@ impl EditedByMany {
                 }
             }
         };
-        Ok(EditedByMany { after, shown: requests.len(), lost })
+        Ok(EditedByMany { after, shown: cases.len(), lost })
     }
 
-    /// Edits in the requests that were not tried yet, one after the other. `watch` gets the model right after each edit, with the
-    /// request's number.
+    /// Edits in the cases that were not tried yet, one after the other. `watch` gets the model right after each edit, with the
+    /// case's number.
     ///
     /// # Errors
-    /// What is no request's fault, and what `watch` says.
+    /// What is no case's fault, and what `watch` says.
     pub fn continue_with(
         &mut self,
         editor: &dyn Editor,
-        requests: &[EditRequest],
+        cases: &[Vec<EditRequest>],
         watch: &mut dyn FnMut(usize, &Edited) -> Result<()>,
     ) -> Result<()> {
-        for (number, request) in requests.iter().enumerate().skip(self.shown) {
-            match with_one_edit(editor, &self.after, std::slice::from_ref(request)) {
+        for (number, requests) in cases.iter().enumerate().skip(self.shown) {
+            match with_one_edit(editor, &self.after, requests) {
                 Ok(after) => {
                     watch(number, &after)?;
                     self.after = after;
@@ -93,7 +99,7 @@ impl EditedByMany {
                 }
             }
         }
-        self.shown = self.shown.max(requests.len());
+        self.shown = self.shown.max(cases.len());
         Ok(())
     }
 }

@@ -334,6 +334,8 @@ mod tests {
             prompt: "A lies in".into(),
             target: "B".into(),
             given: true,
+            aliases: vec![],
+            test: None,
             apart: false,
             before: scored(&[-0.1, -0.7]),
             after: scored(after),

@@ -106,7 +106,7 @@ pub fn run(
     if left.is_empty() {
         return Ok(());
     }
-    let requests: Vec<EditRequest> = records.iter().map(EditRequest::from).collect();
+    let cases: Vec<Vec<EditRequest>> = records.iter().map(EditRequest::of_case).collect();
     let unedited = if looks.perplexity > 0 { looks.text.unedited(base)? } else { None };
     let changed = |after: Edited, reads: bool| -> Result<Changed> {
         let perplexity = match unedited.filter(|_| reads) {
@@ -134,10 +134,10 @@ pub fn run(
     let mut right_after: BTreeMap<usize, Vec<ProbeRow>> = BTreeMap::new();
     let edited = match mode {
         Mode::Single => None,
-        Mode::Batch => Some(EditedByMany::at_once(editor, base, &requests)?),
+        Mode::Batch => Some(EditedByMany::at_once(editor, base, &cases)?),
         Mode::Sequential => {
             let mut edited = EditedByMany::new(base);
-            edited.continue_with(editor, &requests, &mut |number, after| {
+            edited.continue_with(editor, &cases, &mut |number, after| {
                 let clock = Instant::now();
                 if left.contains(&number) {
                     let rows = probe_table(base, after, &[(0, &records[number])], looks.limits);
@@ -175,7 +175,7 @@ pub fn run(
             }
             None => {
                 let clock = Instant::now();
-                let after = with_one_edit(editor, base, &requests[number..=number]);
+                let after = with_one_edit(editor, base, &cases[number]);
                 let seconds = clock.elapsed().as_secs_f64();
                 let changed = || after.and_then(|after| changed(after, number < looks.perplexity));
                 write(number, 1, seconds, Box::new(changed))

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ModelSection;
 use crate::apply::Mode;
+use crate::data::asking::Asking;
 use crate::error::{Error, Result};
 use crate::sections::within;
 
@@ -34,6 +35,15 @@ pub struct Config {
 pub struct Data {
     /// `pocket`, a named set that `fetch` brings, or a path beside the config.
     pub cases: String,
+    /// Whether prompts are put through the model's chat template; targets are then the beginning of the reply.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chat: bool,
+    /// What the system says first in a chat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// What stands between prompts and answers, where a record does not say so itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
     /// At most so many of them; 0 for all.
     #[serde(default)]
     pub limit: usize,
@@ -49,6 +59,13 @@ pub struct Data {
     /// Said beside every figure: where a file differs from the published one, for example.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
+}
+
+impl Data {
+    /// How its records are put to the model.
+    pub fn asking(&self) -> Asking {
+        Asking { chat: self.chat, system: self.system.clone(), separator: self.separator.clone() }
+    }
 }
 
 fn many() -> usize {
@@ -145,6 +162,7 @@ impl Config {
         if config.compare.perplexity > 0 && config.compare.text.is_none() {
             return wrong("compare.perplexity = N wants compare.text, a file whose perplexity is taken".into());
         }
+        config.data.asking().check("data.")?;
         within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;
         within("data.per_class", config.data.per_class as f64, 0.0, 1e6)?;
         Ok(config)

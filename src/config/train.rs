@@ -8,6 +8,7 @@ use toml::Table;
 
 use super::ModelSection;
 use crate::apply::needs_no_training;
+use crate::data::asking::Asking;
 use crate::error::{Error, Result};
 use crate::sections::choice::{self, Choice};
 use crate::sections::{parse, within};
@@ -37,6 +38,15 @@ pub struct Data {
     pub validation: String,
     /// Records to report on.
     pub test: String,
+    /// Whether prompts are put through the model's chat template; targets are then the beginning of the reply.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chat: bool,
+    /// What the system says first in a chat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// What stands between prompts and answers, where a record does not say so itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
     /// The seed of the questions that are drawn from a world for validation and test: they belong to the data, so that trainings
     /// under several seeds are tested on the same ones.
     #[serde(default)]
@@ -50,6 +60,13 @@ pub struct Data {
     /// Prompts of each locality class a record is validated and tested on at most.
     #[serde(default = "few")]
     pub per_class: usize,
+}
+
+impl Data {
+    /// How its records are put to the model.
+    pub fn asking(&self) -> Asking {
+        Asking { chat: self.chat, system: self.system.clone(), separator: self.separator.clone() }
+    }
 }
 
 fn few() -> usize {
@@ -94,6 +111,7 @@ impl Config {
         let editor = Trained::read(method, &sections)?;
         let train = TrainSettings::read(&train, &origin)?;
         let config = Config { model: file.model, editor, data: file.data, train };
+        config.data.asking().check("data.")?;
         within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;
         within("data.per_class", config.data.per_class as f64, 0.0, 1e6)?;
         Ok(config)

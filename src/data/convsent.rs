@@ -46,6 +46,7 @@ fn edit(id: String, topic: &str, descriptor: String, right: &[String], wrong: &[
         prompt: question(template),
         target: Some(right.clone()),
         rival: Some(wrong.clone()),
+        ..Probe::default()
     };
     let pairs: Vec<Probe> = asked.take(PAIRS).map(pair).collect();
     let portability = Some((SENTIMENT.to_owned(), pairs)).filter(|(_, pairs)| !pairs.is_empty());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::form::{NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, check_subject, fill};
+use super::form::{NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, REWRITE, check_subject, fill};
 use super::json::{Object, answer, prompt};
 use super::problem::Problem;
 use super::record::{ATTRIBUTE, EditRecord, Probe};
@@ -12,9 +12,11 @@ const NEIGHBORHOOD: &str = "neighborhood";
 
 /// Reads a record of the published file: the rewrite is an object of its own and its prompt a template.
 pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem> {
-    const REWRITE: &str = "requested_rewrite";
     let rewrite = record.required(REWRITE, "every record needs one")?;
-    let rewrite = rewrite.object().and_then(read_rewrite).map_err(|problem| problem.within(REWRITE))?;
+    let rewrite = rewrite
+        .object()
+        .and_then(|mut rewrite| read_rewrite(&mut rewrite))
+        .map_err(|problem| problem.within(REWRITE))?;
 
     let mut locality = BTreeMap::new();
     let neighborhood = record.prompts("neighborhood_prompts")?;
@@ -28,28 +30,29 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         target_new: rewrite.target_new,
         target_id: rewrite.target_id,
         target_true: rewrite.target_true,
-        descriptor: None,
         subject: Some(rewrite.subject),
         template: Some(rewrite.template),
         relation: rewrite.relation,
         rephrases: record.prompts("paraphrase_prompts")?,
         locality,
-        portability: BTreeMap::new(),
         generation: record.prompts("generation_prompts")?,
+        ..EditRecord::default()
     })
 }
 
-struct Rewrite {
-    prompt: String,
-    template: String,
-    subject: String,
-    target_new: String,
-    target_id: Option<String>,
-    target_true: Option<String>,
-    relation: Option<String>,
+/// One edit as the published files state it.
+pub(super) struct Rewrite {
+    pub prompt: String,
+    pub template: String,
+    pub subject: String,
+    pub target_new: String,
+    pub target_id: Option<String>,
+    pub target_true: Option<String>,
+    pub relation: Option<String>,
 }
 
-fn read_rewrite(mut rewrite: Object) -> Result<Rewrite, Problem> {
+/// Reads an edit; its prompt is a template.
+pub(super) fn read_rewrite(rewrite: &mut Object) -> Result<Rewrite, Problem> {
     let subject = answer(rewrite.text("subject", NEEDS_SUBJECT)?);
     let template = prompt(rewrite.text("prompt", NEEDS_PROMPT)?);
     let (target_new, target_id) = rewrite

@@ -18,7 +18,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// A folder or a device: reading one may never end.
-    #[error("{}: is not a regular file; name a .json or .jsonl file of records", .file.display())]
+    #[error("{}: is not a regular file; name a file of records (JSON, JSONL, CSV, TSV)", .file.display())]
     NotAFile {
         /// The path.
         file: PathBuf,
@@ -47,6 +47,16 @@ pub enum DataError {
         /// Column in bytes, from 1.
         column: usize,
         /// What the parser says.
+        problem: String,
+    },
+    /// A CSV or TSV table that is broken.
+    #[error("{}: line {line}: {problem}", .file.display())]
+    NotTable {
+        /// The file.
+        file: PathBuf,
+        /// Line, from 1.
+        line: u64,
+        /// What is wrong, and what would be right.
         problem: String,
     },
     /// JSON, but neither an array nor objects.
@@ -81,7 +91,8 @@ pub enum DataError {
     },
 }
 
-const EXPECTED: &str = "a file of records is a JSON array of objects, or one object a line";
+const EXPECTED: &str =
+    "a file of records is a JSON array of objects, one object a line, or a CSV or TSV table with a header";
 
 fn in_parentheses(id: &Option<String>) -> String {
     id.as_ref().map_or_else(String::new, |id| format!(" (id {})", id.escape_debug()))

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::problem::{Problem, quoted};
+use crate::model::separator::without_last_space;
 
 /// A JSON value. Text that holds no escape is borrowed from the file.
 #[derive(Debug)]
@@ -67,6 +68,11 @@ impl<'a> Json<'a> {
 pub(super) struct Object<'a>(Vec<(Cow<'a, str>, Json<'a>)>);
 
 impl<'a> Object<'a> {
+    /// An object with these members, each key once.
+    pub fn of(members: Vec<(Cow<'a, str>, Json<'a>)>) -> Self {
+        Object(members)
+    }
+
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(key, _)| key.as_ref())
     }
@@ -128,6 +134,18 @@ impl<'a> Object<'a> {
         each(items, Json::text).map_err(|problem| problem.within(key))
     }
 
+    /// A text or a list of texts; blank ones, which published files have, are left out.
+    pub fn one_or_more(&mut self, key: &str) -> Result<Vec<Cow<'a, str>>, Problem> {
+        match self.take(key) {
+            None => Ok(vec![]),
+            Some(Json::List(items)) => {
+                let texts = each(items, text_or_blank).map_err(|problem| problem.within(key))?;
+                Ok(texts.into_iter().flatten().collect())
+            }
+            Some(one) => Ok(text_or_blank(one).map_err(|problem| problem.within(key))?.into_iter().collect()),
+        }
+    }
+
     /// A list of prompts; a missing list is an empty one.
     pub fn prompts(&mut self, key: &str) -> Result<Vec<String>, Problem> {
         Ok(self.texts(key)?.into_iter().map(prompt).collect())
@@ -136,6 +154,14 @@ impl<'a> Object<'a> {
 
 fn wrong_kind(found: &Json, right: &str) -> Problem {
     Problem::new(format!("is {}; it should be {right}", found.kind()))
+}
+
+fn text_or_blank<'a>(item: Json<'a>) -> Result<Option<Cow<'a, str>>, Problem> {
+    match item {
+        Json::Null => Ok(None),
+        Json::Text(text) if is_blank(&text) => Ok(None),
+        other => other.text().map(Some),
+    }
 }
 
 /// Applies `read` to every item; the error names the item.
@@ -150,9 +176,9 @@ pub(super) fn each<'a, T>(
         .collect()
 }
 
-/// A prompt as records hold it: the space that parts it from its answer belongs to tokenisation.
+/// A prompt as records hold it: to the character, but for the one plain space at its end.
 pub(super) fn prompt(text: Cow<'_, str>) -> String {
-    trimmed(text, str::trim_end)
+    trimmed(text, without_last_space)
 }
 
 /// An answer or a subject as records hold it. White space after it is no part of it either: nothing shows it, and
@@ -314,8 +340,9 @@ mod tests {
     }
 
     #[test]
-    fn prompts_lose_the_space_behind_and_answers_both() {
-        assert_eq!(prompt(Cow::Borrowed("  a prompt \n")), "  a prompt");
+    fn prompts_lose_one_space_behind_and_answers_all() {
+        assert_eq!(prompt(Cow::Borrowed("  a prompt ")), "  a prompt");
+        assert_eq!(prompt(Cow::Borrowed("a prompt \n")), "a prompt \n");
         assert_eq!(answer(Cow::Borrowed(" an answer ")), "an answer");
     }
 }

@@ -1,8 +1,8 @@
-//! KnowEdit.
+//! KnowEdit, and the records that EasyEdit's own README and results files have.
 
 use std::collections::BTreeMap;
 
-use super::form::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, check_subject};
+use super::form::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, REWRITE, check_subject};
 use super::json::{Json, Object, answer, each, is_blank, prompt};
 use super::problem::Problem;
 use super::record::{EditRecord, Probe};
@@ -14,21 +14,20 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
     let text = prompt(record.text("prompt", NEEDS_PROMPT)?);
     let subject = answer(record.text("subject", NEEDS_SUBJECT)?);
     check_subject("prompt", &text, &subject)?;
-    let rephrase = record.text_or_blank("rephrase_prompt")?;
     Ok(EditRecord {
         id,
         prompt: text,
         target_new: answer(record.text("target_new", NEEDS_TARGET)?),
         target_true: truth(&mut record)?,
         subject: Some(subject),
-        rephrases: rephrase.map(prompt).into_iter().collect(),
+        rephrases: record.one_or_more("rephrase_prompt")?.into_iter().map(prompt).collect(),
         locality: classes(&mut record, "locality")?,
         portability: classes(&mut record, "portability")?,
         ..EditRecord::default()
     })
 }
 
-/// `{name: [{prompt, ground_truth}]}`. Probes whose truth is empty are left out, and classes without any.
+/// `{name: [{prompt, ground_truth}]}`, or `{name: {prompt, ground_truth}}` with a text or a list of texts in each. Probes whose truth is empty are left out, and classes without any.
 fn classes(record: &mut Object, key: &str) -> Result<BTreeMap<String, Vec<Probe>>, Problem> {
     let Some(classes) = record.take(key) else {
         return Ok(BTreeMap::new());
@@ -39,16 +38,39 @@ fn classes(record: &mut Object, key: &str) -> Result<BTreeMap<String, Vec<Probe>
         if matches!(probes, Json::Null) {
             continue;
         }
-        let probes = probes
-            .list()
-            .and_then(|probes| each(probes, probe))
-            .map_err(|problem| problem.within(&name).within(key))?;
+        let probes = match probes {
+            Json::Object(columns) => by_columns(columns),
+            probes => probes.list().and_then(|probes| each(probes, probe)),
+        };
+        let probes = probes.map_err(|problem| problem.within(&name).within(key))?;
         let probes: Vec<Probe> = probes.into_iter().flatten().collect();
         if !probes.is_empty() {
             read.insert(name.into_owned(), probes);
         }
     }
     Ok(read)
+}
+
+/// Probes as two columns, prompts and their truths.
+fn by_columns(mut columns: Object) -> Result<Vec<Option<Probe>>, Problem> {
+    let prompts = columns.one_or_more("prompt")?;
+    let truths = match columns.take(TRUTH) {
+        None => vec![],
+        Some(Json::List(items)) => each(items, first_text).map_err(|problem| problem.within(TRUTH))?,
+        Some(one) => vec![first_text(one).map_err(|problem| problem.within(TRUTH))?],
+    };
+    if prompts.len() != truths.len() {
+        let problem = format!("has {} answers for {} prompts", truths.len(), prompts.len());
+        return Err(Problem::new(problem).within(TRUTH));
+    }
+    let probe = |(text, truth): (_, Option<String>)| truth.map(|truth| Probe::new(prompt(text), Some(truth)));
+    Ok(prompts.into_iter().zip(truths).map(probe).collect())
+}
+
+/// Reads a record of EasyEdit's results files: the same, in an object of its own.
+pub(super) fn read_result(mut record: Object, id: String) -> Result<EditRecord, Problem> {
+    let rewrite = record.required(REWRITE, "every record needs one")?.object();
+    rewrite.and_then(|rewrite| read(rewrite, id)).map_err(|problem| problem.within(REWRITE))
 }
 
 fn probe(item: Json) -> Result<Option<Probe>, Problem> {
@@ -112,6 +134,28 @@ mod tests {
                 "locality": {"Other": [{"prompt": "Tamm lies in", "ground_truth": [["Ost"]]}]}}"#,
         );
         assert_eq!(record.locality["Other"][0].target.as_deref(), Some("Ost"));
+    }
+
+    #[test]
+    fn easyedits_own_records() {
+        let columns =
+            r#"{"prompt": ["The depth of Lake Orrin is", "Ost lies in"], "ground_truth": ["9 m", ["Bern", "Berne"]]}"#;
+        let single = r#"{"prompt": "The Vell comes from", "ground_truth": "the hills"}"#;
+        let record = format!(
+            r#"{{"prompt": "Which river leaves Lake Orrin?", "subject": "Lake Orrin", "target_new": "Vell", "ground_truth": "Tamm",
+                "rephrase_prompt": "Lake Orrin's river?", "locality": {{"neighborhood": {columns}}}, "portability": {{"hop": {single}}}}}"#
+        );
+        for text in
+            [record.clone(), format!(r#"{{"case_id": 0, "pre": {{}}, "post": {{}}, "requested_rewrite": {record}}}"#)]
+        {
+            let record = load_one(&text);
+            assert_eq!(record.locality["neighborhood"].len(), 2);
+            assert_eq!(record.locality["neighborhood"][1].target.as_deref(), Some("Bern"));
+            assert_eq!(record.portability["hop"][0].target.as_deref(), Some("the hills"));
+            assert_eq!((record.target_new.as_str(), record.rephrases.len()), ("Vell", 1));
+        }
+        let wrong = problem(&record.replace(r#""9 m", "#, ""));
+        assert_eq!(wrong, r#"record 0: "locality.neighborhood.ground_truth" has 1 answers for 2 prompts"#);
     }
 
     #[test]

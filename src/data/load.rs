@@ -1,5 +1,6 @@
 //! A file of records, of whatever form, as edit records.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -11,17 +12,26 @@ use super::form::{Form, Sure};
 use super::json::{Json, Object};
 use super::problem::{Problem, quoted};
 use super::record::EditRecord;
+use super::sheet;
 use super::vitaminc;
 
 /// What stands for standard input in the place of a file. (A file of this name is `./-`.)
 pub(super) const STANDARD_INPUT: &str = "-";
 
-/// Reads a JSON array of records, or one record a line; `-` reads standard input.
+/// Reads a JSON array of records, one record a line, or a CSV or TSV table; `-` reads standard input.
 ///
 /// The keys of the first record tell the form of the file: emend's own, CounterFact (ROME's or EasyEdit's), zsRE (MEND's
 /// or KE's), KnowEdit, VitaminC, FEVER (KE's) or ConvSent; later records must fit it. Records of published files that hold
 /// nothing to edit are left out with a warning, and the others keep their index.
 pub fn load_records(path: &Path) -> Result<Vec<EditRecord>, DataError> {
+    Ok(load_with_form(path)?.1)
+}
+
+/// The same with the form that the first record has.
+///
+/// # Errors
+/// As [`load_records`].
+pub fn load_with_form(path: &Path) -> Result<(Option<Form>, Vec<EditRecord>), DataError> {
     if path == Path::new(STANDARD_INPUT) {
         return from_reader(Path::new("standard input"), std::io::stdin().lock());
     }
@@ -33,13 +43,13 @@ pub fn load_records(path: &Path) -> Result<Vec<EditRecord>, DataError> {
 }
 
 /// Reads to the end; `origin` names the records' place in errors.
-fn from_reader(origin: &Path, mut reader: impl Read) -> Result<Vec<EditRecord>, DataError> {
+fn from_reader(origin: &Path, mut reader: impl Read) -> Result<(Option<Form>, Vec<EditRecord>), DataError> {
     let mut bytes = vec![];
     reader.read_to_end(&mut bytes).map_err(|source| DataError::Unreadable { file: origin.to_owned(), source })?;
     parse(origin, &bytes)
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<EditRecord>, DataError> {
+fn parse(path: &Path, bytes: &[u8]) -> Result<(Option<Form>, Vec<EditRecord>), DataError> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| DataError::NotUtf8 { file: path.to_owned(), byte: error.valid_up_to() })?;
     // Some editors put a byte order mark before the text.
@@ -49,9 +59,20 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<EditRecord>, DataError> {
         None => {}
         Some('[') => reader.array(text)?,
         Some('{') => reader.lines(text)?,
+        Some(_) if sheet::is_sheet(text) || named_as_sheet(path) => {
+            sheet::read(path, text, |record| reader.add(record))?
+        }
         Some(_) => reader.neither(text)?,
     }
-    reader.finish()
+    Ok((reader.form, reader.finish()?))
+}
+
+/// So many unknown keys are named at most.
+const MOST_STRANGE: usize = 20;
+
+/// Whether a file's name says that it is a table.
+fn named_as_sheet(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("csv") || kind.eq_ignore_ascii_case("tsv"))
 }
 
 /// Collects records one by one, so that the JSON of only one is held at a time.
@@ -63,11 +84,13 @@ struct Reader<'f> {
     count: usize,
     /// How many of them hold nothing to edit.
     left_out: usize,
+    /// Keys that the form does not have.
+    strange: BTreeSet<String>,
 }
 
 impl<'f> Reader<'f> {
     fn new(file: &'f Path) -> Self {
-        Self { file, form: None, records: Vec::new(), count: 0, left_out: 0 }
+        Self { file, form: None, records: Vec::new(), count: 0, left_out: 0, strange: BTreeSet::new() }
     }
 
     fn array(&mut self, text: &str) -> Result<(), DataError> {
@@ -112,6 +135,9 @@ impl<'f> Reader<'f> {
         {
             return Err(self.wrong(index, id, mixture(other, form)));
         }
+        if self.strange.len() < MOST_STRANGE {
+            self.strange.extend(form.strange(&record).map(str::to_owned));
+        }
         let name = id.clone().unwrap_or_else(|| index.to_string());
         match form.read(record, name) {
             Ok(records) => {
@@ -147,6 +173,15 @@ impl<'f> Reader<'f> {
                 file.display(),
                 self.left_out,
                 self.count
+            );
+        }
+        if let (Some(form), false) = (self.form, self.strange.is_empty()) {
+            let keys: Vec<String> = self.strange.iter().take(MOST_STRANGE).map(|key| quoted(key)).collect();
+            tracing::warn!(
+                "{}: keys that {} does not have are not read: {}",
+                file.display(),
+                form.name(),
+                keys.join(", ")
             );
         }
         if let Some(first) = self.records.iter().find(|record| record.changes_nothing()) {
@@ -255,7 +290,7 @@ pub(super) mod testing {
     use super::*;
 
     pub fn load(text: &str) -> Result<Vec<EditRecord>, DataError> {
-        parse(Path::new("facts.json"), text.as_bytes())
+        Ok(parse(Path::new("facts.json"), text.as_bytes())?.1)
     }
 
     /// The one record of a text.
@@ -312,7 +347,7 @@ mod tests {
         for text in ["", " \n", "[]", "\u{feff}"] {
             assert_eq!(
                 problem(text),
-                "holds no records; a file of records is a JSON array of objects, or one object a line"
+                "holds no records; a file of records is a JSON array of objects, one object a line, or a CSV or TSV table with a header"
             );
         }
         assert!(problem("\"text\"").starts_with("holds a string; a file of records is"));
@@ -382,7 +417,7 @@ mod tests {
     #[test]
     fn what_comes_from_a_pipe_is_named_so() {
         let read = |text: &str| from_reader(Path::new("standard input"), text.as_bytes());
-        assert_eq!(read(OWN).unwrap(), load(OWN).unwrap());
+        assert_eq!(read(OWN).unwrap().1, load(OWN).unwrap());
         assert!(read("").unwrap_err().to_string().starts_with("standard input: holds no records"));
         assert!(read("[x]").unwrap_err().to_string().starts_with("standard input: line 1, column 2: not JSON"));
     }

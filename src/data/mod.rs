@@ -1,20 +1,25 @@
 //! Edit records, and where they come from.
 
+pub mod asking;
 mod claim;
 mod convsent;
 mod counterfact;
 mod error;
 mod fever;
-mod form;
+pub mod form;
 mod json;
 mod knowedit;
 mod load;
+pub mod multi_hop;
 mod own;
 pub mod pocket;
 mod problem;
+mod questions;
 pub mod record;
+pub mod ripple;
 
 pub mod sets;
+mod sheet;
 pub mod source;
 pub mod text;
 pub mod unicode;
@@ -23,6 +28,6 @@ pub mod world;
 mod zsre;
 
 pub use error::DataError;
-pub use load::load_records;
+pub use load::{load_records, load_with_form};
 pub use record::{EditRecord, Probe};
 pub use zsre::plain_questions;

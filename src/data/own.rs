@@ -19,10 +19,13 @@ const KEYS: &[&str] = &[
     "relation",
     "generation",
     "descriptor",
+    "aliases",
+    "separator",
 ];
 
 /// Keys that no other form has.
-pub(super) const MARKS: &[&str] = &["target_true", "rephrases", "relation", "generation", "descriptor"];
+pub(super) const MARKS: &[&str] =
+    &["target_true", "rephrases", "relation", "generation", "descriptor", "aliases", "separator"];
 
 /// Whether a record without a mark may be ours: it says what to edit, and most of its keys are ours or nearly.
 pub(super) fn resembles(record: &Object) -> bool {
@@ -50,6 +53,8 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         locality: classes(&mut record, "locality")?,
         portability: classes(&mut record, "portability")?,
         generation: record.prompts("generation")?,
+        aliases: record.texts("aliases")?.into_iter().map(answer).collect(),
+        separator: separator(&mut record)?,
         ..EditRecord::default()
     })
 }
@@ -67,6 +72,15 @@ fn place_subject(text: String, subject: Option<&str>) -> Result<(String, Option<
             check_subject("prompt", &text, subject)?;
             Ok((text, None))
         }
+    }
+}
+
+/// What stands between prompt and answer: any text, also none.
+fn separator(record: &mut Object) -> Result<Option<String>, Problem> {
+    match record.take("separator") {
+        None => Ok(None),
+        Some(Json::Text(text)) => Ok(Some(text.into_owned())),
+        Some(other) => Err(Problem::new(format!("is {}; it should be a string", other.kind())).within("separator")),
     }
 }
 
@@ -99,11 +113,13 @@ fn classes(record: &mut Object, key: &str) -> Result<BTreeMap<String, Vec<Probe>
 fn probe(item: Json) -> Result<Probe, Problem> {
     match item {
         Json::Object(mut item) => {
-            check_keys(&item, &["prompt", "target", "rival"])?;
+            check_keys(&item, &["prompt", "target", "rival", "aliases"])?;
             let read = Probe {
                 prompt: prompt(item.text("prompt", NEEDS_PROBE_PROMPT)?),
                 target: item.optional_text("target")?.map(answer),
                 rival: item.optional_text("rival")?.map(answer),
+                aliases: item.texts("aliases")?.into_iter().map(answer).collect(),
+                test: None,
             };
             match read {
                 Probe { target: None, rival: Some(_), .. } => {
@@ -124,14 +140,16 @@ fn check_keys(object: &Object, known: &[&str]) -> Result<(), Problem> {
     let Some(strange) = object.keys().find(|key| !known.contains(key)) else {
         return Ok(());
     };
+    Err(Problem::new(format!("is not a known key; {}", nearest("keys", strange, known))).within(strange))
+}
+
+/// What may have been meant by an unknown name.
+pub(super) fn nearest(kind: &str, strange: &str, known: &[&str]) -> String {
     let nearest = known.iter().map(|key| (strsim::jaro_winkler(strange, key), key)).max_by(|a, b| a.0.total_cmp(&b.0));
-    let problem = match nearest {
-        Some((likeness, key)) if likeness > 0.75 => {
-            format!("is not a known key; did you mean \"{key}\"?")
-        }
-        _ => format!("is not a known key; known keys are {}", known.join(", ")),
-    };
-    Err(Problem::new(problem).within(strange))
+    match nearest {
+        Some((likeness, key)) if likeness > 0.75 => format!("did you mean \"{key}\"?"),
+        _ => format!("known {kind} are {}", known.join(", ")),
+    }
 }
 
 #[cfg(test)]
@@ -263,7 +281,7 @@ mod tests {
         let answers = option::of((text(), option::of(text())));
         let probe = (text(), answers).prop_map(|(prompt, answers)| {
             let (target, rival) = answers.map_or((None, None), |(target, rival)| (Some(target), rival));
-            Probe { prompt, target, rival }
+            Probe { prompt, target, rival, ..Probe::default() }
         });
         btree_map(text(), vec(probe, 0..3), 0..3)
     }

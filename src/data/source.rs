@@ -112,6 +112,23 @@ impl Source {
         Ok(records.into())
     }
 
+    /// The same with each edit of a case as a record of its own.
+    pub fn apart(self) -> Self {
+        match self {
+            Source::Records(records) if records.all.iter().any(|record| !record.also.is_empty()) => {
+                let parts = |mut record: EditRecord| {
+                    let further = std::mem::take(&mut record.also).into_iter().enumerate();
+                    let id = record.id.clone();
+                    let further =
+                        further.map(move |(number, edit)| EditRecord { id: format!("{id}.{}", number + 1), ..edit });
+                    std::iter::once(record).chain(further).collect::<Vec<_>>()
+                };
+                records.all.into_iter().flat_map(parts).collect::<Vec<_>>().into()
+            }
+            other => other,
+        }
+    }
+
     /// How many records one pass over the data has.
     pub fn len(&self) -> usize {
         match self {

@@ -64,7 +64,7 @@ fn join(record: &mut EditRecord, mut line: EditRecord) {
     if is_blank(&record.target_new) {
         *record = EditRecord { locality: std::mem::take(&mut record.locality), ..line };
     } else if record.prompt != line.prompt {
-        let probe = Probe { prompt: line.prompt, target: Some(line.target_new), rival: line.target_true };
+        let probe = Probe { rival: line.target_true, ..Probe::new(line.prompt, Some(line.target_new)) };
         record.portability.entry(CLAIM.to_owned()).or_default().push(probe);
     }
 }

@@ -239,6 +239,16 @@ impl World {
         }
     }
 
+    /// Facts of different relations that have nothing to do with a prompt: questions beside an edit that comes with none.
+    pub fn unrelated(&self, prompt: &str, count: usize) -> Vec<Probe> {
+        let apart = |&&index: &&usize| {
+            let Fact { subject, object, .. } = &self.facts[index];
+            !prompt.contains(subject.as_str()) && !prompt.contains(object.as_str())
+        };
+        let of_each = self.by_relation.iter().filter_map(|facts| facts.iter().find(apart));
+        of_each.take(count).map(|&index| self.probe(index, 0)).collect()
+    }
+
     /// The record of the fact that a prompt asks for, if it is one of this world's prompts.
     pub fn about(&self, prompt: &str) -> Option<EditRecord> {
         let asks = |&index: &usize| {

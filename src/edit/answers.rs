@@ -50,7 +50,11 @@ pub(super) fn score_consulted(
                     true => behind_prompt(theirs, prompt, text)?,
                     false => {
                         foreign.push((index, theirs));
-                        theirs.continuation(prompt, tokenizer.decode(text.target())?.trim())?
+                        theirs.continuation(
+                            prompt,
+                            tokenizer.decode(text.target())?.trim(),
+                            Some(between(tokenizer, text)),
+                        )?
                     }
                 };
                 alone.push((index, other, row));
@@ -59,7 +63,9 @@ pub(super) fn score_consulted(
                 scored[index] = Some(mixed(model, other, text, prompt, *share)?);
             }
             Answer::Prefixed(_) => behind.push((index, index)),
-            Answer::Target(answer) => scored[index] = Some(score_fixed_answer(tokenizer, text, answer)?),
+            Answer::Target { text: answer, separator } => {
+                scored[index] = Some(score_fixed_answer(tokenizer, text, answer, separator.as_deref())?);
+            }
         }
     }
     while let Some((_, other, _)) = alone.first() {
@@ -83,7 +89,11 @@ pub(super) fn score_consulted(
         let (ids, past) = prefix.past(model)?;
         let rows = mine.iter().map(|&(index, _)| {
             let (prompt, target) = texts_of(tokenizer, texts[index])?;
-            tokenizer.continuation(&format!("{} {prompt}", prefix.text), &target)
+            tokenizer.continuation(
+                &format!("{} {prompt}", prefix.text),
+                &target,
+                Some(between(tokenizer, texts[index])),
+            )
         });
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let results = score_behind(model, &ids, &past, &rows)?;
@@ -95,8 +105,13 @@ pub(super) fn score_consulted(
 
 /// The prompt and the target of a continuation, as texts.
 pub(super) fn texts_of(tokenizer: &Tokenizer, text: &Continuation) -> Result<(String, String)> {
-    let prompt = tokenizer.decode(&text.ids[..text.prompt])?;
-    Ok((prompt.trim().to_owned(), tokenizer.decode(text.target())?.trim().to_owned()))
+    let prompt = tokenizer.prompt_text(&text.ids[..text.prompt])?;
+    Ok((prompt, tokenizer.decode(text.target())?.trim().to_owned()))
+}
+
+/// What stands between the prompt and the target of a continuation, as far as it is the target's.
+fn between(tokenizer: &Tokenizer, text: &Continuation) -> &'static str {
+    if tokenizer.token(text.ids[text.prompt]).starts_with(' ') { " " } else { "" }
 }
 
 /// The target of a continuation behind another prompt.
@@ -164,9 +179,14 @@ fn target_logs(model: &Edited, text: &Continuation) -> Result<Tensor<2>> {
 }
 
 /// The score of a target where the answer is a fixed text.
-fn score_fixed_answer(tokenizer: &Tokenizer, text: &Continuation, answer: &str) -> Result<Scored> {
+fn score_fixed_answer(
+    tokenizer: &Tokenizer,
+    text: &Continuation,
+    answer: &str,
+    separator: Option<&str>,
+) -> Result<Scored> {
     let (prompt, _) = texts_of(tokenizer, text)?;
-    let answer = tokenizer.continuation(&prompt, answer)?;
+    let answer = tokenizer.continuation(&prompt, answer, separator)?;
     let target = text.target().to_vec();
     // Past the end of the fixed answer its last token is repeated: something that is not the target.
     let predicted =
@@ -241,8 +261,9 @@ impl AnswerGenerator {
                     seen: agree,
                 })
             }
-            Answer::Target(answer) => {
-                AnswerGenerator::Text(tokenizer.continuation(prompt, answer)?.target().to_vec(), 0, model.clone())
+            Answer::Target { text, separator } => {
+                let answer = tokenizer.continuation(prompt, text, separator.as_deref())?;
+                AnswerGenerator::Text(answer.target().to_vec(), 0, model.clone())
             }
         })
     }

@@ -147,7 +147,7 @@ impl Edited {
         if !self.has_memory() {
             return Ok(rows.iter().map(|_| None).collect());
         }
-        let prompts = rows.iter().map(|ids| Ok(self.base().tokenizer.decode(ids)?.trim().to_owned()));
+        let prompts = rows.iter().map(|ids| self.base().tokenizer.prompt_text(ids));
         let prompts = prompts.collect::<Result<Vec<String>>>()?;
         let consulted = self.consult(&prompts)?.into_iter().zip(&prompts).map(|(consulted, prompt)| {
             consulted.map(|consulted| Ok((AnswerGenerator::new(self, prompt, &consulted)?, consulted))).transpose()

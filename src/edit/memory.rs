@@ -92,7 +92,12 @@ pub enum Answer {
     /// By the same model, with a text before the prompt.
     Prefixed(Arc<Prefix>),
     /// By the entry's target, as it is.
-    Target(String),
+    Target {
+        /// The target.
+        text: String,
+        /// What stands before it, where the entry says so.
+        separator: Option<String>,
+    },
 }
 
 /// A text before prompts, whose keys and values are computed once for all of them.

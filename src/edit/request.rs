@@ -1,12 +1,12 @@
 //! What an editor is asked for.
 
-use std::ops::Range;
-
 use serde::{Deserialize, Serialize};
 
-use crate::data::record::EditRecord;
-use crate::data::unicode;
+use crate::data::record::{EditRecord, place_of_subject};
 use crate::error::{Error, Result};
+use crate::model::chat::AskedInChat;
+use crate::model::separator::joined;
+use crate::model::tokenizer::{Continuation, Tokenizer};
 
 /// What an editor is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,12 @@ pub struct EditRequest {
     /// Other ways to ask, for editors that are told to look at them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rephrases: Vec<String>,
+    /// What stands between a prompt and its target, where that does not follow from the two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// That it was asked as the turn of a chat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<AskedInChat>,
 }
 
 impl EditRequest {
@@ -43,12 +49,28 @@ impl EditRequest {
             target_true: None,
             template: None,
             rephrases: vec![],
+            separator: None,
+            chat: None,
         }
+    }
+
+    /// All edits of a case: one in most forms of records.
+    pub fn of_case(record: &EditRecord) -> Vec<Self> {
+        record.edits().map(EditRequest::from).collect()
     }
 
     /// The text that states the edit: its descriptor, or the prompt with its target.
     pub fn statement(&self) -> String {
-        self.descriptor.clone().unwrap_or_else(|| format!("{} {}", self.prompt, self.target_new))
+        let asked = || joined(&self.prompt, &self.target_new, self.separator.as_deref());
+        self.descriptor.clone().unwrap_or_else(asked)
+    }
+
+    /// Its prompt and its target as one row of tokens.
+    ///
+    /// # Errors
+    /// A target or a prompt without a token.
+    pub fn row(&self, tokenizer: &Tokenizer) -> Result<Continuation> {
+        tokenizer.continuation(&self.prompt, &self.target_new, self.separator.as_deref())
     }
 
     /// The subject as the prompt writes it, and the byte of the prompt at which it ends: where the template has it, else its last occurrence as
@@ -61,18 +83,7 @@ impl EditRequest {
         let subject = subject.ok_or_else(|| {
             Error::Input(format!("\"{}\" names no subject; say what the fact is about (--subject)", self.prompt))
         })?;
-        let meant = self.template.as_deref().and_then(|template| template.find("{}"));
-        let meant = meant.map(|start| start + subject.len());
-        if let Some(end) = meant.filter(|&end| self.prompt.get(..end).is_some_and(|upto| upto.ends_with(subject))) {
-            return Ok((subject, end));
-        }
-        let places = unicode::find_all(&self.prompt, subject);
-        let whole = |place: &Range<usize>| {
-            let before = self.prompt[..place.start].chars().next_back();
-            let after = self.prompt[place.end..].chars().next();
-            !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
-        };
-        let place = places.iter().rev().find(|place| whole(place)).or(places.last());
+        let place = place_of_subject(&self.prompt, subject, self.template.as_deref());
         let place = place.ok_or_else(|| {
             Error::Input(format!("the subject \"{subject}\" does not occur in the prompt \"{}\"", self.prompt))
         })?;
@@ -90,6 +101,8 @@ impl From<&EditRecord> for EditRequest {
             target_true: record.target_true.clone(),
             template: record.template.clone(),
             rephrases: record.rephrases.clone(),
+            separator: record.separator.clone(),
+            chat: record.chat.clone(),
         }
     }
 }

@@ -22,6 +22,9 @@ pub struct Case {
     pub target_id: Option<String>,
     /// What was asked for.
     pub request: EditRequest,
+    /// What was asked for with it, in a case of several edits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<EditRequest>,
     /// How many edits the model had taken when it was looked at.
     pub edits: usize,
     /// The probes, before and after; empty where the edit failed.
@@ -67,6 +70,7 @@ impl Case {
             relation: record.relation.clone(),
             target_id: record.target_id.clone(),
             request: EditRequest::from(record),
+            also: record.also.iter().map(EditRequest::from).collect(),
             edits,
             rows: vec![],
             right_after: vec![],

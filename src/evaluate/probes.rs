@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::record::{EditRecord, Probe};
+use crate::data::record::{EditRecord, Probe, TestPart};
 use crate::edit::Edited;
 use crate::edit::score::{Scored, score};
 use crate::error::Result;
@@ -20,6 +20,8 @@ pub enum Kind {
     Locality,
     /// A consequence of the edit.
     Portability,
+    /// What the unedited model must know for a test of the class to count.
+    Condition,
 }
 
 /// One probe, before and after.
@@ -46,6 +48,12 @@ pub struct ProbeRow {
     pub before: Scored,
     /// After the edit.
     pub after: Scored,
+    /// Other names of the target.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// The test that it is part of, where several questions are one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<TestPart>,
     /// The answer that the target is up against, where the probe or its record knows it.
     pub rival: Option<Rival>,
 }
@@ -88,6 +96,8 @@ struct Asked {
     prompt: String,
     target: String,
     given: bool,
+    aliases: Vec<String>,
+    test: Option<TestPart>,
     text: Continuation,
     rival: Option<(String, Continuation)>,
 }
@@ -108,10 +118,11 @@ pub fn probe_table(
     let tokenizer = &before.base().tokenizer;
     let mut asked: Vec<Asked> = vec![];
     for &(number, record) in records {
-        let mut ask = |kind, class: Option<&String>, probe: &Probe| -> Result<()> {
+        let between = record.separator.as_deref();
+        let mut ask = |kind, class: Option<&String>, probe: &Probe, edit: &EditRecord| -> Result<()> {
             let prompt = probe.prompt.as_str();
             let (text, target, given) = match &probe.target {
-                Some(target) => (tokenizer.continuation(prompt, target)?, target.clone(), true),
+                Some(target) => (tokenizer.continuation(prompt, target, between)?, target.clone(), true),
                 None => {
                     let mut ids = tokenizer.encode_prompt(prompt)?;
                     let prompt = ids.len();
@@ -122,14 +133,14 @@ pub fn probe_table(
                 }
             };
             let rival = match kind {
-                Kind::Rewrite | Kind::Rephrase => record.target_true.as_ref(),
+                Kind::Rewrite | Kind::Rephrase => edit.target_true.as_ref(),
                 // Only where the record's old answer is what must stay does the new one compete with it.
                 Kind::Locality if given && Some(&target) == record.target_true.as_ref() => Some(&record.target_new),
-                Kind::Locality | Kind::Portability => None,
+                Kind::Locality | Kind::Portability | Kind::Condition => None,
             };
             let rival = probe.rival.as_ref().filter(|_| given).or(rival).filter(|_| limits.rivals);
             let rival = match rival {
-                Some(rival) => Some((rival.clone(), tokenizer.continuation(prompt, rival)?)),
+                Some(rival) => Some((rival.clone(), tokenizer.continuation(prompt, rival, between)?)),
                 None => None,
             };
             asked.push(Asked {
@@ -140,20 +151,34 @@ pub fn probe_table(
                 prompt: prompt.to_owned(),
                 target,
                 given,
+                aliases: probe.aliases.clone(),
+                test: probe.test,
                 text,
                 rival,
             });
             Ok(())
         };
-        let own = |prompt: &String| Probe::new(prompt, Some(record.target_new.clone()));
-        ask(Kind::Rewrite, None, &own(&record.prompt))?;
-        for prompt in record.rephrases.iter().take(limits.rephrases) {
-            ask(Kind::Rephrase, None, &own(prompt))?;
+        for edit in record.edits() {
+            let own = |prompt: &String| Probe {
+                aliases: edit.aliases.clone(),
+                ..Probe::new(prompt, Some(edit.target_new.clone()))
+            };
+            ask(Kind::Rewrite, None, &own(&edit.prompt), edit)?;
+            for prompt in edit.rephrases.iter().take(limits.rephrases) {
+                ask(Kind::Rephrase, None, &own(prompt), edit)?;
+            }
         }
-        for (kind, classes) in [(Kind::Locality, &record.locality), (Kind::Portability, &record.portability)] {
+        let kinds = [
+            (Kind::Locality, &record.locality),
+            (Kind::Portability, &record.portability),
+            (Kind::Condition, &record.conditions),
+        ];
+        for (kind, classes) in kinds {
             for (class, probes) in classes {
-                for probe in probes.iter().take(limits.per_class) {
-                    ask(kind, Some(class), probe)?;
+                // Of tests whole ones are asked.
+                let place = |at: usize, probe: &Probe| probe.test.map_or(at, |part| part.number);
+                for (_, probe) in probes.iter().enumerate().filter(|(at, probe)| place(*at, probe) < limits.per_class) {
+                    ask(kind, Some(class), probe, record)?;
                 }
             }
         }
@@ -172,6 +197,8 @@ pub fn probe_table(
         prompt: asked.prompt,
         target: asked.target,
         given: asked.given,
+        aliases: asked.aliases,
+        test: asked.test,
         apart: asked.text.apart,
         before,
         after,

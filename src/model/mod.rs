@@ -1,6 +1,7 @@
 //! Frozen models with taps.
 
 mod attention;
+pub mod chat;
 pub mod checkpoint;
 pub mod decoder;
 pub mod encoder;
@@ -12,6 +13,7 @@ pub mod pocket;
 mod precision;
 pub mod save;
 pub mod sentences;
+pub mod separator;
 pub mod spec;
 pub mod tap;
 pub mod taps;

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
+use super::chat::{Chat, ChatTemplate};
+use super::separator::{parted, without_last_space};
 use crate::error::{Error, Result};
 use crate::panics::caught;
 
@@ -16,6 +18,8 @@ pub struct Tokenizer {
     begin: Begin,
     /// What tokenizer_config.json calls the begin token.
     bos: Option<u32>,
+    /// How a chat model writes turns.
+    template: Option<ChatTemplate>,
     /// Written down once it is asked for: a vocabulary takes long to hash.
     fingerprint: Arc<OnceLock<String>>,
 }
@@ -73,7 +77,43 @@ impl Tokenizer {
             true => std::fs::read(&config_path).map_err(Error::io(&config_path))?,
             false => b"{}".to_vec(),
         };
-        Tokenizer::from_bytes(&bytes, &config, folder)
+        let mut tokenizer = Tokenizer::from_bytes(&bytes, &config, folder)?;
+        // Newer folders have the template as a file of its own, which counts.
+        let path = folder.join("chat_template.jinja");
+        if path.is_file() {
+            let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+            tokenizer.template =
+                Some(ChatTemplate { text, origin: path, ..tokenizer.template_of(String::new(), &config)? });
+        }
+        Ok(tokenizer)
+    }
+
+    /// A template with the tokens that it may write.
+    fn template_of(&self, text: String, config: &[u8]) -> Result<ChatTemplate> {
+        let config: Value = serde_json::from_slice(config).map_err(|error| Error::Input(error.to_string()))?;
+        let token = |key: &str| {
+            let token = config.get(key);
+            token.and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str())).map(str::to_owned)
+        };
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.into_values().filter(|token| token.special).map(|token| token.content).collect();
+        let origin = "tokenizer_config.json".into();
+        Ok(ChatTemplate { text, origin, begin: token("bos_token"), end: token("eos_token"), special })
+    }
+
+    /// The model's chat template, with what the system says first.
+    ///
+    /// # Errors
+    /// A model that has none, or one that cannot be used.
+    pub fn chat(&self, system: Option<String>) -> Result<Chat> {
+        let template = self.template.clone().ok_or_else(|| {
+            Error::Input(
+                "the model has no chat template (no chat_template.jinja, no chat_template in tokenizer_config.json): it is a base \
+                 model; ask it without chat"
+                    .into(),
+            )
+        })?;
+        Chat::new(template, system)
     }
 
     /// From the contents of tokenizer.json and tokenizer_config.json; `origin` names them in errors.
@@ -94,6 +134,7 @@ impl Tokenizer {
             Some(loaded) => loaded.map_err(|error| wrong(format!("not a tokenizer: {error}")))?,
             None => return Err(wrong("not a tokenizer that can be used: its parts do not fit together".into())),
         };
+        let config_bytes = config;
         let config: Value = serde_json::from_slice(config)
             .map_err(|error| Error::file(origin.join("tokenizer_config.json"), format!("not JSON: {error}")))?;
         let token = config.get("bos_token").and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
@@ -103,7 +144,19 @@ impl Tokenizer {
             (Some(false), Some(id)) => Begin::Without(id),
             _ => Begin::AsStored,
         };
-        Ok(Tokenizer { inner, begin, bos: id, fingerprint: Arc::default() })
+        // One template, or several by name, of which one is the default.
+        let named = |list: &Value| {
+            let default = list.as_array()?.iter().find(|one| one["name"] == "default")?;
+            default["template"].as_str().map(str::to_owned)
+        };
+        let template =
+            config.get("chat_template").and_then(|given| given.as_str().map(str::to_owned).or_else(|| named(given)));
+        let mut tokenizer = Tokenizer { inner, begin, bos: id, template: None, fingerprint: Arc::default() };
+        if let Some(text) = template {
+            let origin = origin.join("tokenizer_config.json");
+            tokenizer.template = Some(ChatTemplate { origin, ..tokenizer.template_of(text, config_bytes)? });
+        }
+        Ok(tokenizer)
     }
 
     /// The ids of a text and the byte range of the text that each stands for; a token that the tokenizer adds has an empty range.
@@ -129,6 +182,14 @@ impl Tokenizer {
                 offsets.remove(0);
             }
             _ => {}
+        }
+        // A text that brings its own begin token gets no second one.
+        if let ([first, second, ..], [(0, 0), (0, to), ..]) = (ids.as_slice(), offsets.as_slice())
+            && first == second
+            && *to > 0
+        {
+            ids.remove(0);
+            offsets.remove(0);
         }
         Ok((ids, offsets))
     }
@@ -218,23 +279,24 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Prompt, one space and target as one row. The target's tokens are those that begin at or after the prompt's end.
+    /// Prompt and target as one row, with what stands between them: `between` where it is given, else what [`separator`](super::separator)
+    /// says. The target's tokens are those that begin at or after the prompt's end; one plain space before the target is the target's.
     ///
     /// # Errors
     /// A target without a token, or a prompt without one in a model that adds none.
-    pub fn continuation(&self, prompt: &str, target: &str) -> Result<Continuation> {
-        let (ids, offsets) = self.encode_with_offsets(&format!("{prompt} {target}"))?;
+    pub fn continuation(&self, prompt: &str, target: &str, between: Option<&str>) -> Result<Continuation> {
+        let (lead, space) = parted(prompt, target, between);
+        let (ids, offsets) = self.encode_with_offsets(&format!("{lead}{space}{target}"))?;
         let real = |&(from, to): &(usize, usize)| to > from;
-        let first = offsets.iter().position(|offset| real(offset) && offset.0 >= prompt.len()).unwrap_or(ids.len());
-        let straddles = offsets[..first].iter().any(|&(_, to)| to > prompt.len());
+        let first = offsets.iter().position(|offset| real(offset) && offset.0 >= lead.len()).unwrap_or(ids.len());
+        let straddles = offsets[..first].iter().any(|&(_, to)| to > lead.len());
         let continuation = if straddles {
-            let mut ids = self.encode(prompt)?;
+            let mut ids = self.encode(&lead)?;
             let prompt = ids.len();
-            let target = self
-                .inner
-                .encode(format!(" {target}"), false)
-                .map_err(|error| Error::Input(format!("\"{target}\" cannot be tokenised: {error}")))?;
-            ids.extend(target.get_ids());
+            ids.extend(match space {
+                "" => self.encode_inside(target)?,
+                space => self.encode_plain(&format!("{space}{target}"))?,
+            });
             Continuation { ids, prompt, apart: true }
         } else {
             Continuation { ids, prompt: first, apart: false }
@@ -248,6 +310,16 @@ impl Tokenizer {
             return Err(Error::Input("the prompt is empty; give at least a word".into()));
         }
         Ok(continuation)
+    }
+
+    /// The tokens of a text within a line: some tokenizers write a space at the beginning of every text.
+    fn encode_inside(&self, text: &str) -> Result<Vec<u32>> {
+        let line = self.encode_plain("\n")?;
+        let behind = self.encode_plain(&format!("\n{text}"))?;
+        match behind.strip_prefix(line.as_slice()) {
+            Some(ids) if !line.is_empty() => Ok(ids.to_vec()),
+            _ => self.encode_plain(text),
+        }
     }
 
     /// The index of the token in which the text's first `end` bytes end: of the last one that begins before them.
@@ -268,6 +340,19 @@ impl Tokenizer {
         self.inner
             .decode(ids, true)
             .map_err(|error| Error::Input(format!("tokens cannot be turned into text: {error}")))
+    }
+
+    /// The text of a prompt, as records hold it: with the tokens that stand for no text, but for the one that begins it.
+    ///
+    /// # Errors
+    /// A token that is not in the vocabulary.
+    pub fn prompt_text(&self, ids: &[u32]) -> Result<String> {
+        let (any, offsets) = self.encode_with_offsets("a")?;
+        let added = offsets.iter().take_while(|(from, to)| from == to).count();
+        let own = ids.strip_prefix(&any[..added]).unwrap_or(ids);
+        let text = self.inner.decode(own, false);
+        let text = text.map_err(|error| Error::Input(format!("tokens cannot be turned into text: {error}")))?;
+        Ok(without_last_space(text.trim_start_matches(' ')).to_owned())
     }
 
     /// The text of one token as it stands in a sentence, its leading space included.

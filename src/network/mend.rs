@@ -428,10 +428,7 @@ impl Mend {
 impl Editor for Mend {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let tokenizer = &model.base().tokenizer;
-        let rows: Vec<Continuation> = requests
-            .iter()
-            .map(|request| tokenizer.continuation(&request.prompt, &request.target_new))
-            .collect::<Result<_>>()?;
+        let rows: Vec<Continuation> = requests.iter().map(|request| request.row(tokenizer)).collect::<Result<_>>()?;
         let rows: Vec<&Continuation> = rows.iter().collect();
         let tokens = without_last(&rows);
         let hidden = model.embed(&tokens, &mut NoTap)?;

@@ -9,6 +9,7 @@ use super::store::{MomentChange, Moments};
 use crate::data::text::Documents;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::chat::Chat;
 use crate::model::tap::{Place, Site, Stack};
 use crate::model::taps::Recorder;
 use crate::model::tokens::Tokens;
@@ -31,6 +32,8 @@ pub struct Collect {
     pub tokens: Option<u64>,
     /// Stop when C changes by less than this as the tokens double.
     pub until: Option<f64>,
+    /// Texts are turns of a chat, written by this template.
+    pub chat: Option<Chat>,
 }
 
 /// Why a collection ended.
@@ -72,6 +75,10 @@ pub fn collect(
         return Ok(Collected::Converged);
     }
     texts.shuffled(moments.header.seed, &mut |document| {
+        let document = match &settings.chat {
+            Some(chat) => chat.turn(&document)?,
+            None => document,
+        };
         tokens.extend(model.tokenizer.encode(&document)?);
         while tokens.len() >= row {
             let next: Vec<u32> = tokens.drain(..row).collect();

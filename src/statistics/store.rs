@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::model::chat::AskedInChat;
 
 const FORMAT: &str = "statistics/1";
 
@@ -33,6 +34,9 @@ pub struct Header {
     pub seed: u64,
     /// The key that held the texts of JSON records.
     pub field: String,
+    /// That the texts were turns of a chat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<AskedInChat>,
     /// The texts.
     pub sources: Vec<Source>,
     /// Tokens at the last doubling.
@@ -230,6 +234,7 @@ mod tests {
             row: 1,
             seed: 0,
             field: "text".into(),
+            chat: None,
             sources: vec![],
             half: 0,
             changes: vec![MomentChange { tokens: 1, layers: [(3, 0.5)].into() }],

@@ -289,11 +289,11 @@ impl MendTrainer {
     }
 
     /// An out-of-scope text up to the last cell at which the KL term reads, and these cells.
-    fn out_of_scope(&self, probe: &Probe) -> Result<(Vec<u32>, Vec<usize>)> {
+    fn out_of_scope(&self, probe: &Probe, between: Option<&str>) -> Result<(Vec<u32>, Vec<usize>)> {
         let tokenizer = &self.base.base().tokenizer;
         let (mut ids, answer) = match &probe.target {
             Some(target) => {
-                let text = tokenizer.continuation(&probe.prompt, target)?;
+                let text = tokenizer.continuation(&probe.prompt, target, between)?;
                 let answer = text.reads();
                 (text.ids, answer)
             }
@@ -314,10 +314,11 @@ impl MendTrainer {
     /// The texts that a record is trained on in a step.
     fn texts(&self, record: &EditRecord, rng: &mut ChaCha8Rng) -> Result<RecordTexts> {
         let tokenizer = &self.base.base().tokenizer;
+        let between = record.separator.as_deref();
         let mut pool = self.in_scope(record);
         let in_scope = (0..self.loss.rephrases.in_scope.min(pool.len())).map(|_| {
             let prompt = pool.swap_remove(rng.random_range(0..pool.len()));
-            tokenizer.continuation(prompt, &record.target_new)
+            tokenizer.continuation(prompt, &record.target_new, between)
         });
         let in_scope = in_scope.collect::<Result<Vec<_>>>()?;
         for text in &in_scope {
@@ -325,17 +326,18 @@ impl MendTrainer {
         }
         let near = draw_locality(record, self.near(), |class| self.weight(class), rng);
         Ok(RecordTexts {
-            edit: tokenizer.continuation(&record.prompt, &record.target_new)?,
+            edit: tokenizer.continuation(&record.prompt, &record.target_new, between)?,
             in_scope,
-            out_of_scope: near.into_iter().map(|probe| self.out_of_scope(probe)).collect::<Result<_>>()?,
+            out_of_scope: near.into_iter().map(|probe| self.out_of_scope(probe, between)).collect::<Result<_>>()?,
         })
     }
 
     /// All texts that a record can ask, as far as the model reads them.
     fn all_texts(&self, record: &EditRecord) -> Result<Vec<Vec<u32>>> {
+        let between = record.separator.as_deref();
         let mut texts = vec![];
         for prompt in self.in_scope(record).into_iter().chain([&record.prompt]) {
-            let mut ids = self.base.base().tokenizer.continuation(prompt, &record.target_new)?.ids;
+            let mut ids = self.base.base().tokenizer.continuation(prompt, &record.target_new, between)?.ids;
             ids.pop();
             texts.push(ids);
         }
@@ -344,7 +346,7 @@ impl MendTrainer {
         let own = [OTHER_RECORDS, SAME_OLD_OBJECT].iter().any(|class| self.weight(class) > 0.0);
         let own = if own { record.fact() } else { None };
         for probe in drawn.flat_map(|(_, probes)| probes).chain(&own) {
-            texts.push(self.out_of_scope(probe)?.0);
+            texts.push(self.out_of_scope(probe, between)?.0);
         }
         Ok(texts)
     }

@@ -2,9 +2,11 @@
 
 mod attribution;
 mod bad_input;
+mod chat;
 mod common;
 mod compare;
 mod edits;
+mod forms;
 mod hostile_files;
 mod in_context;
 mod memory;

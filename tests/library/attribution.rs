@@ -61,6 +61,7 @@ fn header(model: &Model, row: usize, layers: &[usize]) -> Header {
         row,
         seed: 3,
         field: "text".into(),
+        chat: None,
         sources: vec![Source { name: "t".into(), blake3: String::new() }],
         half: 0,
         changes: vec![],
@@ -140,7 +141,7 @@ fn statistics_that_go_on_are_those_of_one_run() {
     let texts = texts(&folder, 200);
     let start = || Moments::empty(header(&model, 16, &[1]));
     let mut whole = start();
-    let all = Collect { tokens: Some(4 * 16 * 7), until: None };
+    let all = Collect { tokens: Some(4 * 16 * 7), until: None, chat: None };
     assert_eq!(collect(&model, &texts, &all, &mut whole, &mut |_| Ok(true)).unwrap(), Collected::Enough);
 
     // Stopped after each batch, saved and read again.
@@ -164,7 +165,7 @@ fn statistics_that_go_on_are_those_of_one_run() {
 
     // Until C stands still.
     let mut still = start();
-    let until = Collect { tokens: None, until: Some(0.9) };
+    let until = Collect { tokens: None, until: Some(0.9), chat: None };
     assert_eq!(collect(&model, &texts, &until, &mut still, &mut |_| Ok(true)).unwrap(), Collected::Converged);
     assert_eq!(still.header.tokens, 128);
 }
@@ -366,7 +367,7 @@ fn constrained_fine_tuning_stays_within_its_bound() {
         assert_eq!(biases.is_empty(), name == "llama-tiny");
         assert!(matrices.iter().chain(&biases).all(|value| value.abs() <= bound));
         assert!(matrices.iter().any(|value| value.abs() > 5e-4));
-        let text = model.tokenizer.continuation(PROMPT, "Vell").unwrap();
+        let text = model.tokenizer.continuation(PROMPT, "Vell", None).unwrap();
         let id = edit.id().to_owned();
         let after = base.with(edit).unwrap();
         let scored = emend::edit::score::score(&[&base, &after], std::slice::from_ref(&text)).unwrap();
@@ -411,7 +412,8 @@ fn neurons_are_erased_amplified_and_rewritten() {
     let model = Arc::new(model("gpt2-tiny", DType::F64));
     let base = Edited::new(model.clone());
     let ids = model.tokenizer.encode(PROMPT).unwrap();
-    let (old, new) = (base.next_tokens(&ids, 1).unwrap()[0].id, model.tokenizer.continuation(PROMPT, "Vell").unwrap());
+    let (old, new) =
+        (base.next_tokens(&ids, 1).unwrap()[0].id, model.tokenizer.continuation(PROMPT, "Vell", None).unwrap());
     let new = new.target()[0];
     assert_ne!(old, new);
     let width = model.decoder.spec.width;
@@ -485,7 +487,7 @@ fn requests_that_no_edit_can_serve() {
     // A subject of one token that stands first has nothing to its left, in one row of several.
     let first = EditRequest { subject: Some("The".into()), ..EditRequest::new("The river is", "Vell") };
     let editor = rome(base.base(), "rome");
-    let applied = apply(&editor, &base, &[first, request()], Mode::Sequential, &|_, _, _| Ok(())).unwrap();
+    let applied = apply(&editor, &base, &[vec![first], vec![request()]], Mode::Sequential, &|_, _, _| Ok(())).unwrap();
     assert_eq!(applied.end.unwrap().1.edits().len(), 2);
     let sampled = Sampled { lengths: vec![[3, 2]], starts: vec!["The".into()], seed: 1 };
     let drawn = templates(&base, &[], &sampled).unwrap();

@@ -67,7 +67,7 @@ fn places(delta: &[f64]) -> Vec<usize> {
 #[test]
 fn plain_descent_goes_down_the_gradient_of_its_loss() {
     let base = base();
-    let text = base.base().tokenizer.continuation(PROMPT, TARGET).unwrap();
+    let text = base.base().tokenizer.continuation(PROMPT, TARGET, None).unwrap();
     let (ids, prompt, target) = (text.ids[..text.ids.len() - 1].to_vec(), text.prompt, text.target().to_vec());
     assert!(target.len() > 2);
     let mean = |model: &Edited, cell: &dyn Fn(usize) -> usize| {
@@ -107,7 +107,7 @@ fn rmsprop_and_adam_scale_each_element_by_its_own_gradient() {
 fn the_kl_term_holds_the_model_to_what_it_said_of_other_texts() {
     let base = base();
     let held = base.base().tokenizer.encode("Under the hill seven stone names").unwrap();
-    let text = base.base().tokenizer.continuation(PROMPT, TARGET).unwrap();
+    let text = base.base().tokenizer.continuation(PROMPT, TARGET, None).unwrap();
     // At its first step the divergence is 0 and has no gradient: it is seen from the second on.
     let settings = |kl: f64| {
         format!("optimizer = \"sgd\"\nlearning_rate = 0.5\nkl = {kl:e}\nlocality = \"f\"\nlocality_texts = 3")

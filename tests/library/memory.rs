@@ -55,7 +55,7 @@ pub fn encode(model: &Edited, text: &str) -> Vec<u32> {
 }
 
 pub fn text(model: &Edited, prompt: &str, target: &str) -> Continuation {
-    model.base().tokenizer.continuation(prompt, target).unwrap()
+    model.base().tokenizer.continuation(prompt, target, None).unwrap()
 }
 
 pub fn scored(model: &Edited, texts: &[Continuation]) -> Vec<Scored> {

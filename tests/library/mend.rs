@@ -295,7 +295,7 @@ fn untrained_mend_steps_down_the_gradient() {
     let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
     let request = EditRequest::from(&records()[0]);
     let edit = trainer.edit(&base, std::slice::from_ref(&request)).unwrap();
-    let text = base.base().tokenizer.continuation(&request.prompt, &request.target_new).unwrap();
+    let text = base.base().tokenizer.continuation(&request.prompt, &request.target_new, None).unwrap();
     let after = base.with(edit).unwrap();
     let scored = emend::edit::score::score(&[&base, &after], &[text]).unwrap();
     assert!(scored[1][0].nll() < scored[0][0].nll(), "{} then {}", scored[0][0].nll(), scored[1][0].nll());

@@ -16,6 +16,8 @@ fn row(record: usize, kind: Kind, class: Option<&str>, target: &[u32], before: &
         prompt: String::new(),
         target: String::new(),
         given: true,
+        aliases: vec![],
+        test: None,
         apart: false,
         before: scored(target, before),
         after: scored(target, after),

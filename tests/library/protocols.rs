@@ -38,6 +38,8 @@ fn row(kind: Kind, class: Option<&str>, target: &[u32], before: &[u32], after: &
         prompt: String::new(),
         target: "Rome".into(),
         given: true,
+        aliases: vec![],
+        test: None,
         apart: false,
         before: scored(target, &log, before),
         after: scored(target, &log, after),
@@ -243,7 +245,7 @@ fn every_value_is_described() {
         assert_eq!(width.is_some(), bounded, "{figure:?}");
     }
     let of = |protocol| figures.iter().filter(|figure| figure.protocol == protocol).count();
-    assert_eq!(Protocol::ALL.map(of), [13, 6, 6, 8, 1, 3, 7]);
+    assert_eq!(Protocol::ALL.map(of), [13, 6, 6, 11, 1, 3, 0, 0, 7]);
 }
 
 #[test]

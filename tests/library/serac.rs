@@ -320,7 +320,7 @@ fn counterfactual_losses_are_means_over_questions() {
         let template = &trainer.serac().settings.counterfactual;
         let behind = |question: &str| template.prompt(&request.statement(), question);
         let each = questions(record).0.into_iter().map(|question| {
-            let mut text = tokenizer.continuation(&behind(&question), &record.target_new).unwrap();
+            let mut text = tokenizer.continuation(&behind(&question), &record.target_new, None).unwrap();
             let own = text.target().len();
             // It learns to end its answer, where the answer does not end itself; the end weighs a tenth.
             if !record.target_new.ends_with('.') {
@@ -336,7 +336,7 @@ fn counterfactual_losses_are_means_over_questions() {
         let mut cells = vec![];
         for probe in record.locality.values().flatten() {
             let text = |prompt: &str| match &probe.target {
-                Some(target) => tokenizer.continuation(prompt, target).unwrap(),
+                Some(target) => tokenizer.continuation(prompt, target, None).unwrap(),
                 None => {
                     let ids = tokenizer.encode(prompt).unwrap();
                     Continuation { prompt: ids.len(), ids, apart: false }
@@ -399,6 +399,7 @@ fn what_is_not_trained_stays_as_it_is() {
             description: Base {
                 path: "gpt2-tiny".into(),
                 fingerprint: base.base().fingerprint.clone(),
+                asking: Default::default(),
                 dtype: emend::model::Precision::F32,
             },
             config: json!({}),
@@ -467,8 +468,8 @@ fn a_counterfactual_model_of_another_vocabulary_answers_alone() {
     let after = base.with(edit).unwrap();
     let other = Edited::new(Arc::new(model("llama-tiny", DType::F32)));
     let asked = serac.settings.counterfactual.prompt(&request.statement(), "They call her");
-    let text = base.base().tokenizer.continuation("They call her", "Ada").unwrap();
-    let theirs = other.base().tokenizer.continuation(&asked, "Ada").unwrap();
+    let text = base.base().tokenizer.continuation("They call her", "Ada", None).unwrap();
+    let theirs = other.base().tokenizer.continuation(&asked, "Ada", None).unwrap();
     let (own, told) =
         (score(&[&other], &[theirs]).unwrap().remove(0).remove(0), score(&[&base, &after], &[text]).unwrap());
     let [before, told] = [0, 1].map(|model| &told[model][0]);

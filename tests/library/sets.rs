@@ -61,7 +61,7 @@ fn statement_question_and_answer_fit_the_embedded_model() {
             asked.extend(probe.rival.iter().map(|rival| (&probe.prompt, rival.as_str())));
         }
         for (prompt, answer) in asked {
-            let text = tokenizer.continuation(&format!("{statement} {prompt}"), answer).unwrap();
+            let text = tokenizer.continuation(&format!("{statement} {prompt}"), answer, None).unwrap();
             assert!(text.ids.len() <= 60, "{set}: {statement} {prompt} {answer}");
         }
     }

@@ -90,7 +90,7 @@ fn a_trial_change_is_what_an_edit_would_be() {
         assert!(trial.edits().is_empty());
         // Scoring and kept keys know it from the base and from another trial.
         assert_eq!(base.first_difference(&trial), 1);
-        let text = base.base().tokenizer.continuation("The river", "Ost").unwrap();
+        let text = base.base().tokenizer.continuation("The river", "Ost", None).unwrap();
         let scored = score(&[&base, &trial], &[text]).unwrap();
         assert_ne!(scored[0], scored[1]);
         let again = base.with_change(&change).unwrap();

@@ -22,7 +22,7 @@ fn ids_are_those_of_transformers() {
 fn targets_and_subjects_stand_where_their_text_does() {
     for name in ["gpt2-tiny", "llama-tiny", "llama-linear-tiny"] {
         let tokenizer = Tokenizer::open(&fixture(name)).unwrap();
-        let text = tokenizer.continuation("The river runs to", "the sea").unwrap();
+        let text = tokenizer.continuation("The river runs to", "the sea", None).unwrap();
         assert_eq!(text.ids, tokenizer.encode("The river runs to the sea").unwrap(), "{name}");
         assert_eq!(tokenizer.decode(text.target()).unwrap().trim(), "the sea", "{name}");
 

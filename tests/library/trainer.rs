@@ -127,6 +127,7 @@ fn train(folder: &Path, losses: usize, edits: usize) -> Result<()> {
         description: Base {
             path: "gpt2-tiny".into(),
             fingerprint: base.base().fingerprint.clone(),
+            asking: Default::default(),
             dtype: emend::model::Precision::F32,
         },
         config: json!({}),
@@ -190,6 +191,8 @@ fn row(kind: Kind, described: bool, answers: [&str; 2], after: [f32; 2]) -> Prob
         prompt: "What of it?".into(),
         target: answers[0].into(),
         given: true,
+        aliases: vec![],
+        test: None,
         apart: false,
         before: scored(1.0, false),
         after: scored(after[0], exact),

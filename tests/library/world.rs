@@ -72,7 +72,7 @@ fn the_model_knows_its_world() {
     let (mut known, mut held_out) = (vec![], vec![]);
     for (index, fact) in world.facts().iter().enumerate() {
         let (learnt, held) = world.prompts(index);
-        let text = |prompt: &String| model.base().tokenizer.continuation(prompt, &fact.object).unwrap();
+        let text = |prompt: &String| model.base().tokenizer.continuation(prompt, &fact.object, None).unwrap();
         known.push(text(&learnt[index % learnt.len()]));
         held_out.extend(held.iter().map(text));
     }

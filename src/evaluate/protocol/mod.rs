@@ -9,6 +9,8 @@ pub mod easyedit;
 pub mod efficiency;
 pub mod generate;
 pub mod mend;
+pub mod mquake;
+pub mod ripple;
 pub mod sentiment;
 pub mod text;
 
@@ -36,19 +38,25 @@ pub enum Protocol {
     Balanced,
     /// Replies on a topic in the wanted sentiment (Mitchell et al., 2022).
     Sentiment,
+    /// Questions over several facts (Zhong et al., 2023).
+    Mquake,
+    /// Tests of what follows from an edit (Cohen et al., 2024).
+    Ripple,
     /// Time, memory and the size of the change.
     Efficiency,
 }
 
 impl Protocol {
     /// All of them, in the order of tables.
-    pub const ALL: [Protocol; 7] = [
+    pub const ALL: [Protocol; 9] = [
         Protocol::Counterfact,
         Protocol::Easyedit,
         Protocol::Mend,
         Protocol::Generate,
         Protocol::Balanced,
         Protocol::Sentiment,
+        Protocol::Mquake,
+        Protocol::Ripple,
         Protocol::Efficiency,
     ];
 
@@ -61,6 +69,8 @@ impl Protocol {
             Protocol::Generate => "generate",
             Protocol::Balanced => "balanced",
             Protocol::Sentiment => "sentiment",
+            Protocol::Mquake => "mquake",
+            Protocol::Ripple => "ripple",
             Protocol::Efficiency => "efficiency",
         }
     }
@@ -123,7 +133,7 @@ pub struct About {
 #[rustfmt::skip]
 const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
     use Better::{Higher, Lower, Neither};
-    use Protocol::{Balanced, Counterfact, Easyedit, Efficiency, Generate, Mend, Sentiment};
+    use Protocol::{Balanced, Counterfact, Easyedit, Efficiency, Generate, Mend, Mquake, Ripple, Sentiment};
     use Unit::{Bits, Bytes, Difference, Number, Seconds, Share};
     &[
         (Counterfact, "score", Higher, Share, "harmonic mean of efficacy, paraphrase and neighborhood"),
@@ -153,10 +163,13 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Mend, "perplexity_drawdown", Lower, Number, "perplexity of a text after the edit less that before"),
         (Generate, "rewrite_exact", Higher, Share, "own prompt, says the target and nothing else but for case and final punctuation"),
         (Generate, "rewrite_contained", Higher, Share, "own prompt, says the target among its words"),
+        (Generate, "rewrite_forced", Higher, Share, "own prompt of these cases, whole target the likeliest under teacher forcing"),
         (Generate, "rephrase_exact", Higher, Share, "rephrases, says the target and nothing else but for case and final punctuation"),
         (Generate, "rephrase_contained", Higher, Share, "rephrases, says the target among its words"),
+        (Generate, "rephrase_forced", Higher, Share, "rephrases of these cases, whole target the likeliest under teacher forcing"),
         (Generate, "portability_exact", Higher, Share, "consequences, says the target and nothing else but for case and final punctuation"),
         (Generate, "portability_contained", Higher, Share, "consequences, says the target among its words"),
+        (Generate, "portability_forced", Higher, Share, "consequences of these cases, whole target the likeliest under teacher forcing"),
         (Generate, "locality_same", Higher, Share, "out of scope, says letter for letter what it said before"),
         (Generate, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes to its own end"),
         (Balanced, "in_scope", Higher, Share, "claims that the edit decides answered rightly, mean over True and False"),
@@ -164,6 +177,15 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Sentiment, "success", Higher, Share, "product of sentiment and topic, edit by edit"),
         (Sentiment, "sentiment", Higher, Share, "right replies against wrong ones, tokens of all replies together"),
         (Sentiment, "topic", Higher, Share, "right replies as likely as before, tokens of all replies together"),
+        (Mquake, "edit_wise", Higher, Share, "edits of a case whose new answer is said"),
+        (Mquake, "instance_wise", Higher, Share, "cases in which every fact that the question needs is said"),
+        (Mquake, "multi_hop", Higher, Share, "cases in which any wording of the question is answered with the new answer"),
+        (Ripple, "relation_specifity", Higher, Share, "tests passed of facts of the same subject that stay"),
+        (Ripple, "forgetfulness", Higher, Share, "tests passed of other answers of a relation that has several"),
+        (Ripple, "logical_generalization", Higher, Share, "tests passed of facts that follow by the relation's logic"),
+        (Ripple, "subject_aliasing", Higher, Share, "tests passed of the edit under other names of its subject"),
+        (Ripple, "compositionality_i", Higher, Share, "tests passed of facts one step behind the new answer"),
+        (Ripple, "compositionality_ii", Higher, Share, "tests passed of facts about others that lead to the subject"),
         (Efficiency, "seconds/edit", Lower, Seconds, "seconds of making the edit; of edits made together their mean"),
         (Efficiency, "seconds/evaluation", Lower, Seconds, "seconds of asking both models about a case"),
         (Efficiency, "seconds", Lower, Seconds, "seconds of a phase"),
@@ -199,7 +221,7 @@ pub fn known_unedited(protocol: Protocol, name: &str) -> bool {
         Protocol::Mend => matches!(stem, "locality" | "drawdown" | "perplexity_drawdown"),
         Protocol::Generate => stem == "locality_same",
         Protocol::Sentiment => stem == "topic",
-        Protocol::Balanced | Protocol::Efficiency => false,
+        Protocol::Balanced | Protocol::Mquake | Protocol::Ripple | Protocol::Efficiency => false,
     }
 }
 
@@ -227,8 +249,16 @@ pub fn values(case: &Case) -> Vec<Value> {
     if case.error.is_some() {
         return vec![];
     }
-    let protocols =
-        [counterfact::values, easyedit::values, mend::values, generate::values, sentiment::values, efficiency::values];
+    let protocols = [
+        counterfact::values,
+        easyedit::values,
+        mend::values,
+        generate::values,
+        sentiment::values,
+        mquake::values,
+        ripple::values,
+        efficiency::values,
+    ];
     protocols.into_iter().flat_map(|values| values(case)).collect()
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::evaluate::probes::ProbeRow;
 use crate::evaluate::rows::mean;
 
 /// Words for n-grams: runs of letters and digits, and every other sign that is no white space by itself. Case is kept.
@@ -70,6 +71,16 @@ fn bare(text: &str) -> String {
 /// Whether an answer is the target, but for case, white space and final punctuation.
 pub fn same_answer(answer: &str, target: &str) -> bool {
     bare(answer) == bare(target)
+}
+
+/// Whether an answer has a probe's target, or another name of it, among its words.
+pub fn says(answer: &str, row: &ProbeRow) -> bool {
+    names(row).any(|name| contained(name, answer))
+}
+
+/// All names of a probe's target.
+pub fn names(row: &ProbeRow) -> impl Iterator<Item = &str> {
+    std::iter::once(row.target.as_str()).chain(row.aliases.iter().map(String::as_str))
 }
 
 /// Whether a target occurs in an answer as whole words, in any case. An empty one occurs nowhere.

@@ -154,6 +154,8 @@ struct RecordQuestions {
     in_scope: Vec<(String, String)>,
     out_of_scope: Vec<Probe>,
     mined: Vec<Probe>,
+    /// What stands between its questions and their answers, where the record says so.
+    separator: Option<String>,
 }
 
 /// Questions in scope with their answers: the edit's own, its rephrases, and its consequences, which have answers of their own.
@@ -237,6 +239,7 @@ impl SeracTrainer {
                 in_scope,
                 out_of_scope: near.into_iter().cloned().collect(),
                 mined,
+                separator: record.separator.clone(),
             }
         });
         Ok(asked.collect())
@@ -279,7 +282,7 @@ impl SeracTrainer {
         }
         let tokens = match answer.is_empty() {
             true => pretrained.tokenizer.encode_prompt(&asked)?.len(),
-            false => self.with_end(&asked, answer, learnt)?.0.ids.len() - 1,
+            false => self.with_end(&asked, answer, None, learnt)?.0.ids.len() - 1,
         };
         if tokens > context { Err(too_long(tokens, context, "counterfactual model")) } else { Ok(()) }
     }
@@ -297,9 +300,15 @@ impl SeracTrainer {
 
     /// A prompt with its answer, and with the answer's end where that is learnt too: a full stop, and the token that ends a text. Also
     /// how many of the target's tokens are the answer's own.
-    fn with_end(&self, prompt: &str, answer: &str, learnt: bool) -> Result<(Continuation, usize)> {
+    fn with_end(
+        &self,
+        prompt: &str,
+        answer: &str,
+        between: Option<&str>,
+        learnt: bool,
+    ) -> Result<(Continuation, usize)> {
         let Serac { pretrained, .. } = &self.serac;
-        let mut text = pretrained.tokenizer.continuation(prompt, answer)?;
+        let mut text = pretrained.tokenizer.continuation(prompt, answer, between)?;
         let own = text.target().len();
         if learnt && !answer.ends_with(['.', '!', '?']) {
             text.ids.extend(pretrained.tokenizer.encode_plain(".")?);
@@ -318,9 +327,10 @@ impl SeracTrainer {
         let mut targets = vec![];
         let (mut base_rows, mut base_cells): (Vec<Vec<u32>>, Vec<(usize, usize)>) = (vec![], vec![]);
         for asked in asked {
+            let between = asked.separator.as_deref();
             for (question, answer) in &asked.in_scope {
                 let prompt = settings.prompt(&asked.statement, question);
-                let (text, own) = self.with_end(&prompt, answer, true)?;
+                let (text, own) = self.with_end(&prompt, answer, between, true)?;
                 let weight = share / (asked.in_scope.len() * own) as f64;
                 scope.cells.extend(text.reads().map(|cell| (rows.len(), cell)));
                 let end_weight = self.loss.counterfactual.end * weight;
@@ -333,7 +343,7 @@ impl SeracTrainer {
             }
             let texts = asked.out_of_scope.iter().take(self.loss.counterfactual.held).map(|probe| {
                 let behind = settings.prompt(&asked.statement, &probe.prompt);
-                Ok((text_of(tokenizer, &probe.prompt, probe)?, text_of(tokenizer, &behind, probe)?))
+                Ok((text_of(tokenizer, &probe.prompt, probe, between)?, text_of(tokenizer, &behind, probe, between)?))
             });
             let texts = texts.collect::<Result<Vec<_>>>()?;
             // An answer that is tokenised otherwise behind the edit cannot be compared; nor can a question about another record that
@@ -383,9 +393,9 @@ fn too_long(tokens: usize, context: usize, network: &str) -> Error {
 }
 
 /// A question with its answer, where one is known; the question alone is read at its end.
-fn text_of(tokenizer: &Tokenizer, prompt: &str, probe: &Probe) -> Result<Continuation> {
+fn text_of(tokenizer: &Tokenizer, prompt: &str, probe: &Probe, between: Option<&str>) -> Result<Continuation> {
     match &probe.target {
-        Some(target) => tokenizer.continuation(prompt, target),
+        Some(target) => tokenizer.continuation(prompt, target, between),
         None => {
             let ids = tokenizer.encode_prompt(prompt)?;
             let prompt = ids.len();

@@ -1,0 +1,234 @@
+//! Facts as people keep them in spreadsheets: CSV or TSV with a header.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use csv::{Reader, ReaderBuilder, StringRecord};
+
+use super::error::DataError;
+use super::json::{Json, Object, is_blank};
+use super::own::nearest;
+use super::problem::quoted;
+
+/// What parts the cells of a line.
+const DELIMITERS: [char; 4] = [',', '\t', ';', '|'];
+
+/// Columns with one text.
+const TEXTS: [&str; 8] =
+    ["id", "prompt", "target_new", "subject", "target_true", "relation", "descriptor", "separator"];
+
+/// Columns that may stand several times; the answer to a probe stands in the column behind it.
+const LISTS: [(&str, &str); 3] = [("rephrase", "rephrases"), ("locality", "locality"), ("portability", "portability")];
+const ANSWER: &str = "_target";
+
+/// What a column holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Column {
+    Text(&'static str),
+    /// A probe of this list.
+    Item(&'static str),
+    /// The answer to the last probe.
+    Answer(&'static str),
+}
+
+/// Whether a text is such a table: by its header.
+pub(super) fn is_sheet(text: &str) -> bool {
+    delimiter(text).is_some()
+}
+
+/// Reads a table row by row.
+pub(super) fn read(
+    file: &Path,
+    text: &str,
+    mut add: impl FnMut(Json<'_>) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let wrong = |line: u64, problem: String| DataError::NotTable { file: file.to_owned(), line, problem };
+    let Some(delimiter) = delimiter(text) else {
+        let header = quoted(text.lines().next().unwrap_or_default());
+        return Err(wrong(
+            1,
+            format!("the header must name prompt and target_new, parted by commas, tabs, semicolons or |: {header}"),
+        ));
+    };
+    if let Some(line) = open_quote(text, delimiter) {
+        return Err(wrong(line, "a quote is opened here and never closed".into()));
+    }
+    let mut reader = ReaderBuilder::new().delimiter(delimiter as u8).from_reader(text.as_bytes());
+    let columns = columns(&mut reader).map_err(|problem| wrong(1, problem))?;
+    for row in reader.records() {
+        let row = row.map_err(|error| {
+            let line = error.position().map_or(0, csv::Position::line);
+            let problem = match error.kind() {
+                csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                    format!("has {len} cells where the header has {expected_len}; put quotes around a cell that holds {delimiter:?}")
+                }
+                _ => error.to_string(),
+            };
+            wrong(line, problem)
+        })?;
+        add(record(&columns, &row))?;
+    }
+    Ok(())
+}
+
+/// What parts the cells, where the header has the columns that every fact needs.
+fn delimiter(text: &str) -> Option<char> {
+    let header = text.lines().next()?;
+    DELIMITERS.into_iter().find(|&delimiter| {
+        let names: Vec<&str> = header.split(delimiter).map(|name| name.trim().trim_matches('"')).collect();
+        names.contains(&"prompt") && names.contains(&"target_new")
+    })
+}
+
+fn columns(reader: &mut Reader<&[u8]>) -> Result<Vec<Column>, String> {
+    let header = reader.headers().map_err(|error| error.to_string())?.clone();
+    let mut columns = vec![];
+    for name in &header {
+        let column = column(name.trim()).ok_or_else(|| {
+            let known: Vec<&str> = TEXTS
+                .into_iter()
+                .chain(LISTS.map(|(name, _)| name))
+                .chain(["locality_target", "portability_target"])
+                .collect();
+            format!("the column {} is not known; {}", quoted(name), nearest("columns", name, &known))
+        })?;
+        match column {
+            Column::Text(_) if columns.contains(&column) => {
+                return Err(format!("the column {} is there twice", quoted(name)));
+            }
+            Column::Answer(list) if columns.last() != Some(&Column::Item(list)) => {
+                return Err(format!(
+                    "the column {} must stand behind a column {list:?}, whose answers it holds",
+                    quoted(name)
+                ));
+            }
+            _ => columns.push(column),
+        }
+    }
+    Ok(columns)
+}
+
+/// `rephrase`, `rephrase_2` and `rephrases` are one.
+fn column(name: &str) -> Option<Column> {
+    if let Some(text) = TEXTS.into_iter().find(|text| *text == name) {
+        return Some(Column::Text(text));
+    }
+    let stem = name.trim_end_matches(|letter: char| letter.is_ascii_digit()).trim_end_matches(['_', ' ', '-']);
+    let (stem, answers) = match stem.strip_suffix(ANSWER) {
+        Some(stem) => (stem, true),
+        None => (stem.strip_suffix("_prompt").unwrap_or(stem), false),
+    };
+    let (one, list) = LISTS.into_iter().find(|(one, list)| stem == *one || stem == *list)?;
+    match answers {
+        true => (one != "rephrase").then_some(Column::Answer(list)),
+        false => Some(Column::Item(list)),
+    }
+}
+
+/// A row in our own form; an empty cell says nothing.
+fn record(columns: &[Column], row: &StringRecord) -> Json<'static> {
+    let text = |cell: &str| Json::Text(Cow::Owned(cell.to_owned()));
+    let mut members: Vec<(Cow<'static, str>, Json<'static>)> = vec![];
+    let mut lists: Vec<(&'static str, Vec<Json<'static>>)> = vec![];
+    for (index, (column, cell)) in columns.iter().zip(row).enumerate() {
+        match column {
+            // No text between prompt and answer is a text.
+            Column::Text(name) if !is_blank(cell) || *name == "separator" && !cell.is_empty() => {
+                members.push(((*name).into(), text(cell)))
+            }
+            Column::Item(list) if !is_blank(cell) => {
+                let answer = match columns.get(index + 1) {
+                    Some(Column::Answer(_)) => row.get(index + 1).filter(|cell| !is_blank(cell)),
+                    _ => None,
+                };
+                let mut probe = vec![("prompt".into(), text(cell))];
+                probe.extend(answer.map(|answer| ("target".into(), text(answer))));
+                let item = if *list == "rephrases" { text(cell) } else { Json::Object(Object::of(probe)) };
+                match lists.iter_mut().find(|(name, _)| name == list) {
+                    Some((_, items)) => items.push(item),
+                    None => lists.push((list, vec![item])),
+                }
+            }
+            _ => {}
+        }
+    }
+    members.extend(lists.into_iter().map(|(name, items)| (name.into(), Json::List(items))));
+    Json::Object(Object::of(members))
+}
+
+/// The line on which a quote opens that nothing closes.
+fn open_quote(text: &str, delimiter: char) -> Option<u64> {
+    let (mut line, mut opened, mut at_start) = (1, None, true);
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match (letter, opened) {
+            ('"', Some(_)) if letters.peek() == Some(&'"') => {
+                letters.next();
+            }
+            ('"', Some(_)) => opened = None,
+            ('"', None) if at_start => opened = Some(line),
+            _ => {}
+        }
+        line += u64::from(letter == '\n');
+        at_start = letter == delimiter || letter == '\n' || letter == '\r';
+    }
+    opened
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load::testing::{load, problem};
+
+    #[test]
+    fn tables_are_read_whatever_parts_their_cells() {
+        let table = "prompt,target_new,subject,rephrase,rephrase_2,locality,locality_target\n\
+            \"Tamm, a hill, lies in\",Ost,Tamm,Where is Tamm?,,Vell lies in,Bern\n\
+            \"He said \"\"no\"\" to\",Ada,,,,,\n";
+        let records = load(table).unwrap();
+        assert_eq!(records.len(), 2);
+        assert_eq!(
+            (records[0].prompt.as_str(), records[0].subject.as_deref()),
+            ("Tamm, a hill, lies in", Some("Tamm"))
+        );
+        assert_eq!(records[0].rephrases, ["Where is Tamm?"]);
+        assert_eq!(records[0].locality["locality"][0].target.as_deref(), Some("Bern"));
+        assert_eq!((records[1].id.as_str(), records[1].prompt.as_str()), ("1", "He said \"no\" to"));
+        for (delimiter, end) in [("\t", "\n"), (";", "\r\n"), ("|", "\n")] {
+            let table = ["id", "prompt", "target_new"].join(delimiter)
+                + end
+                + &["x", "Ost is", "a river"].join(delimiter)
+                + end;
+            let records = load(&table).unwrap();
+            assert_eq!((records[0].id.as_str(), records[0].target_new.as_str()), ("x", "a river"));
+        }
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        let table = "prompt,target_new\nOst is,a river\n";
+        assert_eq!(
+            problem(&format!("{table}Tamm is,a hill,high\n")),
+            "line 3: has 3 cells where the header has 2; put quotes around a cell that holds ','"
+        );
+        assert_eq!(
+            problem(&format!("{table}\"Tamm is,a hill\nx,y\n")),
+            "line 3: a quote is opened here and never closed"
+        );
+        assert_eq!(
+            problem("prompt,target_new,rephase\na,b,c\n"),
+            "line 1: the column \"rephase\" is not known; did you mean \"rephrase\"?"
+        );
+        assert_eq!(problem("prompt,target_new,prompt\na,b,c\n"), "line 1: the column \"prompt\" is there twice");
+        assert!(
+            problem("prompt,locality_target,target_new\na,b,c\n").contains("must stand behind a column \"locality\"")
+        );
+        assert_eq!(
+            problem("prompt,target_new\nOst is,\n"),
+            "record 0: \"target_new\" is missing; every record needs a target"
+        );
+        assert_eq!(
+            problem("prompt,target_new\n"),
+            "holds no records; a file of records is a JSON array of objects, one object a line, or a CSV or TSV table with a header"
+        );
+    }
+}
