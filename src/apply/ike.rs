@@ -25,6 +25,7 @@ use crate::data::world::Split;
 use crate::edit::memory::{Answer, Consulted, Prefix, Recall, settled};
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
 use crate::error::{Error, Result};
+use crate::model::chat::Chat;
 use crate::model::sentences::{SentenceEncoder, nearest};
 use crate::model::separator::joined;
 use crate::model::{Model, hub};
@@ -176,7 +177,7 @@ impl Ike {
         ]
         .concat();
         // Drawn for the statement: a request has the same demonstrations wherever it stands, alone, in a batch or in a sequence.
-        let statement = request.statement();
+        let statement = request.said();
         dealt.shuffle(&mut random::stream_of(*seed, "roles", &statement));
         let near = match &self.embeddings {
             Some(known) => nearest(embedding, known, dealt.len() + OWN).remove(0),
@@ -186,35 +187,59 @@ impl Ike {
             record.prompt != request.prompt && (request.subject.is_none() || record.subject != request.subject)
         };
         let near = near.into_iter().map(|(index, _)| &self.records[index]).filter(other).take(dealt.len());
-        let shown: Vec<String> = near.zip(&dealt).map(|(record, role)| demonstration(record, *role)).collect();
-        let mut end = String::new();
-        if *final_copy {
-            end += &demonstration_text(&statement, &statement);
-        }
-        end += &format!("New Fact: {statement}\nPrompt:");
+        let mut shown: Vec<Demonstration> =
+            near.zip(&dealt).map(|(record, role)| demonstration(record, *role)).collect();
         let tokenizer = &model.base().tokenizer;
+        let chat = request.chat.as_ref().map(|asked| tokenizer.chat(asked.system.clone())).transpose()?;
+        let own = final_copy.then(|| Demonstration::copy(request));
         let context = model.base().decoder.spec.context;
-        let mut kept = shown.len();
+        let wanted = shown.len();
         loop {
-            let mut text: Vec<&str> = shown[..kept].iter().map(String::as_str).collect();
+            let mut in_order: Vec<&Demonstration> = shown.iter().collect();
             if *order == Order::NearestLast {
-                text.reverse();
+                in_order.reverse();
             }
-            let text = text.concat() + &end;
+            in_order.extend(&own);
+            let text = match &chat {
+                Some(chat) => as_turns(chat, &in_order, &statement)?,
+                None => in_order.iter().map(|shown| shown.text()).collect::<String>() + &asked(&statement, ""),
+            };
             let length = tokenizer.encode_prompt(&text)?.len();
             if length + room <= context {
-                if kept < shown.len() {
-                    tracing::warn!("{kept} of {} demonstrations fit into the context of {context} tokens", shown.len());
+                if shown.len() < wanted {
+                    tracing::warn!(
+                        "{} of {wanted} demonstrations fit into the context of {context} tokens",
+                        shown.len()
+                    );
                 }
                 return Ok(text);
             }
-            if kept == 0 {
+            if shown.pop().is_none() {
                 return Err(Error::Input(format!(
                     "\"{statement}\" takes {length} tokens as a prefix; with editor.room = {room} that is more than the context of {context}"
                 )));
             }
-            kept -= 1;
         }
+    }
+}
+
+/// Demonstrations as turns of a chat, up to where the question stands in the last one.
+fn as_turns(chat: &Chat, shown: &[&Demonstration], statement: &str) -> Result<String> {
+    // No question would be this.
+    const QUESTION: &str = "41b0d8 question 9f2c7e";
+    let mut turns = vec![];
+    for Demonstration { fact, prompt, answer, .. } in shown {
+        turns.push(json!({"role": "user", "content": asked(fact, &format!(" {prompt}"))}));
+        turns.push(json!({"role": "assistant", "content": answer}));
+    }
+    turns.push(json!({"role": "user", "content": asked(statement, &format!(" {QUESTION}"))}));
+    if let Some(system) = &chat.asked.system {
+        turns.insert(0, json!({"role": "system", "content": system}));
+    }
+    let text = chat.render(&json!(turns), true)?;
+    match text.split_once(QUESTION) {
+        Some((before, _)) => Ok(before.trim_end().to_owned()),
+        None => Err(Error::Input("the chat template leaves out the last question behind demonstrations".into())),
     }
 }
 
@@ -222,30 +247,57 @@ impl Ike {
 /// of which benchmarks have a handful.
 const OWN: usize = 16;
 
-/// `New Fact: …`, and a prompt with its answer.
-fn demonstration_text(fact: &str, answered: &str) -> String {
-    format!("New Fact: {fact}\nPrompt: {answered}\n\n")
+/// A fact, and a prompt that it answers or leaves alone, with its answer.
+struct Demonstration {
+    fact: String,
+    prompt: String,
+    answer: String,
+    /// Both as one text.
+    answered: String,
+}
+
+impl Demonstration {
+    /// The edit's own prompt behind itself.
+    fn copy(request: &EditRequest) -> Self {
+        let prompt = request.chat.as_ref().map_or(request.prompt.as_str(), |chat| chat.said(&request.prompt));
+        let (fact, answer) = (request.said(), request.target_new.clone());
+        Demonstration { answered: fact.clone(), fact, prompt: prompt.to_owned(), answer }
+    }
+
+    fn text(&self) -> String {
+        asked(&self.fact, &format!(" {}\n\n", self.answered))
+    }
+}
+
+/// `New Fact: …`, and the prompt behind it.
+fn asked(fact: &str, prompt: &str) -> String {
+    format!("New Fact: {fact}\nPrompt:{prompt}")
 }
 
 /// A record in a role; it copies where it has nothing to update or to retain.
-fn demonstration(record: &EditRecord, role: DemonstrationRole) -> String {
-    let (fact, between) = (EditRequest::from(record).statement(), record.separator.as_deref());
+fn demonstration(record: &EditRecord, role: DemonstrationRole) -> Demonstration {
+    let request = EditRequest::from(record);
     let answered = match role {
         DemonstrationRole::Copy => None,
-        DemonstrationRole::Update => record.rephrases.first().map(|prompt| joined(prompt, &record.target_new, between)),
-        DemonstrationRole::Retain => record
-            .locality
-            .values()
-            .flatten()
-            .find_map(|probe| Some(joined(&probe.prompt, probe.target.as_ref()?, between))),
+        DemonstrationRole::Update => record.rephrases.first().map(|prompt| (prompt, &record.target_new)),
+        DemonstrationRole::Retain => {
+            let mut near = record.locality.values().flatten();
+            near.find_map(|probe| Some((&probe.prompt, probe.target.as_ref()?)))
+        }
     };
-    demonstration_text(&fact, answered.as_ref().unwrap_or(&fact))
+    match answered {
+        Some((prompt, answer)) => {
+            let answered = joined(prompt, answer, record.separator.as_deref());
+            Demonstration { fact: request.statement(), prompt: prompt.clone(), answer: answer.clone(), answered }
+        }
+        None => Demonstration::copy(&request),
+    }
 }
 
 impl Editor for Ike {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let requests = settled(requests);
-        let statements: Vec<String> = requests.iter().map(EditRequest::statement).collect();
+        let statements: Vec<String> = requests.iter().map(EditRequest::said).collect();
         let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
         let keys = self.route.embed(&statements)?;
         let texts = requests
@@ -347,7 +399,7 @@ impl IkeRoute {
         }
     }
 
-    fn kept(&self, text: &str) -> Arc<Prefix> {
+    fn kept(&self, text: &str, request: &EditRequest) -> Arc<Prefix> {
         let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = prefixes.iter().find(|known| known.text == text) {
             return known.clone();
@@ -355,7 +407,10 @@ impl IkeRoute {
         if prefixes.len() == KEPT {
             prefixes.remove(0);
         }
-        let prefix = Arc::new(Prefix::new(text.to_owned()));
+        let prefix = Arc::new(Prefix::new(
+            text.to_owned(),
+            request.chat.as_ref().map_or(String::new(), |chat| chat.before.clone()),
+        ));
         prefixes.push(prefix.clone());
         prefix
     }
@@ -373,14 +428,20 @@ impl Route for IkeRoute {
         let entries = match recall.requests.len() {
             1 => vec![(0, 1.0); prompts.len()],
             _ => {
-                let questions = self.embed(&prompts.iter().map(String::as_str).collect::<Vec<_>>())?;
+                let chat = recall.requests[0].chat.as_ref();
+                let said = prompts.iter().map(|prompt| chat.map_or(prompt.as_str(), |chat| chat.said(prompt)));
+                let questions = self.embed(&said.collect::<Vec<_>>())?;
                 let keys = recall.keys.clone().cast(questions.dtype());
                 nearest(questions, &keys, 1).into_iter().map(|near| near[0]).collect()
             }
         };
         let said = entries.into_iter().map(|(entry, likeness)| {
             let scope = f64::from(likeness).clamp(0.0, 1.0);
-            Some(Consulted { entry, scope, answer: Answer::Prefixed(self.kept(&recall.texts[entry])) })
+            Some(Consulted {
+                entry,
+                scope,
+                answer: Answer::Prefixed(self.kept(&recall.texts[entry], &recall.requests[entry])),
+            })
         });
         Ok(said.collect())
     }
@@ -403,19 +464,20 @@ mod tests {
         record.locality.insert("near".into(), vec![Probe::new("Lake Ost lies in", Some("Tamm".into()))]);
         let fact = "New Fact: Lake Orrin lies in Vell\n";
         assert_eq!(
-            demonstration(&record, DemonstrationRole::Copy),
+            demonstration(&record, DemonstrationRole::Copy).text(),
             format!("{fact}Prompt: Lake Orrin lies in Vell\n\n")
         );
         assert_eq!(
-            demonstration(&record, DemonstrationRole::Update),
+            demonstration(&record, DemonstrationRole::Update).text(),
             format!("{fact}Prompt: One finds Lake Orrin in Vell\n\n")
         );
         assert_eq!(
-            demonstration(&record, DemonstrationRole::Retain),
+            demonstration(&record, DemonstrationRole::Retain).text(),
             format!("{fact}Prompt: Lake Ost lies in Tamm\n\n")
         );
         // Without a neighbor it copies.
         record.locality.clear();
-        assert_eq!(demonstration(&record, DemonstrationRole::Retain), demonstration(&record, DemonstrationRole::Copy));
+        let text = |role| demonstration(&record, role).text();
+        assert_eq!(text(DemonstrationRole::Retain), text(DemonstrationRole::Copy));
     }
 }

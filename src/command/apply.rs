@@ -32,7 +32,7 @@ use crate::model::chat::Chat;
 use crate::model::separator::without_last_space;
 use crate::process::peak_memory;
 use crate::report::figures;
-use crate::report::table::percent;
+use crate::report::table::{cut, percent};
 use crate::{parallel, paths};
 
 /// Edit a model: what it said before and what it says after, and the edit as a file.
@@ -309,8 +309,9 @@ impl Job<'_> {
             true => {
                 let rows = show_rows(&self.before, after, &shown(&table), self.chat.as_ref())?;
                 let said = |record: &EditRecord| {
-                    let prompt = self.chat.as_ref().map_or(record.prompt.as_str(), |chat| chat.said(&record.prompt));
-                    format!("{prompt} → {}\n", record.target_new)
+                    let prompt =
+                        self.chat.as_ref().map_or(record.prompt.as_str(), |chat| chat.asked.said(&record.prompt));
+                    format!("{} → {}\n", cut(prompt, 200), record.target_new)
                 };
                 Some(format!("{}\n{rows}\n", record.edits().map(said).collect::<String>()))
             }

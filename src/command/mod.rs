@@ -181,7 +181,7 @@ pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow], cha
             Kind::Condition => row.before.exact(),
         };
         let mark = if as_wished { "✓" } else { "✗" };
-        let prompt = chat.map_or(row.prompt.as_str(), |chat| chat.said(&row.prompt));
+        let prompt = chat.map_or(row.prompt.as_str(), |chat| chat.asked.said(&row.prompt));
         Ok(vec![
             mark.to_owned(),
             kind.to_owned(),

@@ -13,7 +13,6 @@ use crate::data::text::Documents;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::chat::AskedInChat;
 use crate::model::spec::DecoderSpec;
 use crate::process::peak_memory;
 use crate::report::table::{percent, table};
@@ -148,7 +147,7 @@ fn header(args: &Args, layers: Vec<usize>, row: usize, model: &Model, texts: &Do
         row,
         seed: args.seed,
         field: args.field.clone(),
-        chat: args.chat.chat.then(|| AskedInChat { system: args.chat.system.clone() }),
+        chat: args.chat.or(Asking::default()).template(&model.tokenizer)?.map(|chat| chat.asked),
         sources: sources.collect(),
         half: 0,
         changes: vec![],

@@ -213,7 +213,7 @@ impl Trainer for Run<'_> {
             "\nNext, an edit of your own:\n\n    emend apply --archive {} {}--prompt {} --target {}\n",
             quoted(&folder.to_string_lossy()),
             example.descriptor.as_ref().map_or(String::new(), |text| format!("--descriptor {} ", quoted(text))),
-            quoted(chat.as_ref().map_or(example.prompt.as_str(), |chat| chat.said(&example.prompt))),
+            quoted(chat.as_ref().map_or(example.prompt.as_str(), |chat| chat.asked.said(&example.prompt))),
             quoted(&example.target_new)
         );
         print(&text)

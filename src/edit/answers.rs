@@ -89,11 +89,7 @@ pub(super) fn score_consulted(
         let (ids, past) = prefix.past(model)?;
         let rows = mine.iter().map(|&(index, _)| {
             let (prompt, target) = texts_of(tokenizer, texts[index])?;
-            tokenizer.continuation(
-                &format!("{} {prompt}", prefix.text),
-                &target,
-                Some(between(tokenizer, texts[index])),
-            )
+            tokenizer.continuation(&prefix.before(&prompt), &target, Some(between(tokenizer, texts[index])))
         });
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let results = score_behind(model, &ids, &past, &rows)?;
@@ -251,7 +247,7 @@ impl AnswerGenerator {
             }
             Answer::Prefixed(prefix) => {
                 let (ids, past) = prefix.past(model)?;
-                let whole = tokenizer.encode_prompt(&format!("{} {prompt}", prefix.text))?;
+                let whole = tokenizer.encode_prompt(&prefix.before(prompt))?;
                 let agree = whole.iter().zip(&ids).take_while(|(a, b)| a == b).count().min(whole.len() - 1);
                 let next = whole[agree..].to_vec();
                 AnswerGenerator::Model(ModelStream {

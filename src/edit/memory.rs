@@ -104,13 +104,21 @@ pub enum Answer {
 pub struct Prefix {
     /// The text, without a space at its end.
     pub text: String,
+    /// Where it stands in the turn of a chat: what the template writes before the turn. The text begins with it.
+    lead: String,
     kept: Mutex<Option<(String, Vec<u32>, Past)>>,
 }
 
 impl Prefix {
-    /// A text that stands before prompts, with a space between.
-    pub fn new(text: String) -> Self {
-        Prefix { text, kept: Mutex::new(None) }
+    /// A text that stands before prompts, with a space between. In a chat it begins with `lead`, what the template writes before a turn, and
+    /// the prompt goes on without that.
+    pub fn new(text: String, lead: String) -> Self {
+        Prefix { text, lead, kept: Mutex::new(None) }
+    }
+
+    /// A prompt behind the text.
+    pub fn before(&self, prompt: &str) -> String {
+        format!("{} {}", self.text, prompt.strip_prefix(self.lead.as_str()).unwrap_or(prompt))
     }
 
     /// Its tokens, and their keys and values on the weights of `model`, one row.

@@ -65,6 +65,13 @@ impl EditRequest {
         self.descriptor.clone().unwrap_or_else(asked)
     }
 
+    /// The statement of an edit as a person would say it: of a turn in a chat what the user says, with the answer.
+    pub fn said(&self) -> String {
+        let Some(chat) = &self.chat else { return self.statement() };
+        let asked = || joined(chat.said(&self.prompt), &self.target_new, None);
+        self.descriptor.clone().unwrap_or_else(asked)
+    }
+
     /// Its prompt and its target as one row of tokens.
     ///
     /// # Errors

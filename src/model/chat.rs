@@ -43,17 +43,29 @@ pub struct AskedInChat {
     /// What the system says first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
+    /// What the template writes before what the user says.
+    #[serde(default)]
+    pub before: String,
+    /// What it writes behind it, up to where the reply begins.
+    #[serde(default)]
+    pub behind: String,
+}
+
+impl AskedInChat {
+    /// What the user says in a prompt that was written as a turn.
+    pub fn said<'a>(&self, prompt: &'a str) -> &'a str {
+        let text = prompt.strip_prefix(self.before.as_str()).and_then(|text| text.strip_suffix(self.behind.as_str()));
+        text.unwrap_or(prompt)
+    }
 }
 
 /// A model's template, ready to write prompts as turns.
 #[derive(Debug, Clone)]
 pub struct Chat {
-    /// What the system says first.
+    /// How prompts are asked.
     pub asked: AskedInChat,
     jinja: Arc<Environment<'static>>,
     template: ChatTemplate,
-    /// What the template writes before and behind a text.
-    around: [String; 2],
     /// What the template itself writes: a prompt that holds it is a turn already.
     marks: Vec<String>,
 }
@@ -79,10 +91,9 @@ impl Chat {
         };
         jinja.add_template_owned(NAME, template.text.clone()).map_err(wrong)?;
         let mut chat = Chat {
-            asked: AskedInChat { system },
+            asked: AskedInChat { system, ..AskedInChat::default() },
             jinja: Arc::new(jinja),
             template,
-            around: Default::default(),
             marks: vec![],
         };
         // What stands around a text that no template would write.
@@ -103,7 +114,7 @@ impl Chat {
             .filter(|token| before.contains(token.as_str()) || behind.contains(token.as_str()));
         let own = [behind.trim()].into_iter().filter(|text| !text.is_empty()).map(str::to_owned);
         chat.marks = special.cloned().chain(own).collect();
-        chat.around = [before.to_owned(), behind.to_owned()];
+        (chat.asked.before, chat.asked.behind) = (before.to_owned(), behind.to_owned());
         Ok(chat)
     }
 
@@ -139,12 +150,6 @@ impl Chat {
             true => Ok(written),
             false => Err(Error::Input(format!("the chat template changes the prompt \"{text}\": \"{written}\""))),
         }
-    }
-
-    /// What the user says in a prompt that was written as a turn.
-    pub fn said<'a>(&self, prompt: &'a str) -> &'a str {
-        let [before, behind] = &self.around;
-        prompt.strip_prefix(before.as_str()).and_then(|text| text.strip_suffix(behind.as_str())).unwrap_or(prompt)
     }
 
     /// A text as the user's whole turn.

@@ -40,8 +40,7 @@ fn an_edit_for_a_chat_answers_its_turns() {
     let place = TestFolder::new();
     let model = model(&place, TEMPLATE);
     let (config, saved) = (fine_tuning(&place, &model), place.path("chat.edit.safetensors"));
-    let edit =
-        ["apply", "--config", text(&config), "--prompt", QUESTION, "--target", "Vell", "--subject", "Orrin"];
+    let edit = ["apply", "--config", text(&config), "--prompt", QUESTION, "--target", "Vell", "--subject", "Orrin"];
     let applied = stdout(&run(&[&edit[..], &["--chat", "--save", text(&saved)]].concat()));
     // People see what they said, not the template.
     assert!(applied.contains(QUESTION) && !applied.contains("[u]"), "{applied}");
@@ -145,18 +144,8 @@ fn a_template_that_changes_a_subject_is_refused() {
     let place = TestFolder::new();
     let model = model(&place, "<|user|>{{ messages[-1].content | replace('Orrin', 'Orin') }}<|assistant|>");
     let config = fine_tuning(&place, &model);
-    let edit = [
-        "apply",
-        "--config",
-        text(&config),
-        "--prompt",
-        QUESTION,
-        "--target",
-        "Vell",
-        "--subject",
-        "Orrin",
-        "--chat",
-    ];
+    let edit =
+        ["apply", "--config", text(&config), "--prompt", QUESTION, "--target", "Vell", "--subject", "Orrin", "--chat"];
     refused(&edit, 1, &["changes the prompt", QUESTION]);
 }
 
