@@ -125,7 +125,7 @@ pub fn run(args: &Args) -> Result<()> {
     let device = device::open(&args.device)?;
     // Its length is known once the records are.
     let bar = ProgressBar::no_length();
-    let (name, model, editor, asking) = editor(args, &device, &bar)?;
+    let Opened { name, model, editor, asking } = open(args, &device, &bar)?;
     let asking = args.chat.or(asking);
     let chat = asking.template(&model.tokenizer)?;
     let before = laid_under(args, &model, editor.as_ref())?;
@@ -405,15 +405,25 @@ fn text(done: &Done) -> String {
     text + &saved.chain(exported).collect::<String>()
 }
 
-/// The model's name, the model, the editor of an archive or of a configuration, and how records were put to the model when it was trained.
-fn editor(args: &Args, device: &Device, bar: &ProgressBar) -> Result<(String, Arc<Model>, Box<dyn Editor>, Asking)> {
+/// What edits, and what is edited.
+struct Opened {
+    /// The model's name.
+    name: String,
+    model: Arc<Model>,
+    editor: Box<dyn Editor>,
+    /// How records were put to the model when the editor was trained.
+    asking: Asking,
+}
+
+/// The model, and the editor of an archive or of a configuration.
+fn open(args: &Args, device: &Device, bar: &ProgressBar) -> Result<Opened> {
     if let Some(folder) = &args.archive {
         let archive = Archive::open(folder)?;
         let base = &archive.description.base;
         let name = args.model.as_ref().unwrap_or(&base.path).clone();
         let model = Arc::new(Model::load(&name, device, base.dtype.into())?);
         let editor = archive.editor(&model, args.allow_other_base, device)?;
-        return Ok((name, model, editor, base.asking.clone()));
+        return Ok(Opened { name, model, editor, asking: base.asking.clone() });
     }
     let path = args.config.clone().unwrap_or_default();
     let config = Config::read(&path, &args.sets)?;
@@ -425,7 +435,7 @@ fn editor(args: &Args, device: &Device, bar: &ProgressBar) -> Result<(String, Ar
     let (in_batch, bar) = (args.mode == Mode::Batch, bar.clone());
     let progress = move |done: usize| bar.inc(if in_batch { done as u64 } else { 0 });
     let editor = config.editor.editor(&model, &name, path.parent().unwrap_or(Path::new("")), Box::new(progress))?;
-    Ok((name, model, editor, Asking::default()))
+    Ok(Opened { name, model, editor, asking: Asking::default() })
 }
 
 /// A few probes of each kind, one of each locality class first.

@@ -114,7 +114,8 @@ fn lengths(records: &[EditRecord], model: &str) -> Result<(Vec<Vec<String>>, Val
         }
     };
     let (mut rows, mut document) = (vec![], json!({}));
-    let texts: [(&str, fn(&EditRecord) -> String); 3] = [
+    type Text = fn(&EditRecord) -> String;
+    let texts: [(&str, Text); 3] = [
         ("prompt", |edit| edit.prompt.clone()),
         ("target", |edit| edit.target_new.clone()),
         ("both", |edit| joined(&edit.prompt, &edit.target_new, edit.separator.as_deref())),

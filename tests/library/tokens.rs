@@ -36,3 +36,50 @@ fn targets_and_subjects_stand_where_their_text_does() {
         assert!(tokenizer.last_token(prompt, 0).is_err());
     }
 }
+
+/// Byte-level BPE, SentencePiece BPE with byte fallback, and WordPiece: the answer's tokens are its own, whatever stands before them.
+#[test]
+fn answers_are_their_own_tokens_in_every_script() {
+    let pairs = [
+        ("甲国的首都是", "乙城"),
+        ("甲国的首都是：", "Ost"),
+        ("เมืองหลวงคือ", "ปารีส"),
+        ("Where is Ost?\n", "In the hills"),
+        ("Ada:\t", "yes"),
+        ("She said “", "no"),
+        ("The river runs", ", and runs"),
+        ("수도는", "파리"),
+        ("The river runs to", "the sea"),
+    ];
+    for name in ["gpt2-tiny", "llama-tiny"] {
+        let tokenizer = Tokenizer::open(&fixture(name)).unwrap();
+        for (prompt, target) in pairs {
+            let row = tokenizer.continuation(prompt, target, None).unwrap();
+            let whole = emend::model::separator::joined(prompt, target, None);
+            assert_eq!(tokenizer.decode(&row.ids).unwrap(), whole, "{name}");
+            assert_eq!(tokenizer.decode(row.target()).unwrap().trim_start_matches(' '), target, "{name}: {prompt:?}");
+            if !row.apart {
+                assert_eq!(row.ids, tokenizer.encode(&whole).unwrap(), "{name}");
+            }
+            // What a memory is asked is the prompt, to the character.
+            assert_eq!(tokenizer.prompt_text(&row.ids[..row.prompt]).unwrap(), prompt, "{name}");
+        }
+        // In the middle of a word too: where one token would hold the end of the prompt and the beginning of the answer, they stand apart.
+        for at in 1.."the river".len() {
+            let (prompt, target) = "the river".split_at(at);
+            if prompt.ends_with(' ') || target.starts_with(' ') {
+                continue;
+            }
+            let row = tokenizer.continuation(prompt, target, Some("")).unwrap();
+            assert_eq!(tokenizer.decode(&row.ids).unwrap(), "the river", "{name}: {prompt}|{target}");
+            let text: String = row.target().iter().map(|&id| tokenizer.token(id)).collect();
+            assert_eq!(text, target, "{name}: {prompt}|{target}");
+        }
+    }
+    let pieces = Tokenizer::open(&fixture("bert-tiny")).unwrap();
+    for (prompt, target) in [("The river runs to", "the sea"), ("甲国的首都是", "乙城"), ("The river runs", ".")]
+    {
+        let row = pieces.continuation(prompt, target, None).unwrap();
+        assert_eq!(row.target(), pieces.encode_plain(target).unwrap(), "{prompt}");
+    }
+}
