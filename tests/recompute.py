@@ -11,6 +11,7 @@ import math
 import re
 import struct
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from statistics import fmean
@@ -160,13 +161,29 @@ def names(row):
 def says(text, row):
     """Whether a name of the target stands among the words of a text."""
     plain = " ".join(text.split()).lower()
-    found = (re.search(r"(?<![^\W_])" + re.escape(bare(name)) + r"(?![^\W_])", plain) for name in names(row) if bare(name))
-    return any(found)
+    return any(stands_in(bare(name), plain) for name in names(row) if bare(name))
+
+
+def joins(a, b):
+    """Whether two letters belong to one word; those of scripts without spaces never need to."""
+    spaceless = ("CJK ", "HIRAGANA", "KATAKANA", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
+    return all(letter.isalnum() and not unicodedata.name(letter, "").startswith(spaceless) for letter in (a, b))
+
+
+def stands_in(name, plain):
+    starts = (at for at in range(len(plain)) if plain.startswith(name, at))
+    for at in starts:
+        end = at + len(name)
+        before = at > 0 and joins(plain[at - 1], name[0])
+        behind = end < len(plain) and joins(name[-1], plain[end])
+        if not before and not behind:
+            return True
+    return False
 
 
 def mquake(case):
     answers = [(answer["after"], case["rows"][answer["row"]]) for answer in case.get("answers", [])]
-    hops = {name: [says(after, row) for after, row in answers if row["class"] == name] for name in ("single hop", "multi-hop")}
+    hops = {name: [says(after, row) for after, row in answers if row["class"] == name and row.get("test")] for name in ("single hop", "multi-hop")}
     if not hops["multi-hop"]:
         return {}
     values = {"edit_wise": share(says(after, row) for after, row in answers if row["kind"] == "rewrite")}
@@ -176,11 +193,14 @@ def mquake(case):
     return values
 
 
+RIPPLE = ("relation_specifity", "forgetfulness", "logical_generalization", "subject_aliasing", "compositionality_i", "compositionality_ii")
+
+
 def ripple(case):
     tests = {}
     for answer in case.get("answers", []):
         row = case["rows"][answer["row"]]
-        if row.get("test"):
+        if row.get("test") and row["class"].lower() in RIPPLE:
             test = tests.setdefault((row["class"].lower(), row["test"]["number"]), {"any": row["test"]["any"], "wanted": [], "right": []})
             wanted = row["kind"] == "condition"
             test["wanted" if wanted else "right"].append(says(answer["before" if wanted else "after"], row))

@@ -84,7 +84,7 @@ impl Lookup {
 impl Editor for Lookup {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let requests = settled(requests);
-        let prompts: Vec<String> = requests.iter().map(|request| request.prompt.clone()).collect();
+        let prompts: Vec<String> = requests.iter().map(|request| request.asked()).collect();
         let keys = states(model, &self.settings, &prompts)?;
         let (method, settings) = self.describe();
         let mut needs = json!({"method": method});

@@ -76,7 +76,10 @@ pub fn apply<R: Send>(
     let together = mode == Mode::Batch && !editor.remembers();
     let all: Vec<EditRequest> = if mode == Mode::Batch { cases.concat() } else { vec![] };
     match together {
-        true => prepared::check(&all)?,
+        true => prepared::check(&all).map_err(|error| match cases.len() == all.len() {
+            true => error,
+            false => Error::Input(format!("{error} (edits counted over all cases)")),
+        })?,
         false if cases.is_empty() => prepared::check(&[])?,
         false => {}
     }
@@ -87,7 +90,11 @@ pub fn apply<R: Send>(
     let one = |on: &Edited, number: usize| -> Result<(Arc<Edit>, Edited)> {
         let contradiction = if editor.remembers() { Ok(()) } else { prepared::check(&cases[number]) };
         let edit = contradiction.and_then(|()| editor.edit(on, &cases[number])).and_then(finite);
-        let edit = edit.map_err(|error| error.of_record(number))?;
+        let edit = edit.map_err(|error| match error {
+            // Of which of the case's edits is said by its prompt.
+            Error::Record { message, .. } => Error::Record { number, message },
+            other => other.of_record(number),
+        })?;
         let after = on.with(edit.clone())?;
         Ok((edit, after))
     };

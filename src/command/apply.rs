@@ -323,22 +323,27 @@ impl Job<'_> {
     fn warn_of_known_answers(&self, seen: &[Seen]) {
         let rows = seen.iter().flat_map(|seen| &seen.table);
         let known = rows.filter(|row| row.kind == Kind::Rewrite && row.before.exact()).count();
-        match (known, self.records.len()) {
+        match (known, self.records.iter().map(|record| record.edits().count()).sum()) {
             (0, _) => {}
-            (_, 1) => tracing::warn!("\"{}\" is what the model answers already", self.records[0].target_new),
+            (_, 1usize) => tracing::warn!("\"{}\" is what the model answers already", self.records[0].target_new),
             (known, all) => tracing::warn!("{known} of {all} targets are what the model answers already"),
         }
     }
 
     /// Writes the checkpoint and the adapter that were asked for.
     fn export(&self, after: &Edited) -> Result<Vec<Value>> {
-        let wanted = self.args.export.chunks_exact(2).map(|pair| (pair[0].as_str(), Path::new(&pair[1])));
-        wanted
-            .map(|(format, folder)| match format {
-                "peft" => export_peft(after, folder),
-                _ => export_hf(&self.before, after, folder, &self.records),
-            })
-            .collect()
+        let pairs = self.args.export.chunks_exact(2).enumerate();
+        let mut wanted: Vec<(usize, &str, &Path)> =
+            pairs.map(|(place, pair)| (place, pair[0].as_str(), Path::new(&pair[1]))).collect();
+        // Not every edit can be an adapter: that is found out before a checkpoint is written.
+        wanted.sort_by_key(|(_, format, _)| *format != "peft");
+        let made = wanted.into_iter().map(|(place, format, folder)| match format {
+            "peft" => Ok((place, export_peft(after, folder)?)),
+            _ => Ok((place, export_hf(&self.before, after, folder, &self.records)?)),
+        });
+        let mut made = made.collect::<Result<Vec<_>>>()?;
+        made.sort_by_key(|(place, _)| *place);
+        Ok(made.into_iter().map(|(_, report)| report).collect())
     }
 }
 
@@ -435,7 +440,7 @@ fn open(args: &Args, device: &Device, bar: &ProgressBar) -> Result<Opened> {
     let (in_batch, bar) = (args.mode == Mode::Batch, bar.clone());
     let progress = move |done: usize| bar.inc(if in_batch { done as u64 } else { 0 });
     let editor = config.editor.editor(&model, &name, path.parent().unwrap_or(Path::new("")), Box::new(progress))?;
-    Ok(Opened { name, model, editor, asking: Asking::default() })
+    Ok(Opened { name, model, editor, asking: config.data })
 }
 
 /// A few probes of each kind, one of each locality class first.
@@ -476,7 +481,7 @@ fn check_outputs(args: &Args, records: usize) -> Result<()> {
     }
     let mut folders: Vec<&str> = vec![];
     for pair in args.export.chunks_exact(2) {
-        let (format, folder) = (pair[0].as_str(), pair[1].as_str());
+        let (format, folder) = (pair[0].as_str(), pair[1].trim_end_matches('/'));
         if !matches!(format, "hf" | "peft") {
             return Err(Error::Config(format!("--export {format}: the formats are hf and peft")));
         }
@@ -586,13 +591,17 @@ fn export_hf(before: &Edited, after: &Edited, folder: &Path, records: &[EditReco
         Model::load(&folder.to_string_lossy(), &before.base().decoder.device(), before.base().decoder.dtype())?;
     let rounded = Edited::new(Arc::new(rounded));
     let tokenizer = &before.base().tokenizer;
-    let texts = records.iter().map(|record| EditRequest::from(record).row(tokenizer)).collect::<Result<Vec<_>>>()?;
+    let texts = records
+        .iter()
+        .flat_map(EditRecord::edits)
+        .map(|edit| EditRequest::from(edit).row(tokenizer))
+        .collect::<Result<Vec<_>>>()?;
     let exact = |model: &Edited| -> Result<Vec<bool>> {
         Ok(score(&[model], &texts)?.remove(0).iter().map(|scored| scored.exact()).collect())
     };
     let (ours, theirs) = (exact(after)?, exact(&rounded)?);
-    let lost: Vec<&str> =
-        (0..records.len()).filter(|&i| ours[i] && !theirs[i]).map(|i| records[i].prompt.as_str()).collect();
+    let prompts: Vec<&str> = records.iter().flat_map(EditRecord::edits).map(|edit| edit.prompt.as_str()).collect();
+    let lost: Vec<&str> = (0..prompts.len()).filter(|&i| ours[i] && !theirs[i]).map(|i| prompts[i]).collect();
     let mut message = format!(
         "exported to {}: {} of {} tensors changed, {} of the changed elements lost to rounding, {} of {} edits hold in the rounded weights",
         folder.display(),
@@ -600,7 +609,7 @@ fn export_hf(before: &Edited, after: &Edited, folder: &Path, records: &[EditReco
         report.tensors,
         percent(Some(report.lost_to_rounding)),
         theirs.iter().filter(|holds| **holds).count(),
-        records.len(),
+        prompts.len(),
     );
     if !lost.is_empty() {
         message += &format!("; lost to rounding: \"{}\"", lost.join("\", \""));

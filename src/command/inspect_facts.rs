@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::data::form::Form;
 use crate::data::load_with_form;
 use crate::data::record::{EditRecord, Probe, place_of_subject};
+use crate::edit::EditRequest;
 use crate::error::Result;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::separator::joined;
-use crate::model::tokenizer::Tokenizer;
+use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::{hub, pocket};
 use crate::report::table::table;
 
@@ -114,16 +114,13 @@ fn lengths(records: &[EditRecord], model: &str) -> Result<(Vec<Vec<String>>, Val
         }
     };
     let (mut rows, mut document) = (vec![], json!({}));
-    type Text = fn(&EditRecord) -> String;
-    let texts: [(&str, Text); 3] = [
-        ("prompt", |edit| edit.prompt.clone()),
-        ("target", |edit| edit.target_new.clone()),
-        ("both", |edit| joined(&edit.prompt, &edit.target_new, edit.separator.as_deref())),
-    ];
-    for (name, text) in texts {
-        let lengths =
-            records.iter().flat_map(EditRecord::edits).map(|edit| Ok(tokenizer.encode_plain(&text(edit))?.len()));
-        let lengths = lengths.collect::<Result<Vec<usize>>>()?;
+    let texts = records.iter().flat_map(EditRecord::edits).map(|edit| EditRequest::from(edit).row(&tokenizer));
+    let texts = texts.collect::<Result<Vec<Continuation>>>()?;
+    type Length = fn(&Continuation) -> usize;
+    let parts: [(&str, Length); 3] =
+        [("prompt", |text| text.prompt), ("target", |text| text.target().len()), ("both", |text| text.ids.len())];
+    for (name, length) in parts {
+        let lengths: Vec<usize> = texts.iter().map(length).collect();
         let (least, most) = (lengths.iter().min().copied().unwrap_or(0), lengths.iter().max().copied().unwrap_or(0));
         let mean = lengths.iter().sum::<usize>() as f64 / lengths.len().max(1) as f64;
         rows.push(vec![name.into(), least.to_string(), format!("{mean:.1}"), most.to_string()]);

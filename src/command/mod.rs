@@ -93,6 +93,9 @@ pub(crate) struct Answer {
 impl Answer {
     /// As tables show it.
     fn shown(&self) -> String {
+        if self.text.is_empty() && self.goes_on {
+            return "…".into();
+        }
         let more = if self.goes_on { "…" } else { "" };
         format!("{}{more} {:.0} %", cut(&self.text, SHOWN), 100.0 * self.probability)
     }
@@ -173,7 +176,7 @@ pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow], cha
                 let (text, probability) = (row.target.clone(), scored.probability());
                 Ok(Answer { text, probability, goes_on: false }.shown())
             }
-            false => answer(model, &row.prompt, SHOWN).map(|answer| answer.shown()),
+            false => answer(model, &row.asked(), SHOWN).map(|answer| answer.shown()),
         };
         let as_wished = match row.kind {
             Kind::Rewrite | Kind::Rephrase | Kind::Portability => row.after.exact(),

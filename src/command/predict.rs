@@ -88,7 +88,12 @@ pub fn run(args: &Args) -> Result<()> {
     let mut text = String::new();
     for said in &args.prompts {
         let prompt = &match &chat {
-            Some(chat) => chat.prompt(said)?,
+            Some(chat) => {
+                if chat.is_turn(said) {
+                    tracing::warn!("a prompt holds the chat template's own text already and is asked as it stands");
+                }
+                chat.prompt(without_last_space(said))?
+            }
             None => said.clone(),
         };
         let ids = tokenizer.encode_prompt(prompt)?;

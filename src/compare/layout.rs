@@ -336,6 +336,7 @@ mod tests {
             given: true,
             aliases: vec![],
             test: None,
+            separator: None,
             apart: false,
             before: scored(&[-0.1, -0.7]),
             after: scored(after),

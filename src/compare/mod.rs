@@ -230,22 +230,24 @@ fn look(
     Ok(())
 }
 
-/// What both models say to the probes, by themselves, up to the end of the line.
+/// What both models say to the probes, by themselves, up to the end of the line (of a target of several lines, of as many).
 fn answers(base: &Edited, after: &Edited, rows: &[ProbeRow]) -> Result<Vec<FreeAnswer>> {
     let tokenizer = &base.base().tokenizer;
     let stop = base.base().stop_tokens();
-    let prompts = rows.iter().map(|row| tokenizer.encode_prompt(&row.prompt)).collect::<Result<Vec<_>>>()?;
+    let prompts = rows.iter().map(|row| tokenizer.encode_prompt(&row.asked())).collect::<Result<Vec<_>>>()?;
     // Room for each target, and to go on behind it.
     let most = rows.iter().map(|row| row.before.target.len() + ANSWER / 2).max().unwrap_or(0).max(ANSWER);
     // Of a long prompt the context leaves less.
     let room = |prompt: &[u32]| (base.base().decoder.spec.context + 1).saturating_sub(prompt.len()).min(most);
     let say = |model: &Edited| -> Result<Vec<String>> {
         let made = go_on(model, &prompts, room, &stop, &Sampling::default())?;
-        let line = |made: Vec<u32>| -> Result<String> {
+        // As many lines as the target has.
+        let lines = |(made, row): (Vec<u32>, &ProbeRow)| -> Result<String> {
             let text = tokenizer.decode(&made)?;
-            Ok(text.trim_start().lines().next().unwrap_or_default().trim().to_owned())
+            let lines: Vec<&str> = text.trim_start().lines().take(row.target.lines().count().max(1)).collect();
+            Ok(lines.join("\n").trim().to_owned())
         };
-        made.into_iter().map(line).collect()
+        made.into_iter().zip(rows).map(lines).collect()
     };
     let pairs = say(base)?.into_iter().zip(or_nothing(say(after), || vec![String::new(); rows.len()])?);
     Ok(pairs.enumerate().map(|(row, (before, after))| FreeAnswer { row, before, after }).collect())

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::ModelSection;
 use crate::apply::EditorSettings;
+use crate::data::asking::Asking;
 use crate::error::Result;
 
 /// The whole file.
@@ -15,6 +16,8 @@ pub struct Config {
     pub model: ModelSection,
     /// The editor.
     pub editor: EditorSettings,
+    /// How records are put to the model.
+    pub data: Asking,
 }
 
 /// The file before its editor is known: which keys `[editor]` has depends on its method.
@@ -23,6 +26,8 @@ pub struct Config {
 struct File {
     model: ModelSection,
     editor: toml::Table,
+    #[serde(default)]
+    data: Asking,
 }
 
 impl Config {
@@ -38,7 +43,8 @@ impl Config {
         let editor = if section.contains_key("method") { Some(EditorSettings::parse(section, &origin)?) } else { None };
         let file: File = super::parse(table.into(), &origin)?;
         let editor = editor.map_or_else(|| EditorSettings::parse(file.editor, &origin), Ok)?;
-        Ok(Config { model: file.model, editor })
+        file.data.check("data.")?;
+        Ok(Config { model: file.model, editor, data: file.data })
     }
 }
 

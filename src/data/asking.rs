@@ -10,7 +10,7 @@ use crate::model::tokenizer::Tokenizer;
 
 /// What `[data]` says of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Asking {
     /// Whether prompts are put through the model's chat template; the target is then the beginning of the reply.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::form::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, REWRITE, check_subject};
+use super::form::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_TARGET, REWRITE, check_subject};
 use super::json::{Json, Object, answer, each, is_blank, prompt};
 use super::problem::Problem;
 use super::record::{EditRecord, Probe};
@@ -12,14 +12,17 @@ const TRUTH: &str = "ground_truth";
 /// Reads a record. Where several answers count as true, the first is taken, as EasyEdit takes it.
 pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem> {
     let text = prompt(record.text("prompt", NEEDS_PROMPT)?);
-    let subject = answer(record.text("subject", NEEDS_SUBJECT)?);
-    check_subject("prompt", &text, &subject)?;
+    // EasyEdit wants a subject for some methods only.
+    let subject = record.text_or_blank("subject")?.map(answer);
+    if let Some(subject) = &subject {
+        check_subject("prompt", &text, subject)?;
+    }
     Ok(EditRecord {
         id,
         prompt: text,
         target_new: answer(record.text("target_new", NEEDS_TARGET)?),
         target_true: truth(&mut record)?,
-        subject: Some(subject),
+        subject,
         rephrases: record.one_or_more("rephrase_prompt")?.into_iter().map(prompt).collect(),
         locality: classes(&mut record, "locality")?,
         portability: classes(&mut record, "portability")?,

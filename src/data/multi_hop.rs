@@ -6,7 +6,7 @@ use super::counterfact::{Rewrite, read_rewrite};
 use super::form::REWRITE;
 use super::json::{Json, Object, answer, each, prompt};
 use super::problem::Problem;
-use super::record::{EditRecord, Probe};
+use super::record::{EditRecord, Probe, TestPart};
 
 /// The class of the questions that need several facts: one thing, asked in several ways.
 pub const MULTI_HOP: &str = "multi-hop";
@@ -23,7 +23,9 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
     let mut portability = BTreeMap::new();
     if let Some(target) = record.text_or_blank("new_answer")?.map(answer) {
         let aliases = names(&mut record, "new_answer_alias")?;
-        let ask = |prompt| Probe { aliases: aliases.clone(), ..Probe::new(prompt, Some(target.clone())) };
+        // One right wording is enough; of the hops all are wanted.
+        let test = Some(TestPart { number: 0, any: true });
+        let ask = |prompt| Probe { aliases: aliases.clone(), test, ..Probe::new(prompt, Some(target.clone())) };
         portability.insert(MULTI_HOP.to_owned(), record.prompts("questions")?.into_iter().map(ask).collect());
     }
     if let Some(hops) = record.take("new_single_hops") {
@@ -55,7 +57,8 @@ fn hop(item: Json) -> Result<Probe, Problem> {
     let mut item = item.object()?;
     let question = prompt(item.text("question", "every hop needs a question")?);
     let target = answer(item.text("answer", "every hop needs an answer")?);
-    Ok(Probe { aliases: names(&mut item, "answer_alias")?, ..Probe::new(question, Some(target)) })
+    let test = Some(TestPart { number: 0, any: false });
+    Ok(Probe { aliases: names(&mut item, "answer_alias")?, test, ..Probe::new(question, Some(target)) })
 }
 
 /// Other names of one thing, each once.

@@ -16,10 +16,9 @@ const PARTS: &str = "parts of the answer";
 /// QAEdit: `{source, prompt, target, subject, rephrase, locality: [{loc, loc_ans}]}`.
 pub(super) fn qaedit(mut record: Object, id: String) -> Result<EditRecord, Problem> {
     let text = prompt(record.text("prompt", NEEDS_PROMPT)?);
+    // Some subjects are named otherwise in their question; then the record names none.
     let subject = record.text_or_blank("subject")?.map(answer);
-    if let Some(subject) = &subject {
-        check_subject("prompt", &text, subject)?;
-    }
+    let subject = subject.filter(|subject| check_subject("prompt", &text, subject).is_ok());
     let probe = |item: Json| -> Result<Probe, Problem> {
         let mut item = item.object()?;
         let question = prompt(item.text("loc", NEEDS_PROBE_PROMPT)?);

@@ -18,7 +18,8 @@ const TEXTS: [&str; 8] =
     ["id", "prompt", "target_new", "subject", "target_true", "relation", "descriptor", "separator"];
 
 /// Columns that may stand several times; the answer to a probe stands in the column behind it.
-const LISTS: [(&str, &str); 3] = [("rephrase", "rephrases"), ("locality", "locality"), ("portability", "portability")];
+const LISTS: [(&str, &str); 4] =
+    [("rephrase", "rephrases"), ("alias", "aliases"), ("locality", "locality"), ("portability", "portability")];
 const ANSWER: &str = "_target";
 
 /// What a column holds.
@@ -29,11 +30,24 @@ enum Column {
     Item(&'static str),
     /// The answer to the last probe.
     Answer(&'static str),
+    /// A column without a name.
+    Nothing,
 }
 
 /// Whether a text is such a table: by its header.
 pub(super) fn is_sheet(text: &str) -> bool {
-    delimiter(text).is_some()
+    delimiter(table(text)).is_some()
+}
+
+/// The table without empty lines before it, and without Excel's line `sep=;`.
+fn table(text: &str) -> &str {
+    let text = text.trim_start_matches(['\n', '\r']);
+    match text.split_once('\n') {
+        Some((first, rest)) if first.trim_start().to_lowercase().starts_with("sep=") => {
+            rest.trim_start_matches(['\n', '\r'])
+        }
+        _ => text,
+    }
 }
 
 /// Reads a table row by row.
@@ -42,7 +56,12 @@ pub(super) fn read(
     text: &str,
     mut add: impl FnMut(Json<'_>) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
-    let wrong = |line: u64, problem: String| DataError::NotTable { file: file.to_owned(), line, problem };
+    // Excel may say in a first line what parts the cells.
+    let table = table(text);
+    let skipped = text[..text.len() - table.len()].matches('\n').count() as u64;
+    let wrong =
+        |line: u64, problem: String| DataError::NotTable { file: file.to_owned(), line: line + skipped, problem };
+    let text = table;
     let Some(delimiter) = delimiter(text) else {
         let header = quoted(text.lines().next().unwrap_or_default());
         return Err(wrong(
@@ -66,7 +85,10 @@ pub(super) fn read(
             };
             wrong(line, problem)
         })?;
-        add(record(&columns, &row))?;
+        // Spreadsheets keep rows of nothing.
+        if row.iter().any(|cell| !is_blank(cell)) {
+            add(record(&columns, &row))?;
+        }
     }
     Ok(())
 }
@@ -75,8 +97,9 @@ pub(super) fn read(
 fn delimiter(text: &str) -> Option<char> {
     let header = text.lines().next()?;
     DELIMITERS.into_iter().find(|&delimiter| {
-        let names: Vec<&str> = header.split(delimiter).map(|name| name.trim().trim_matches('"')).collect();
-        names.contains(&"prompt") && names.contains(&"target_new")
+        let names: Vec<String> =
+            header.split(delimiter).map(|name| name.trim().trim_matches('"').to_lowercase()).collect();
+        ["prompt", "target_new"].iter().all(|wanted| names.iter().any(|name| name == wanted))
     })
 }
 
@@ -110,17 +133,25 @@ fn columns(reader: &mut Reader<&[u8]>) -> Result<Vec<Column>, String> {
 
 /// `rephrase`, `rephrase_2` and `rephrases` are one.
 fn column(name: &str) -> Option<Column> {
+    let name = name.to_lowercase();
+    if name.is_empty() {
+        return Some(Column::Nothing);
+    }
     if let Some(text) = TEXTS.into_iter().find(|text| *text == name) {
         return Some(Column::Text(text));
     }
-    let stem = name.trim_end_matches(|letter: char| letter.is_ascii_digit()).trim_end_matches(['_', ' ', '-']);
-    let (stem, answers) = match stem.strip_suffix(ANSWER) {
-        Some(stem) => (stem, true),
-        None => (stem.strip_suffix("_prompt").unwrap_or(stem), false),
+    let plain = |name: &str| {
+        let stem = name.trim_end_matches(|letter: char| letter.is_ascii_digit());
+        stem.trim_end_matches(['_', ' ', '-']).to_owned()
     };
-    let (one, list) = LISTS.into_iter().find(|(one, list)| stem == *one || stem == *list)?;
+    let stem = plain(&name);
+    let (stem, answers) = match stem.strip_suffix(ANSWER) {
+        Some(stem) => (plain(stem), true),
+        None => (stem.strip_suffix("_prompt").unwrap_or(&stem).to_owned(), false),
+    };
+    let (_, list) = LISTS.into_iter().find(|(one, list)| stem == *one || stem == *list)?;
     match answers {
-        true => (one != "rephrase").then_some(Column::Answer(list)),
+        true => matches!(list, "locality" | "portability").then_some(Column::Answer(list)),
         false => Some(Column::Item(list)),
     }
 }
@@ -143,7 +174,8 @@ fn record(columns: &[Column], row: &StringRecord) -> Json<'static> {
                 };
                 let mut probe = vec![("prompt".into(), text(cell))];
                 probe.extend(answer.map(|answer| ("target".into(), text(answer))));
-                let item = if *list == "rephrases" { text(cell) } else { Json::Object(Object::of(probe)) };
+                let item =
+                    if matches!(*list, "rephrases" | "aliases") { text(cell) } else { Json::Object(Object::of(probe)) };
                 match lists.iter_mut().find(|(name, _)| name == list) {
                     Some((_, items)) => items.push(item),
                     None => lists.push((list, vec![item])),

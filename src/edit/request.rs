@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::record::{EditRecord, place_of_subject};
 use crate::error::{Error, Result};
 use crate::model::chat::AskedInChat;
-use crate::model::separator::joined;
+use crate::model::separator::{joined, parted};
 use crate::model::tokenizer::{Continuation, Tokenizer};
 
 /// What an editor is asked for.
@@ -70,6 +70,11 @@ impl EditRequest {
         let Some(chat) = &self.chat else { return self.statement() };
         let asked = || joined(chat.said(&self.prompt), &self.target_new, None);
         self.descriptor.clone().unwrap_or_else(asked)
+    }
+
+    /// Its prompt up to where its answer begins, with what the separator puts there.
+    pub fn asked(&self) -> String {
+        parted(&self.prompt, &self.target_new, self.separator.as_deref()).0.into_owned()
     }
 
     /// Its prompt and its target as one row of tokens.

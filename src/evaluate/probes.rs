@@ -6,6 +6,7 @@ use crate::data::record::{EditRecord, Probe, TestPart};
 use crate::edit::Edited;
 use crate::edit::score::{Scored, score};
 use crate::error::Result;
+use crate::model::separator::parted;
 use crate::model::tokenizer::Continuation;
 
 /// What a probe asks of an edit.
@@ -54,8 +55,18 @@ pub struct ProbeRow {
     /// The test that it is part of, where several questions are one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<TestPart>,
+    /// What stands between prompt and target, where the record says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
     /// The answer that the target is up against, where the probe or its record knows it.
     pub rival: Option<Rival>,
+}
+
+impl ProbeRow {
+    /// The prompt up to where its answer begins.
+    pub fn asked(&self) -> String {
+        parted(&self.prompt, &self.target, self.separator.as_deref()).0.into_owned()
+    }
 }
 
 /// The probe's own rival; without one, the old answer where the new one is asked for, the new one where the old must stay.
@@ -98,6 +109,7 @@ struct Asked {
     given: bool,
     aliases: Vec<String>,
     test: Option<TestPart>,
+    separator: Option<String>,
     text: Continuation,
     rival: Option<(String, Continuation)>,
 }
@@ -153,6 +165,7 @@ pub fn probe_table(
                 given,
                 aliases: probe.aliases.clone(),
                 test: probe.test,
+                separator: record.separator.clone(),
                 text,
                 rival,
             });
@@ -199,6 +212,7 @@ pub fn probe_table(
         given: asked.given,
         aliases: asked.aliases,
         test: asked.test,
+        separator: asked.separator,
         apart: asked.text.apart,
         before,
         after,

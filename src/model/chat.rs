@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 /// Steps of a template at most: a template that never ends is one that is broken.
 const FUEL: u64 = 2_000_000;
 
+/// What a template writes behind a prompt tells a turn where it is so long; ">" does not.
+const TELLING: usize = 3;
+
 /// The name of the one template.
 const NAME: &str = "chat";
 
@@ -89,7 +92,23 @@ impl Chat {
         let wrong = |error: minijinja::Error| {
             Error::file(&template.origin, format!("the chat template cannot be read: {}", told(&error)))
         };
-        jinja.add_template_owned(NAME, template.text.clone()).map_err(wrong)?;
+        if template.text.contains("strftime_now") {
+            tracing::warn!(
+                "{}: the chat template writes today's date; an edit that is made with it is asked otherwise on another day",
+                template.origin.display()
+            );
+        }
+        // What marks the reply for trainings writes nothing.
+        let text = [("generation", "if true"), ("endgeneration", "endif")].iter().fold(
+            template.text.clone(),
+            |text, (tag, ours)| {
+                let ends = [("{% ", " %}"), ("{%- ", " %}"), ("{% ", " -%}"), ("{%- ", " -%}")];
+                ends.iter().fold(text, |text, (open, close)| {
+                    text.replace(&format!("{open}{tag}{close}"), &format!("{open}{ours}{close}"))
+                })
+            },
+        );
+        jinja.add_template_owned(NAME, text).map_err(wrong)?;
         let mut chat = Chat {
             asked: AskedInChat { system, ..AskedInChat::default() },
             jinja: Arc::new(jinja),
@@ -99,7 +118,9 @@ impl Chat {
         // What stands around a text that no template would write.
         const TEXT: &str = "9f2c7e text 41b0d8";
         let around = chat.written(TEXT, true)?;
-        let Some((before, behind)) = around.split_once(TEXT) else {
+        // Of a template that writes it twice: what stands before the first and behind the last.
+        let parts = around.split_once(TEXT).zip(around.rsplit_once(TEXT));
+        let Some(((before, _), (_, behind))) = parts else {
             return Err(Error::file(&chat.template.origin, "the chat template leaves out what the user says"));
         };
         if let Some(system) = chat.asked.system.as_deref().filter(|system| !before.contains(system.trim())) {
@@ -112,7 +133,7 @@ impl Chat {
             .special
             .iter()
             .filter(|token| before.contains(token.as_str()) || behind.contains(token.as_str()));
-        let own = [behind.trim()].into_iter().filter(|text| !text.is_empty()).map(str::to_owned);
+        let own = [behind.trim()].into_iter().filter(|text| text.len() >= TELLING).map(str::to_owned);
         chat.marks = special.cloned().chain(own).collect();
         (chat.asked.before, chat.asked.behind) = (before.to_owned(), behind.to_owned());
         Ok(chat)

@@ -19,10 +19,13 @@ const WITHOUT_SPACES: [Script; 8] = [
 ];
 
 /// Quotes and brackets behind which a word stands without a space.
-const OPENING: &str = "([{“‘«„‚‹¿¡「『（【《〈〔";
+const OPENING: &str = "([{¿¡「『（【《〈〔";
+
+/// Quotes that open in one language and close in another, or in the same.
+const QUOTES: &str = "\"'“‘«„‚‹”’»›";
 
 /// Marks that stand without a space behind what they close.
-const CLOSING: &str = ".,;:!?%…)]}”»›。、，．；：！？」』）】》〉〕";
+const CLOSING: &str = ".,;:!?%…)]}”»›。、，．：；！？」』）】》〉〕؟،؛।॥";
 
 /// What stands between a prompt and its answer: nothing behind white space, an opening quote or bracket, nothing before closing
 /// punctuation or beside a script that writes no spaces, else one space. A prompt that ends in one plain space has its space already.
@@ -78,8 +81,10 @@ pub fn without_last_space(prompt: &str) -> &str {
 fn opens(prompt: &str) -> bool {
     let mut letters = prompt.chars().rev();
     match letters.next() {
-        // A straight quote opens where nothing, a space or a bracket stands before it.
-        Some('"' | '\'') => letters.next().is_none_or(|before| before.is_whitespace() || OPENING.contains(before)),
+        // A quote opens where nothing, a space or a bracket stands before it.
+        Some(last) if QUOTES.contains(last) => {
+            letters.next().is_none_or(|before| before.is_whitespace() || OPENING.contains(before))
+        }
         Some(last) => OPENING.contains(last),
         None => false,
     }
@@ -121,6 +126,9 @@ mod tests {
             ("She said “", "yes", ""),
             ("She said \"", "yes", ""),
             ("She said \"no\"", "yes", " "),
+            ("Er sagte „nein“", "ja", " "),
+            ("Er sagte „", "ja", ""),
+            ("هل هو هنا", "؟", ""),
             ("The city (", "Rome", ""),
             ("The sentence ends", ".", ""),
             ("He is tired", ", but glad", ""),

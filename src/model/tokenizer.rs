@@ -289,7 +289,10 @@ impl Tokenizer {
         let (ids, offsets) = self.encode_with_offsets(&format!("{lead}{space}{target}"))?;
         let real = |&(from, to): &(usize, usize)| to > from;
         let first = offsets.iter().position(|offset| real(offset) && offset.0 >= lead.len()).unwrap_or(ids.len());
-        let straddles = offsets[..first].iter().any(|&(_, to)| to > lead.len());
+        // Some tokenizers say nothing of the white space that a token begins with.
+        let brings_space = |&id: &u32| space.is_empty() && self.token(id).starts_with(char::is_whitespace);
+        let straddles =
+            offsets[..first].iter().any(|&(_, to)| to > lead.len()) || ids.get(first).is_some_and(brings_space);
         let continuation = if straddles {
             let mut ids = self.encode(&lead)?;
             let prompt = ids.len();
@@ -350,9 +353,14 @@ impl Tokenizer {
         let (any, offsets) = self.encode_with_offsets("a")?;
         let added = offsets.iter().take_while(|(from, to)| from == to).count();
         let own = ids.strip_prefix(&any[..added]).unwrap_or(ids);
-        let text = self.inner.decode(own, false);
-        let text = text.map_err(|error| Error::Input(format!("tokens cannot be turned into text: {error}")))?;
-        Ok(without_last_space(text.trim_start_matches(' ')).to_owned())
+        let decode = |ids: &[u32]| {
+            let text = self.inner.decode(ids, false);
+            text.map_err(|error| Error::Input(format!("tokens cannot be turned into text: {error}")))
+        };
+        // Some put a space before every text.
+        let lead = if decode(&any[added..])?.starts_with(' ') { " " } else { "" };
+        let text = decode(own)?;
+        Ok(without_last_space(text.strip_prefix(lead).unwrap_or(&text)).to_owned())
     }
 
     /// The text of one token as it stands in a sentence, its leading space included.

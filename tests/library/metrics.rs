@@ -18,6 +18,7 @@ fn row(record: usize, kind: Kind, class: Option<&str>, target: &[u32], before: &
         given: true,
         aliases: vec![],
         test: None,
+        separator: None,
         apart: false,
         before: scored(target, before),
         after: scored(target, after),

@@ -40,6 +40,7 @@ fn row(kind: Kind, class: Option<&str>, target: &[u32], before: &[u32], after: &
         given: true,
         aliases: vec![],
         test: None,
+        separator: None,
         apart: false,
         before: scored(target, &log, before),
         after: scored(target, &log, after),

@@ -193,6 +193,7 @@ fn row(kind: Kind, described: bool, answers: [&str; 2], after: [f32; 2]) -> Prob
         given: true,
         aliases: vec![],
         test: None,
+        separator: None,
         apart: false,
         before: scored(1.0, false),
         after: scored(after[0], exact),

@@ -22,12 +22,12 @@ pub fn values(case: &Case) -> Vec<Value> {
         let rows = case.answers.iter().filter_map(move |answer| Some((case.rows.get(answer.row)?, answer)));
         rows.filter(move |(row, _)| wanted(row)).map(|(row, answer)| says(&answer.after, row)).collect::<Vec<bool>>()
     };
-    let multi_hop = asked(|row| row.class.as_deref() == Some(MULTI_HOP));
+    let multi_hop = asked(|row| row.test.is_some() && row.class.as_deref() == Some(MULTI_HOP));
     let mut values = Values::new(Protocol::Mquake);
     if !multi_hop.is_empty() {
         let share = |holds: bool| f64::from(u8::from(holds));
         values.push("edit_wise", mean(asked(|row| row.kind == Kind::Rewrite).into_iter().map(share)));
-        let hops = asked(|row| row.class.as_deref() == Some(SINGLE_HOP));
+        let hops = asked(|row| row.test.is_some() && row.class.as_deref() == Some(SINGLE_HOP));
         values.push("instance_wise", (!hops.is_empty()).then(|| share(hops.iter().all(|said| *said))));
         values.push("multi_hop", Some(share(multi_hop.contains(&true))));
     }

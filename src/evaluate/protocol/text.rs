@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::evaluate::probes::ProbeRow;
 use crate::evaluate::rows::mean;
+use crate::model::separator::writes_no_spaces;
 
 /// Words for n-grams: runs of letters and digits, and every other sign that is no white space by itself. Case is kept.
 pub fn words(text: &str) -> Vec<&str> {
@@ -89,7 +90,14 @@ pub fn contained(target: &str, answer: &str) -> bool {
     let whole = |start: usize| {
         let before = answer[..start].chars().next_back();
         let after = answer[start + target.len()..].chars().next();
-        !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
+        // Beside a script without spaces a word may begin and end anywhere.
+        let parts = |a: Option<char>, b: Option<char>| match (a, b) {
+            (Some(a), Some(b)) => {
+                !a.is_alphanumeric() || !b.is_alphanumeric() || writes_no_spaces(a) || writes_no_spaces(b)
+            }
+            _ => true,
+        };
+        parts(before, target.chars().next()) && parts(target.chars().next_back(), after)
     };
     // Every place, also where two overlap.
     let mut starts =
@@ -135,6 +143,7 @@ mod tests {
         assert!(!contained("Rome", "Romeo and Juliet"));
         assert!(contained("aa", "aaa aa"));
         assert!(!contained(" ", "anything"));
+        assert!(contained("乙城", "乙城在北方") && contained("Ost", "在Ost。"));
         assert!(contained("Île-de-France", "l'île-de-france"));
     }
 }
