@@ -14,10 +14,10 @@ pub struct ChatArgs {
 }
 
 impl ChatArgs {
-    /// What was asked for; where nothing was, `otherwise`.
+    /// What was asked for; what was not, as `otherwise` has it.
     pub fn or(&self, otherwise: Asking) -> Asking {
         match self.chat {
-            true => Asking { chat: true, system: self.system.clone(), ..otherwise },
+            true => Asking { chat: true, system: self.system.clone().or(otherwise.system), ..otherwise },
             false => otherwise,
         }
     }

@@ -107,6 +107,9 @@ fn a_training_keeps_how_it_asked() {
     let request = &json(&["inspect", text(&saved)])["provenance"]["requests"][0];
     assert_eq!(request["chat"]["system"], "B.");
     assert_eq!(request["prompt"], format!("[s]B.\n[u]{QUESTION}\n[a]\n").as_str());
+    // Said again, it is the same chat.
+    stdout(&run(&[&edit[..], &["--chat"]].concat()));
+    assert_eq!(&json(&["inspect", text(&saved)])["provenance"]["requests"][0], request);
     // Texts for statistics are whole turns, and other statistics than those of the bare texts.
     let lines = place.write("texts.txt", "Lake Orrin lies in Vell, and a king lives there.\n".repeat(40));
     let stats = ["stats", "--model", text(&model), "--text", text(&lines), "--layers", "1", "--row", "16", "--out"];
