@@ -122,8 +122,9 @@ def easyedit(case):
     for name in classes(case, "locality"):
         rows = [row for row in of_kind(case, "locality") if row["class"] == name]
         values["locality/" + name] = mean_of(alike(row["before"]["argmax"], row["after"]["argmax"]) for row in rows)
+    dropped = uncounted(row for row in case["rows"] if not is_exact(row["before"]))
     for name in classes(case, "portability"):
-        rows = [row for row in of_kind(case, "portability") if row["class"] == name]
+        rows = [row for row in of_kind(case, "portability") if row["class"] == name and test(row) not in dropped]
         values["portability/" + name] = mean_of(map(right, rows))
     values["fluency"] = fluency(whole_texts(case))
     return values
@@ -193,7 +194,16 @@ def mquake(case):
     return values
 
 
-RIPPLE = ("relation_specifity", "forgetfulness", "logical_generalization", "subject_aliasing", "compositionality_i", "compositionality_ii")
+RIPPLE = ("relation_specificity", "forgetfulness", "logical_generalization", "subject_aliasing", "compositionality_i", "compositionality_ii")
+
+
+def test(row):
+    return (row["class"], row["test"]["number"]) if row.get("test") else None
+
+
+def uncounted(missed):
+    """Tests that do not count: one of their conditions was missed."""
+    return {test(row) for row in missed if row["kind"] == "condition" and row.get("test")}
 
 
 def ripple(case):
@@ -214,6 +224,8 @@ def ripple(case):
 def generate(case):
     values = {}
     answers = [(answer, case["rows"][answer["row"]]) for answer in case.get("answers", [])]
+    dropped = uncounted(row for answer, row in answers if not says(answer["before"], row))
+    answers = [(answer, row) for answer, row in answers if test(row) not in dropped]
     for kind in ("rewrite", "rephrase", "portability"):
         said = [(answer["after"], row) for answer, row in answers if row["kind"] == kind]
         values[kind + "_exact"] = share(bare(after) in [bare(name) for name in names(row)] for after, row in said)

@@ -60,7 +60,7 @@ pub fn check(requests: &[EditRequest]) -> Result<()> {
         let (first, target) = *known.entry(&request.prompt).or_insert((number, &request.target_new));
         if target != request.target_new {
             return Err(Error::Input(format!(
-                "records {first} and {number} contradict each other: \"{}\" is to be \"{target}\" and \"{}\"",
+                "edits {first} and {number} contradict each other: \"{}\" is to be \"{target}\" and \"{}\"",
                 request.prompt, request.target_new
             )));
         }

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::data::sets::{self, NamedSet};
+use crate::data::sets::{self, Bytes, NamedSet};
 use crate::fetch::{FetchError, FetchSettings, OnProgress, Progress};
 use crate::model::hub;
 
 /// Bring models and named data sets into the cache, resumed when broken off and checked by SHA-256.
 ///
-/// Data sets: counterfact, multi_counterfact, zsre (or zsre/eval, zsre/train), known_1000; they go to $EMEND_CACHE, else
-/// ~/.cache/emend. Models are hub ids such as `gpt2-xl` or `HuggingFaceTB/SmolLM2-135M-Instruct`; they go to the Hugging Face cache
+/// Data sets: counterfact, multi_counterfact, zsre (or one of its files, zsre/eval), known_1000, mquake, ripple, knowedit, unke,
+/// wikibigedit; `--list` names their files. They go to $EMEND_CACHE, else ~/.cache/emend. Models are hub ids such as `gpt2-xl` or `HuggingFaceTB/SmolLM2-135M-Instruct`; they go to the Hugging Face cache
 /// ($HF_HOME, else ~/.cache/huggingface), where other tools find them too. HF_TOKEN opens gated models, HF_ENDPOINT names
 /// another hub, HF_HUB_OFFLINE=1 keeps to the cache. Prints the path of each: a model's folder, a data set's first file.
 #[derive(Debug, clap::Args)]
@@ -112,7 +112,7 @@ fn list_json(settings: &FetchSettings) -> Value {
             "bytes": bytes(set),
             "files": set.files.iter().map(|file| json!({
                 "name": file.file,
-                "url": format!("{}/{}", file.base, file.file),
+                "url": file.url,
                 "sha256": file.sha256,
             })).collect::<Vec<_>>(),
             "present": present,
@@ -134,10 +134,13 @@ fn list_lines(settings: &FetchSettings) -> String {
             n if n == set.files.len() => "here",
             _ => "partly",
         };
-        // Without a checksum the length is a guess too.
-        let about = if set.files.iter().all(|file| file.sha256.is_some()) { "" } else { "~" };
+        let about = if set.files.iter().all(|file| matches!(file.bytes, Bytes::Exact(_))) { "" } else { "~" };
         let size = format!("{about}{:.1} MB", bytes(set) as f64 / 1e6);
-        text += &format!("  {:<18} {:>8}  {here:<6}  {}\n", set.name, size, set.about);
+        text += &format!("  {:<18} {:>9}  {here:<6}  {}\n", set.name, size, set.about);
+        if set.files.len() > 1 {
+            let parts: Vec<String> = set.files.iter().map(|file| format!("{}/{}", set.name, file.part)).collect();
+            text += &format!("  {:<37}{}\n", "", parts.join(" "));
+        }
     }
     text += &format!("models in the hub's cache ({})\n", settings.hub_cache.display());
     let models = hub::cached(settings);
@@ -151,7 +154,10 @@ fn list_lines(settings: &FetchSettings) -> String {
 }
 
 fn bytes(set: &NamedSet) -> u64 {
-    set.files.iter().map(|file| file.bytes).sum()
+    let one = |bytes: Bytes| match bytes {
+        Bytes::Exact(bytes) | Bytes::About(bytes) => bytes,
+    };
+    set.files.iter().map(|file| one(file.bytes)).sum()
 }
 
 fn pretty(value: &Value) -> String {

@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let (text, document) = if facts {
         inspect_facts::facts(path, args.model.as_deref())?
-    } else if path.is_file() {
+    } else if path.is_file() || inspect_facts::is_file_name(path) {
         edit(path)?
     } else if path.join("archive.toml").is_file() || path.join("training").is_dir() {
         archive(path)?

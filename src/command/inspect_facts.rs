@@ -18,13 +18,24 @@ use crate::report::table::table;
 /// Bytes that tell a file of records from an edit.
 const BEGINNING: usize = 4096;
 
-/// Whether a file holds text, as records do and edits do not.
+/// What files of records are called.
+const NAMES: [&str; 5] = ["json", "jsonl", "csv", "tsv", "txt"];
+
+/// Whether a path is called as files of records or edits are, and not as models are.
+pub fn is_file_name(path: &Path) -> bool {
+    path.extension()
+        .and_then(|kind| kind.to_str())
+        .is_some_and(|kind| NAMES.iter().chain(&["safetensors"]).any(|name| kind.eq_ignore_ascii_case(name)))
+}
+
+/// Whether a file holds text, as records do and edits do not, or is called so.
 pub fn is_facts(path: &Path) -> bool {
     use std::io::Read;
     let mut beginning = vec![];
     let read = std::fs::File::open(path).and_then(|file| file.take(BEGINNING as u64).read_to_end(&mut beginning));
-    let named = path.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("safetensors"));
-    read.is_ok() && !named && !beginning.contains(&0) && beginning.iter().any(|byte| !byte.is_ascii_whitespace())
+    let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default().to_lowercase();
+    let text = !beginning.contains(&0) && beginning.iter().any(|byte| !byte.is_ascii_whitespace());
+    read.is_ok() && kind != "safetensors" && (text || NAMES.contains(&kind.as_str()))
 }
 
 /// Form, records, edits a case, probes by class, subjects, lengths, and the first record as it is read.

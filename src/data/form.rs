@@ -90,7 +90,7 @@ impl Form {
             Form::KnowEdit => "KnowEdit or EasyEdit (subject, prompt, target_new, ground_truth, ...)",
             Form::EasyEditResult => "EasyEdit's results (requested_rewrite with a string as target_new)",
             Form::Mquake => "MQuAKE (requested_rewrite, a list; questions, new_answer, ...)",
-            Form::Ripple => "RippleEdits (edit, Relation_Specifity, Compositionality_I, ...)",
+            Form::Ripple => "RippleEdits (edit, Relation_Specificity, Compositionality_I, ...)",
             Form::QaEdit => "QAEdit (prompt, target, rephrase, locality with loc and loc_ans)",
             Form::FastEdit => "FastEdit (prompt with {}, subject, target, queries)",
             Form::WikiBigEdit => "WikiBigEdit (subject, update, ans, ...)",
@@ -125,7 +125,7 @@ impl Form {
             Some((Form::Fever, Sure::Yes))
         } else if any(&["input"]) && any(&["alternatives", "filtered_rephrases", "output"]) {
             Some((Form::ZsreKe, Sure::Yes))
-        } else if any(&["edit"]) && (any(&["example_type"]) || any(&ripple::CLASSES)) {
+        } else if any(&["edit"]) && (any(&["example_type", ripple::MISSPELT]) || any(&ripple::CLASSES)) {
             Some((Form::Ripple, Sure::Yes))
         } else if all(&["update", "ans"]) {
             Some((Form::WikiBigEdit, Sure::Yes))
@@ -186,7 +186,7 @@ impl Form {
             Form::KnowEdit => &["subject", "prompt", "target_new", "ground_truth", "rephrase_prompt", "rephrase", "cond", "locality", "portability"],
             Form::EasyEditResult => &["requested_rewrite", "pre", "post", "time"],
             Form::Mquake => &["requested_rewrite", "questions", "answer", "answer_alias", "answer_extended", "new_answer", "new_answer_alias", "single_hops", "new_single_hops", "orig"],
-            Form::Ripple => &["edit", "example_type", ripple::CLASSES[0], ripple::CLASSES[1], ripple::CLASSES[2], ripple::CLASSES[3], ripple::CLASSES[4], ripple::CLASSES[5]],
+            Form::Ripple => &["edit", "example_type", ripple::MISSPELT, ripple::CLASSES[0], ripple::CLASSES[1], ripple::CLASSES[2], ripple::CLASSES[3], ripple::CLASSES[4], ripple::CLASSES[5]],
             Form::QaEdit => &["source", "prompt", "target", "subject", "rephrase", "locality"],
             Form::FastEdit => &["prompt", "subject", "target", "queries"],
             Form::WikiBigEdit => &["tag", "subject", "relation", "object", "update", "ans", "rephrase", "personas", "mhop", "mhop_ans", "loc", "loc_ans"],

@@ -1,5 +1,6 @@
 //! KnowEdit, and the records that EasyEdit's own README and results files have.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::form::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_TARGET, REWRITE, check_subject};
@@ -9,7 +10,8 @@ use super::record::{EditRecord, Probe};
 
 const TRUTH: &str = "ground_truth";
 
-/// Reads a record. Where several answers count as true, the first is taken, as EasyEdit takes it.
+/// Reads a record. Where several answers count as true, the first is the one that is asked for, as in EasyEdit; a probe
+/// keeps the others as its other names.
 pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem> {
     let text = prompt(record.text("prompt", NEEDS_PROMPT)?);
     // EasyEdit wants a subject for some methods only.
@@ -21,7 +23,7 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         id,
         prompt: text,
         target_new: answer(record.text("target_new", NEEDS_TARGET)?),
-        target_true: truth(&mut record)?,
+        target_true: truths(&mut record)?.into_iter().next(),
         subject,
         rephrases: record.one_or_more("rephrase_prompt")?.into_iter().map(prompt).collect(),
         locality: classes(&mut record, "locality")?,
@@ -59,15 +61,14 @@ fn by_columns(mut columns: Object) -> Result<Vec<Option<Probe>>, Problem> {
     let prompts = columns.one_or_more("prompt")?;
     let truths = match columns.take(TRUTH) {
         None => vec![],
-        Some(Json::List(items)) => each(items, first_text).map_err(|problem| problem.within(TRUTH))?,
-        Some(one) => vec![first_text(one).map_err(|problem| problem.within(TRUTH))?],
+        Some(Json::List(items)) => each(items, names).map_err(|problem| problem.within(TRUTH))?,
+        Some(one) => vec![names(one).map_err(|problem| problem.within(TRUTH))?],
     };
     if prompts.len() != truths.len() {
         let problem = format!("has {} answers for {} prompts", truths.len(), prompts.len());
         return Err(Problem::new(problem).within(TRUTH));
     }
-    let probe = |(text, truth): (_, Option<String>)| truth.map(|truth| Probe::new(prompt(text), Some(truth)));
-    Ok(prompts.into_iter().zip(truths).map(probe).collect())
+    Ok(prompts.into_iter().zip(truths).map(|(text, names)| named(text, names)).collect())
 }
 
 /// Reads a record of EasyEdit's results files: the same, in an object of its own.
@@ -78,29 +79,34 @@ pub(super) fn read_result(mut record: Object, id: String) -> Result<EditRecord, 
 
 fn probe(item: Json) -> Result<Option<Probe>, Problem> {
     let mut item = item.object()?;
-    let Some(target) = truth(&mut item)? else {
+    let names = truths(&mut item)?;
+    if names.is_empty() {
         return Ok(None);
-    };
-    Ok(Some(Probe::new(prompt(item.text("prompt", NEEDS_PROBE_PROMPT)?), Some(target))))
-}
-
-/// The first text in `ground_truth`: a string, a list of strings, or a list of lists of the names of one thing.
-fn truth(record: &mut Object) -> Result<Option<String>, Problem> {
-    match record.take(TRUTH) {
-        None => Ok(None),
-        Some(value) => first_text(value).map_err(|problem| problem.within(TRUTH)),
     }
+    Ok(named(item.text("prompt", NEEDS_PROBE_PROMPT)?, names))
 }
 
-fn first_text(value: Json) -> Result<Option<String>, Problem> {
+/// A probe whose answer has these names; nothing where it has none.
+fn named(text: Cow<'_, str>, names: Vec<String>) -> Option<Probe> {
+    let mut names = names.into_iter();
+    let target = names.next()?;
+    let mut aliases: Vec<String> = names.filter(|name| *name != target).collect();
+    aliases.sort();
+    aliases.dedup();
+    Some(Probe { aliases, ..Probe::new(prompt(text), Some(target)) })
+}
+
+fn truths(record: &mut Object) -> Result<Vec<String>, Problem> {
+    record.take(TRUTH).map_or(Ok(vec![]), names).map_err(|problem| problem.within(TRUTH))
+}
+
+/// All texts in `ground_truth`: a string, a list of strings, or a list of lists of the names of one thing.
+fn names(value: Json) -> Result<Vec<String>, Problem> {
     match value {
-        Json::Null => Ok(None),
-        Json::Text(text) if is_blank(&text) => Ok(None),
-        Json::List(items) => {
-            let texts = each(items, first_text)?;
-            Ok(texts.into_iter().flatten().next())
-        }
-        value => value.text().map(|text| Some(answer(text))),
+        Json::Null => Ok(vec![]),
+        Json::Text(text) if is_blank(&text) => Ok(vec![]),
+        Json::List(items) => Ok(each(items, names)?.into_iter().flatten().collect()),
+        value => value.text().map(|text| vec![answer(text)]),
     }
 }
 
@@ -153,7 +159,11 @@ mod tests {
         {
             let record = load_one(&text);
             assert_eq!(record.locality["neighborhood"].len(), 2);
-            assert_eq!(record.locality["neighborhood"][1].target.as_deref(), Some("Bern"));
+            let two_names = &record.locality["neighborhood"][1];
+            assert_eq!(
+                (two_names.target.as_deref(), two_names.aliases.as_slice()),
+                (Some("Bern"), &["Berne".into()][..])
+            );
             assert_eq!(record.portability["hop"][0].target.as_deref(), Some("the hills"));
             assert_eq!((record.target_new.as_str(), record.rephrases.len()), ("Vell", 1));
         }

@@ -110,8 +110,13 @@ pub(super) fn akew(mut record: Object, id: String) -> Result<EditRecord, Problem
     };
     let mut rewrites = rewrites.into_iter();
     let first = rewrites.next();
-    let first = first.ok_or_else(|| Problem::new("is empty; a case needs an edit").within(REWRITE))?;
-    Ok(EditRecord { id, rephrases, also: rewrites.collect(), ..first })
+    let mut first = first.ok_or_else(|| Problem::new("is empty; a case needs an edit").within(REWRITE))?;
+    let mut also: Vec<EditRecord> = rewrites.collect();
+    // A case is asked for the parts of all its edits.
+    for (name, parts) in also.iter_mut().flat_map(|edit| std::mem::take(&mut edit.portability)) {
+        first.portability.entry(name).or_default().extend(parts);
+    }
+    Ok(EditRecord { id, rephrases, also, ..first })
 }
 
 fn told(item: Json) -> Result<EditRecord, Problem> {
@@ -232,7 +237,8 @@ mod tests {
             ));
             assert_eq!((record.prompt.as_str(), record.also.len()), ("Where does Tamm lie?", further));
             assert_eq!(record.target_new, "Tamm is a hill. It lies in Ost.");
-            assert_eq!(record.portability["parts of the answer"][0].prompt, "Tamm is a");
+            let parts = &record.portability["parts of the answer"];
+            assert_eq!((parts[0].prompt.as_str(), parts.len()), ("Tamm is a", 1 + further));
             assert_eq!(record.subject.as_deref(), Some("Tamm"));
         }
         let record = load_one(r#"{"prompt": "Tell me of Tamm.", "facts": ["Tamm is a hill.", "It lies in Ost."]}"#);

@@ -6,7 +6,10 @@ use super::problem::{Problem, quoted};
 use super::record::{EditRecord, Probe, TestPart};
 
 /// What must stay: the other kinds of test ask what must change.
-const LOCALITY: [&str; 2] = ["Relation_Specifity", "Forgetfulness"];
+const LOCALITY: [&str; 2] = ["Relation_Specificity", "Forgetfulness"];
+
+/// What the authors' description calls the first of these; their files spell it right.
+pub(super) const MISSPELT: &str = "Relation_Specifity";
 
 /// What should change with the edit.
 const PORTABILITY: [&str; 4] =
@@ -23,7 +26,8 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
     out.id = id;
     for (kinds, locality) in [(LOCALITY.as_slice(), true), (PORTABILITY.as_slice(), false)] {
         for &kind in kinds {
-            let Some(tests) = record.take(kind) else { continue };
+            let misspelt = (kind == LOCALITY[0]).then_some(MISSPELT);
+            let Some(tests) = record.take(kind).or_else(|| record.take(misspelt?)) else { continue };
             let tests = tests.list().and_then(|tests| each(tests, test)).map_err(|problem| problem.within(kind))?;
             let (mut asked, mut conditions) = (vec![], vec![]);
             for (number, Test { any, queries, wanted }) in tests.into_iter().enumerate() {
@@ -166,7 +170,7 @@ mod tests {
     const RECORD: &str = r#"{"example_type": "random", "edit": {"prompt": "The name of the country of citizenship of Ada Park is Vell.",
         "subject_id": "Q1", "relation": "COUNTRY_OF_CITIZENSHIP", "target_id": "Q2",
         "original_fact": {"prompt": "The name of the country of citizenship of Ada Park is Ost.", "relation": "COUNTRY_OF_CITIZENSHIP"}},
-        "Relation_Specifity": [{"test_queries": [{"prompt": "The gender of Ada Park is", "answers": [{"value": "female", "aliases": ["woman"]}]}],
+        "Relation_Specificity": [{"test_queries": [{"prompt": "The gender of Ada Park is", "answers": [{"value": "female", "aliases": ["woman"]}]}],
             "test_condition": "OR", "condition_queries": []}],
         "Logical_Generalization": [], "Subject_Aliasing": [], "Forgetfulness": [],
         "Compositionality_I": [{"test_queries": [{"prompt": "The capital of the country of Ada Park is", "answers": [{"value": "Tamm", "aliases": []}]},
@@ -189,14 +193,16 @@ mod tests {
     #[test]
     fn tests_keep_their_conditions() {
         let record = load_one(RECORD);
-        assert_eq!(record.locality["Relation_Specifity"][0].aliases, ["woman"]);
+        assert_eq!(record.locality["Relation_Specificity"][0].aliases, ["woman"]);
         let hop = &record.portability["Compositionality_I"];
         assert_eq!(hop.len(), 1);
         let part = hop[0].test.unwrap();
         assert_eq!((part.number, part.any), (0, false));
         let condition = &record.conditions["Compositionality_I"][0];
         assert_eq!((condition.prompt.as_str(), condition.test), ("The capital of Vell is", Some(part)));
-        assert!(!record.conditions.contains_key("Relation_Specifity"));
+        assert!(!record.conditions.contains_key("Relation_Specificity"));
+        let misspelt = load_one(&RECORD.replace("Relation_Specificity", "Relation_Specifity"));
+        assert_eq!(misspelt.locality, record.locality);
     }
 
     #[test]

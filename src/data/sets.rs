@@ -1,8 +1,9 @@
 //! The named data sets: where they are published, what they should be, and where they lie once `fetch` has brought them.
 //!
-//! A name is a set (`counterfact`) or one file of it (`zsre/train`). Files lie in `data/` of the cache. A file whose
-//! checksum nobody has published is trusted the first time it comes whole; its SHA-256 is then written beside it
-//! (`FILE.sha256`, in the form of `sha256sum`) and holds from there on.
+//! A name is a set (`counterfact`) or one file of it (`zsre/train`). Files lie in `data/` of the cache. Where a set is
+//! kept in a repository, its address names the commit. A file whose checksum nobody has published is trusted the first
+//! time it comes whole; its SHA-256 is then written beside it (`FILE.sha256`, in the form of `sha256sum`) and holds from
+//! there on.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader};
@@ -30,20 +31,49 @@ pub struct NamedSet {
 pub struct SetFile {
     /// What tells it from the set's other files, as in `zsre/train`.
     pub part: &'static str,
-    /// Its file name, there and here.
+    /// Its file name here, and in a mirror.
     pub file: &'static str,
-    /// The address of the folder it is published in.
-    pub base: &'static str,
-    /// Its length in bytes; only rough where there is no checksum.
-    pub bytes: u64,
+    /// The address it is published at.
+    pub url: &'static str,
+    /// Its length.
+    pub bytes: Bytes,
     /// Its published SHA-256.
     pub sha256: Option<&'static str>,
 }
 
-const ROME: &str = "https://rome.baulab.info/data/dsets";
-const MEMIT: &str = "https://memit.baulab.info/data/dsets";
+/// How long a file is.
+#[derive(Debug, Clone, Copy)]
+pub enum Bytes {
+    /// This long.
+    Exact(u64),
+    /// Roughly.
+    About(u64),
+}
 
-/// All named sets. Checksums are those that users of the published files have pinned independently of one another.
+macro_rules! mquake {
+    ($file:literal) => {
+        concat!(
+            "https://raw.githubusercontent.com/princeton-nlp/MQuAKE/fb43dadc2d8cd19d08ce81c63d957b59deb3f3cd/datasets/",
+            $file
+        )
+    };
+}
+
+// Its files are kept apart from the repository; this address leads to them, the raw one to a pointer.
+macro_rules! ripple {
+    ($commit:literal, $file:literal) => {
+        concat!("https://github.com/edenbiran/RippleEdits/raw/", $commit, "/data/benchmark/", $file)
+    };
+}
+
+macro_rules! hub {
+    ($repository:literal, $file:literal) => {
+        concat!("https://huggingface.co/datasets/", $repository, "/resolve/main/", $file)
+    };
+}
+
+/// All named sets. Checksums are those that users of the published files have pinned independently of one another, or
+/// that the repository itself holds its large files to.
 pub static SETS: &[NamedSet] = &[
     NamedSet {
         name: "counterfact",
@@ -52,8 +82,8 @@ pub static SETS: &[NamedSet] = &[
         files: &[SetFile {
             part: "all",
             file: "counterfact.json",
-            base: ROME,
-            bytes: 45_108_470,
+            url: "https://rome.baulab.info/data/dsets/counterfact.json",
+            bytes: Bytes::Exact(45_108_470),
             sha256: Some("d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"),
         }],
     },
@@ -61,7 +91,13 @@ pub static SETS: &[NamedSet] = &[
         name: "multi_counterfact",
         about: "CounterFact without conflicting edits, for many edits at once (MEMIT, 2023)",
         licence: Some("MIT"),
-        files: &[SetFile { part: "all", file: "multi_counterfact.json", base: MEMIT, bytes: 45_000_000, sha256: None }],
+        files: &[SetFile {
+            part: "all",
+            file: "multi_counterfact.json",
+            url: "https://memit.baulab.info/data/dsets/multi_counterfact.json",
+            bytes: Bytes::About(45_000_000),
+            sha256: None,
+        }],
     },
     NamedSet {
         name: "zsre",
@@ -71,15 +107,15 @@ pub static SETS: &[NamedSet] = &[
             SetFile {
                 part: "eval",
                 file: "zsre_mend_eval.json",
-                base: ROME,
-                bytes: 8_091_864,
+                url: "https://rome.baulab.info/data/dsets/zsre_mend_eval.json",
+                bytes: Bytes::Exact(8_091_864),
                 sha256: Some("8a371d512f8a6ab175db4ef672181d5c0e52da23298cb51e5a2eeea2f89aa9cd"),
             },
             SetFile {
                 part: "train",
                 file: "zsre_mend_train.json",
-                base: ROME,
-                bytes: 69_136_174,
+                url: "https://rome.baulab.info/data/dsets/zsre_mend_train.json",
+                bytes: Bytes::Exact(69_136_174),
                 sha256: Some("4f3ac245e9c0baaf633f9e6cb765ffa8e83d594a74520a6cc3539497328c0722"),
             },
         ],
@@ -91,10 +127,176 @@ pub static SETS: &[NamedSet] = &[
         files: &[SetFile {
             part: "all",
             file: "known_1000.json",
-            base: ROME,
-            bytes: 343_229,
+            url: "https://rome.baulab.info/data/dsets/known_1000.json",
+            bytes: Bytes::Exact(343_229),
             sha256: Some("61daca55318bb5260c1e62e133debef9102c7b278bbc7b19dd2ac655543f333a"),
         }],
+    },
+    NamedSet {
+        name: "mquake",
+        about: "MQuAKE: cases of several edits with multi-hop questions, 3,000 corrected, 3,000, 9,218 and 1,868 (2023)",
+        licence: None,
+        files: &[
+            SetFile {
+                part: "cf-3k-v2",
+                file: "MQuAKE-CF-3k-v2.json",
+                url: mquake!("MQuAKE-CF-3k-v2.json"),
+                bytes: Bytes::Exact(15_383_628),
+                sha256: Some("f82091cbb668cef8f2537f79f1768af1840184450b347ff8c344336090ddc71e"),
+            },
+            SetFile {
+                part: "cf-3k",
+                file: "MQuAKE-CF-3k.json",
+                url: mquake!("MQuAKE-CF-3k.json"),
+                bytes: Bytes::Exact(16_055_945),
+                sha256: Some("ce27a39c39f2983512b9b5578fadea5fbe352e5368f49d64f38d37ce304edc80"),
+            },
+            SetFile {
+                part: "cf",
+                file: "MQuAKE-CF.json",
+                url: mquake!("MQuAKE-CF.json"),
+                bytes: Bytes::Exact(44_662_559),
+                sha256: Some("fbf1ab9e5243e52da429f7636990096ae0b5f8fbf60f1d4d3a4bf0c9214cd6ea"),
+            },
+            SetFile {
+                part: "t",
+                file: "MQuAKE-T.json",
+                url: mquake!("MQuAKE-T.json"),
+                bytes: Bytes::Exact(8_889_248),
+                sha256: Some("58500a1d4aaf9e036c23a1d9dd6be2d73d693e35a695614842f211ea5aff59f2"),
+            },
+        ],
+    },
+    NamedSet {
+        name: "ripple",
+        about: "RippleEdits: tests of what follows from an edit, of 885 popular, 1,922 random and 1,948 recent facts (2024)",
+        licence: Some("MIT"),
+        files: &[
+            SetFile {
+                part: "popular",
+                file: "ripple-popular.json",
+                url: ripple!("54f3b88af4895a3aacb580ec63ce7ae857185040", "popular.json"),
+                bytes: Bytes::About(10_000_000),
+                sha256: None,
+            },
+            SetFile {
+                part: "random",
+                file: "ripple-random.json",
+                url: ripple!("54f3b88af4895a3aacb580ec63ce7ae857185040", "random.json"),
+                bytes: Bytes::About(20_000_000),
+                sha256: None,
+            },
+            SetFile {
+                part: "recent",
+                file: "ripple-recent.json",
+                url: ripple!("21182d13b6ddaa50f023052d13ff59e279deec05", "recent.json"),
+                bytes: Bytes::Exact(19_658_316),
+                sha256: Some("bc71807ea72280e2587bd1974fc79ae7e23aa24b1d5887bcdced40d448910547"),
+            },
+        ],
+    },
+    NamedSet {
+        name: "knowedit",
+        about: "KnowEdit's test parts: 1,301 zsRE questions, 839 counterfactual and 1,266 recent facts of Wikidata (2024)",
+        licence: Some("MIT"),
+        files: &[
+            SetFile {
+                part: "zsre",
+                file: "knowedit-zsre.json",
+                url: hub!("zjunlp/KnowEdit", "benchmark/ZsRE/ZsRE-test-all.json"),
+                bytes: Bytes::Exact(1_519_289),
+                sha256: Some("0e0214dda853a906ef02bef58c7ce2978af5a962e91fc4a10827e0125459905c"),
+            },
+            SetFile {
+                part: "counterfact",
+                file: "knowedit-counterfact.json",
+                url: hub!("zjunlp/KnowEdit", "benchmark/wiki_counterfact/test_cf.json"),
+                bytes: Bytes::Exact(2_924_593),
+                sha256: Some("efc01ba398dfe04975939f729aab45523addb3c6b3cf41d7429ba5de1d45225b"),
+            },
+            SetFile {
+                part: "recent",
+                file: "knowedit-recent.json",
+                url: hub!("zjunlp/KnowEdit", "benchmark/wiki_recent/recent_test.json"),
+                bytes: Bytes::About(6_000_000),
+                sha256: Some("e5c4ce6de1e8e2d10d892164ad6f4cbd28c976ed509e29e78ae853b01de1797b"),
+            },
+        ],
+    },
+    NamedSet {
+        name: "unke",
+        about: "UnKE: 1,000 questions with answers of several sentences (2024)",
+        licence: None,
+        files: &[SetFile {
+            part: "all",
+            file: "unke.json",
+            url: "https://github.com/TrustedLLM/UnKE/raw/main/data/final_data_v3.json",
+            bytes: Bytes::About(3_000_000),
+            sha256: None,
+        }],
+    },
+    NamedSet {
+        name: "wikibigedit",
+        about: "WikiBigEdit: changes of Wikidata from February to July 2024, in eight steps of time (2025)",
+        licence: None,
+        files: &[
+            SetFile {
+                part: "1",
+                file: "wiki_big_edit_20240201_20240220.json",
+                url: hub!("lukasthede/WikiBigEdit", "wiki_big_edit_20240201_20240220.json"),
+                bytes: Bytes::About(46_000_000),
+                sha256: None,
+            },
+            SetFile {
+                part: "2",
+                file: "wiki_big_edit_20240220_20240301.json",
+                url: hub!("lukasthede/WikiBigEdit", "wiki_big_edit_20240220_20240301.json"),
+                bytes: Bytes::About(46_000_000),
+                sha256: None,
+            },
+            SetFile {
+                part: "3",
+                file: "wiki_big_edit_20240301_20240320.json",
+                url: hub!("lukasthede/WikiBigEdit", "wiki_big_edit_20240301_20240320.json"),
+                bytes: Bytes::About(46_000_000),
+                sha256: None,
+            },
+            SetFile {
+                part: "4",
+                file: "wiki_big_edit_20240320_20240401.json",
+                url: hub!("lukasthede/WikiBigEdit", "wiki_big_edit_20240320_20240401.json"),
+                bytes: Bytes::About(46_000_000),
+                sha256: None,
+            },
+            SetFile {
+                part: "5",
+                file: "wiki_big_edit_20240401_20240501.json",
+                url: hub!("lukasthede/WikiBigEdit", "wiki_big_edit_20240401_20240501.json"),
+                bytes: Bytes::About(46_000_000),
+                sha256: None,
+            },
+            SetFile {
+                part: "6",
+                file: "wiki_big_edit_20240501_20240601.json",
+                url: hub!("lukasthede/WikiBigEdit", "wiki_big_edit_20240501_20240601.json"),
+                bytes: Bytes::About(46_000_000),
+                sha256: None,
+            },
+            SetFile {
+                part: "7",
+                file: "wiki_big_edit_20240601_20240620.json",
+                url: hub!("lukasthede/WikiBigEdit", "wiki_big_edit_20240601_20240620.json"),
+                bytes: Bytes::About(46_000_000),
+                sha256: None,
+            },
+            SetFile {
+                part: "8",
+                file: "wiki_big_edit_20240620_20240701.json",
+                url: hub!("lukasthede/WikiBigEdit", "wiki_big_edit_20240620_20240701.json"),
+                bytes: Bytes::About(46_000_000),
+                sha256: None,
+            },
+        ],
     },
 ];
 
@@ -184,14 +386,16 @@ fn bring_file(file: &SetFile, settings: &FetchSettings, on_progress: &mut OnProg
         remove(&path)?;
         remove(&noted)?;
     }
-    let base = settings.data_url.as_deref().unwrap_or(file.base);
-    let url = format!("{base}/{}", file.file);
+    let url = address(file, settings);
     let want = Download {
         url: &url,
         target: &path,
         label: file.file,
         token: None,
-        length: file.sha256.map(|_| file.bytes),
+        length: match file.bytes {
+            Bytes::Exact(bytes) => Some(bytes),
+            Bytes::About(_) => None,
+        },
         sha256: file.sha256,
     };
     let sha256 = download(&want, settings, on_progress)?;
@@ -221,6 +425,15 @@ fn note(file: &SetFile, path: &Path, sha256: &str) -> Result<(), FetchError> {
     match file.sha256 {
         Some(_) => Ok(()),
         None => write_whole(&note_of(path), &format!("{sha256}  {}\n", file.file)),
+    }
+}
+
+/// Where a file comes from: a mirror where one is named, else its own address, at the hub of the settings.
+fn address(file: &SetFile, settings: &FetchSettings) -> String {
+    match (&settings.data_url, file.url.strip_prefix("https://huggingface.co")) {
+        (Some(mirror), _) => format!("{mirror}/{}", file.file),
+        (None, Some(path)) => format!("{}{path}", settings.endpoint),
+        (None, None) => file.url.to_owned(),
     }
 }
 

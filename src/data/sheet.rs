@@ -87,6 +87,10 @@ pub(super) fn read(
         })?;
         // Spreadsheets keep rows of nothing.
         if row.iter().any(|cell| !is_blank(cell)) {
+            if let Some(list) = stray_answer(&columns, &row) {
+                let line = row.position().map_or(0, csv::Position::line);
+                return Err(wrong(line, format!("there is an answer to a {list} question, and no question before it")));
+            }
             add(record(&columns, &row))?;
         }
     }
@@ -154,6 +158,15 @@ fn column(name: &str) -> Option<Column> {
         true => matches!(list, "locality" | "portability").then_some(Column::Answer(list)),
         false => Some(Column::Item(list)),
     }
+}
+
+/// The list of a probe whose answer stands there without it.
+fn stray_answer(columns: &[Column], row: &StringRecord) -> Option<&'static str> {
+    let cells: Vec<(&Column, bool)> = columns.iter().zip(row).map(|(column, cell)| (column, is_blank(cell))).collect();
+    cells.windows(2).find_map(|pair| match pair {
+        [(_, true), (Column::Answer(list), false)] => Some(*list),
+        _ => None,
+    })
 }
 
 /// A row in our own form; an empty cell says nothing.
@@ -253,6 +266,10 @@ mod tests {
         assert_eq!(problem("prompt,target_new,prompt\na,b,c\n"), "line 1: the column \"prompt\" is there twice");
         assert!(
             problem("prompt,locality_target,target_new\na,b,c\n").contains("must stand behind a column \"locality\"")
+        );
+        assert_eq!(
+            problem("prompt,target_new,locality,locality_target\nOst is,a river,,Tamm\n"),
+            "line 2: there is an answer to a locality question, and no question before it"
         );
         assert_eq!(
             problem("prompt,target_new\nOst is,\n"),

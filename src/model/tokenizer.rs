@@ -108,8 +108,8 @@ impl Tokenizer {
     pub fn chat(&self, system: Option<String>) -> Result<Chat> {
         let template = self.template.clone().ok_or_else(|| {
             Error::Input(
-                "the model has no chat template (no chat_template.jinja, no chat_template in tokenizer_config.json): it is a base \
-                 model; ask it without chat"
+                "the model has no chat template (no chat_template.jinja; in tokenizer_config.json no chat_template that is a text, or a \
+                 list with one named default): it is a base model; ask it without chat"
                     .into(),
             )
         })?;

@@ -423,7 +423,7 @@ fn requests_that_no_edit_can_serve() {
     for method in METHODS {
         let config = config(&place, "gpt2-tiny", method);
         let args = apply_file(&config, &contradicting, &["--mode", "batch", "--save", text(&saved)]);
-        let words = ["records 0 and 2 contradict each other", "Lake Orrin lies in", "\"Tamm\" and \"Bern\""];
+        let words = ["edits 0 and 2 contradict each other", "Lake Orrin lies in", "\"Tamm\" and \"Bern\""];
         refused_cleanly(&place, &args, 1, &words);
     }
     let config = config(&place, "gpt2-tiny", "rome");

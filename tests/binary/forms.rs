@@ -214,6 +214,17 @@ fn a_test_counts_where_its_conditions_hold() {
     // The second does not count.
     assert_eq!(share(json!([test("Vell", &known), test("Ost", "nobody ever")])), [(name, 1.0)]);
     assert!(share(json!([test("Vell", "nobody ever")])).is_empty());
+    // Nor under teacher forcing, or among free answers.
+    let asked = |protocol: &str, tests: Value| {
+        let figures = compared(&TestFolder::new(), &record(tests), protocol);
+        figures.into_iter().any(|(name, _)| name.starts_with("portability"))
+    };
+    for protocol in ["easyedit", "generate"] {
+        let mut free = test("Vell", "");
+        free["condition_queries"] = json!([]);
+        assert!(asked(protocol, json!([free])), "{protocol}");
+        assert!(!asked(protocol, json!([test("Vell", "nobody ever")])), "{protocol}");
+    }
     let facts = place.write(
         "ripple.json",
         record(json!([{"test_queries": [], "condition_queries": [{"prompt": "A king is", "answers": []}]}]))
@@ -246,6 +257,9 @@ fn a_file_of_facts_is_shown() {
     }
     let saved = fixture("compare");
     refused(&["inspect", text(&saved.join("expected.json"))], 1, &["no known form"]);
+    refused(&["inspect", text(&place.path("mistyped.json"))], 1, &["mistyped.json", "No such file"]);
+    refused(&["inspect", text(&place.write("empty.json", ""))], 1, &["holds no records"]);
+    refused(&["inspect", text(&place.write("utf16.json", [0xff, 0xfe, b'[', 0]))], 1, &["not UTF-8"]);
 }
 
 #[test]

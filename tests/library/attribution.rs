@@ -475,7 +475,7 @@ fn requests_that_no_edit_can_serve() {
     assert!(check(&[]).unwrap_err().to_string().contains("no request"));
     let other = EditRequest { target_new: "Ost".into(), ..request() };
     let error = check(&[request(), other]).unwrap_err().to_string();
-    assert!(error.contains("records 0 and 1 contradict each other"), "{error}");
+    assert!(error.contains("edits 0 and 1 contradict each other"), "{error}");
     let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
     for (subject, word) in
         [(None, "names no subject"), (Some(" "), "names no subject"), (Some("Vell"), "does not occur")]

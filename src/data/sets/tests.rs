@@ -10,15 +10,21 @@ const TEST_SETS: &[NamedSet] = &[
         name: "pinned",
         about: "",
         licence: None,
-        files: &[SetFile { part: "all", file: "pinned.json", base: "", bytes: 16, sha256: Some(BODY_SHA256) }],
+        files: &[SetFile {
+            part: "all",
+            file: "pinned.json",
+            url: "",
+            bytes: Bytes::Exact(16),
+            sha256: Some(BODY_SHA256),
+        }],
     },
     NamedSet {
         name: "pair",
         about: "",
         licence: None,
         files: &[
-            SetFile { part: "eval", file: "pair_eval.json", base: "", bytes: 16, sha256: None },
-            SetFile { part: "train", file: "pair_train.json", base: "", bytes: 16, sha256: None },
+            SetFile { part: "eval", file: "pair_eval.json", url: "", bytes: Bytes::About(16), sha256: None },
+            SetFile { part: "train", file: "pair_train.json", url: "", bytes: Bytes::About(16), sha256: None },
         ],
     },
 ];
@@ -36,7 +42,11 @@ fn the_catalogue_is_sound() {
             assert!(
                 file.sha256.is_none_or(|sha256| sha256.len() == 64 && sha256.chars().all(|c| c.is_ascii_hexdigit()))
             );
-            assert!(file.file.ends_with(".json"));
+            assert!(file.file.ends_with(".json") && !file.file.contains('/'));
+            assert!(file.url.starts_with("https://") && file.url.ends_with(".json"));
+            // The cache is one folder.
+            let namesakes = SETS.iter().flat_map(|set| set.files).filter(|other| other.file == file.file);
+            assert_eq!(namesakes.count(), 1, "{}", file.file);
         }
     }
     assert!(find("counterfacts").is_none() && find("zsre/dev").is_none() && find("").is_none());
@@ -49,7 +59,12 @@ fn a_missing_set_names_the_command_and_an_unknown_one_the_names() {
     let error = local_path("zsre/train", &settings).unwrap_err().to_string();
     assert!(error.contains("`emend fetch zsre/train`"), "{error}");
     let error = local_path("zzre", &settings).unwrap_err().to_string();
-    assert!(error.contains("counterfact, multi_counterfact, zsre, zsre/eval, zsre/train, known_1000"), "{error}");
+    assert!(
+        error.contains(
+            "counterfact, multi_counterfact, zsre, zsre/eval, zsre/train, known_1000, mquake, mquake/cf-3k-v2"
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -113,4 +128,16 @@ fn a_page_in_place_of_the_file_is_refused() {
     let error = get("pair", &settings).unwrap_err().to_string();
     assert!(error.contains("not a JSON file"), "{error}");
     assert!(matches!(local(TEST_SETS, "pair", &settings), Err(FetchError::NotFetched { .. })));
+}
+
+#[test]
+fn addresses_follow_the_mirror_and_the_hub() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, files) = select(SETS, "knowedit/zsre").unwrap();
+    let mut settings = settings(folder.path(), "http://mirror");
+    assert_eq!(address(&files[0], &settings), "http://mirror/knowedit-zsre.json");
+    settings.data_url = None;
+    settings.endpoint = "http://hub".into();
+    let path = "/datasets/zjunlp/KnowEdit/resolve/main/benchmark/ZsRE/ZsRE-test-all.json";
+    assert_eq!(address(&files[0], &settings), format!("http://hub{path}"));
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::ripple::{test, uncounted};
 use super::text::fluency;
 use super::{Protocol, Value, Values};
 use crate::edit::score::Scored;
@@ -17,7 +18,7 @@ fn token_accuracy(scored: &Scored) -> Option<f64> {
 }
 
 /// The mean by class over the probes of a kind.
-fn by_class(case: &Case, kind: Kind, of: fn(&ProbeRow) -> Option<f64>) -> BTreeMap<&str, Option<f64>> {
+fn by_class(case: &Case, kind: Kind, of: impl Fn(&ProbeRow) -> Option<f64>) -> BTreeMap<&str, Option<f64>> {
     let mut classes: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for row in case.rows.iter().filter(|row| row.kind == kind) {
         if let (Some(class), Some(value)) = (row.class.as_deref(), of(row)) {
@@ -36,7 +37,8 @@ fn by_class(case: &Case, kind: Kind, of: fn(&ProbeRow) -> Option<f64>) -> BTreeM
 /// fluency                    entropy of what it writes, bits, as ROME's
 /// ```
 ///
-/// Half of a name right counts one half: these are not shares of right answers. Locality is about change, not truth. Fluency is [`super::text::fluency`].
+/// Half of a name right counts one half: these are not shares of right answers. Locality is about change, not truth. A test of RippleEdits
+/// counts where the unedited model's likeliest tokens meet its conditions. Fluency is [`super::text::fluency`].
 pub fn values(case: &Case) -> Vec<Value> {
     let mut values = Values::new(Protocol::Easyedit);
     for (name, kind) in [("rewrite_acc", Kind::Rewrite), ("rephrase_acc", Kind::Rephrase)] {
@@ -46,7 +48,9 @@ pub fn values(case: &Case) -> Vec<Value> {
     for (class, value) in by_class(case, Kind::Locality, |row| Some(row.before.agreement(&row.after))) {
         values.push(format!("locality/{class}"), value);
     }
-    for (class, value) in by_class(case, Kind::Portability, |row| token_accuracy(&row.after)) {
+    let uncounted = uncounted(case.rows.iter().filter(|row| !row.before.exact()));
+    let counts = |row: &ProbeRow| test(row).is_none_or(|test| !uncounted.contains(&test));
+    for (class, value) in by_class(case, Kind::Portability, |row| token_accuracy(&row.after).filter(|_| counts(row))) {
         values.push(format!("portability/{class}"), value);
     }
     values.push("fluency", fluency(case.whole_texts()));

@@ -180,7 +180,7 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Mquake, "edit_wise", Higher, Share, "edits of a case whose new answer is said"),
         (Mquake, "instance_wise", Higher, Share, "cases in which every fact that the question needs is said"),
         (Mquake, "multi_hop", Higher, Share, "cases in which any wording of the question is answered with the new answer"),
-        (Ripple, "relation_specifity", Higher, Share, "tests passed of facts of the same subject that stay"),
+        (Ripple, "relation_specificity", Higher, Share, "tests passed of facts of the same subject that stay"),
         (Ripple, "forgetfulness", Higher, Share, "tests passed of other answers of a relation that has several"),
         (Ripple, "logical_generalization", Higher, Share, "tests passed of facts that follow by the relation's logic"),
         (Ripple, "subject_aliasing", Higher, Share, "tests passed of the edit under other names of its subject"),
