@@ -37,7 +37,7 @@ fn run(name: &str, file: Option<&str>, count: usize) -> emend::Result<()> {
     let base = Edited::new(model.clone());
     let after = base.with(edit(&model))?;
     let records = match file {
-        Some(file) => Source::open(file, Split::Test, Path::new(""))?.fixed(0, count, 10),
+        Some(file) => Source::open(file, Split::Test, Path::new(""))?.fixed(count, 10),
         None => vec![record()],
     };
     let (mut sums, mut probes) = ([0.0; 3], 0);

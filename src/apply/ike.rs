@@ -152,7 +152,7 @@ impl Ike {
         let records = match Source::open(&settings.demonstrations, Split::Train, folder)? {
             _ if wanted == 0 => vec![],
             Source::Records(records) => records.all().to_vec(),
-            world => world.fixed(settings.seed, usize::MAX, 1),
+            world => world.fixed(usize::MAX, 1),
         };
         let records_id = blake3::hash(&serde_json::to_vec(&records).unwrap_or_default()).to_hex()[..16].to_owned();
         let facts: Vec<String> = records.iter().map(|record| EditRequest::from(record).statement()).collect();

@@ -500,7 +500,7 @@ fn check_outputs(args: &Args, records: usize) -> Result<()> {
 fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
     if let Some(path) = &args.edits {
         let source = Source::open(&path.to_string_lossy(), Split::Test, Path::new(""))?;
-        let records = source.fixed(0, args.limit.unwrap_or(usize::MAX), NEIGHBOURS);
+        let records = source.fixed(args.limit.unwrap_or(usize::MAX), NEIGHBOURS);
         if records.is_empty() {
             return Err(Error::Input(format!("{}: there is no record to edit", path.display())));
         }

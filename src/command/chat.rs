@@ -14,6 +14,13 @@ pub struct ChatArgs {
 }
 
 impl ChatArgs {
+    /// The same as values that `--set` lays over a config's `[data]`, behind those that are laid over it already.
+    pub fn with_sets(&self, sets: &[String]) -> Vec<String> {
+        let own = self.chat.then(|| "data.chat=true".to_owned());
+        let system = self.system.as_ref().map(|text| format!("data.system={}", toml::Value::from(text.as_str())));
+        sets.iter().cloned().chain(own).chain(system).collect()
+    }
+
     /// What was asked for; what was not, as `otherwise` has it.
     pub fn or(&self, otherwise: Asking) -> Asking {
         match self.chat {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::chat::ChatArgs;
 use super::print;
 use crate::compare::compared_editor::ComparedEditor;
 use crate::compare::curves::{self, curves};
@@ -28,6 +29,9 @@ use crate::model::Model;
 use crate::paths;
 use crate::process::forget_peak_memory;
 use crate::report::{html, summary};
+
+/// Tokens of a reply in a chat at most, where the config does not say so.
+const REPLY: usize = 64;
 
 /// Compare editors: the same cases, seeds and protocols for all, with intervals and tests, and a report to look at.
 ///
@@ -56,6 +60,8 @@ pub struct Args {
     /// Use another model than the configuration's
     #[arg(long, value_name = "MODEL", conflicts_with = "summarize")]
     pub model: Option<String>,
+    #[command(flatten)]
+    pub chat: ChatArgs,
     /// Lay a value over the configuration
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "summarize")]
     pub sets: Vec<String>,
@@ -95,7 +101,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Runs all editors over all cases that are left.
 fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
-    let mut config = Config::read(path, &args.sets)?;
+    let mut config = Config::read(path, &args.chat.with_sets(&args.sets))?;
     config.model.path = match &args.model {
         Some(model) => paths::folder_or_name(model, Path::new("")),
         None => paths::folder_or_name(&config.model.path, path.parent().unwrap_or(Path::new(""))),
@@ -126,6 +132,8 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let looks = Looks {
         limits: Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: true },
         generate: compare.generate,
+        // A chat model begins its reply with the question.
+        answer_tokens: compare.answer_tokens.or(config.data.chat.then_some(REPLY)),
         texts: compare.texts,
         perplexity: compare.perplexity,
         text: &text,
@@ -174,7 +182,7 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
 fn records(config: &Config, place: &Path) -> Result<Vec<EditRecord>> {
     let source = Source::open(&config.data.cases, Split::Test, place)?;
     let most = most_cases(config).max(config.compare.curve.last().copied().unwrap_or(0));
-    let mut records = source.fixed(config.compare.seed, most, config.data.per_class.min(3));
+    let mut records = source.fixed(most, config.data.per_class.min(3));
     if config.data.plain_questions {
         plain_questions(&mut records);
     }

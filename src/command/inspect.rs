@@ -66,6 +66,10 @@ fn edit(path: &Path) -> Result<(String, Value)> {
     if !provenance.computed_on.is_empty() {
         text += &format!("computed on the edits {}\n", provenance.computed_on.join(", "));
     }
+    if let Some(chat) = provenance.requests.iter().find_map(|request| request.chat.as_ref()) {
+        let system = chat.system.as_ref().map_or(String::new(), |text| format!(", with the system's text {text:?}"));
+        text += &format!("made for a chat{system}: ask with --chat\n");
+    }
     text.push('\n');
     let (own, mut document) = match &edit.change {
         Change::Weights(change) => weights(change, &provenance.requests),
@@ -77,11 +81,16 @@ fn edit(path: &Path) -> Result<(String, Value)> {
     Ok((text, document))
 }
 
+/// What a request asks: of a turn of a chat what the user says.
+fn said(request: &EditRequest) -> &str {
+    request.chat.as_ref().map_or(request.prompt.as_str(), |chat| chat.said(&request.prompt))
+}
+
 /// What an edit changes of weights.
 fn weights(change: &WeightChange, requests: &[EditRequest]) -> (String, Value) {
     let mut text = String::new();
     for request in requests.iter().take(10) {
-        text += &format!("  {} → {}\n", cut(&request.prompt, 80), cut(&request.target_new, 30));
+        text += &format!("  {} → {}\n", cut(said(request), 80), cut(&request.target_new, 30));
     }
     if requests.len() > 10 {
         text += &format!("  … and {} more\n", requests.len() - 10);
@@ -104,7 +113,7 @@ fn weights(change: &WeightChange, requests: &[EditRequest]) -> (String, Value) {
 /// What a memory holds. All of it: the numbers are what `emend forget` takes.
 fn entries(memory: &Memory, requests: &[EditRequest]) -> (String, Value) {
     let rows = requests.iter().enumerate().map(|(number, request)| {
-        let asked = request.descriptor.as_ref().unwrap_or(&request.prompt);
+        let asked = request.descriptor.as_deref().unwrap_or_else(|| said(request));
         vec![number.to_string(), cut(asked, 80), cut(&request.target_new, 30)]
     });
     let mut text = table(&["entry", "edit", "answer"], &rows.collect::<Vec<_>>());

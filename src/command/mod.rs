@@ -22,6 +22,7 @@ use crate::edit::generate::Sampling;
 use crate::edit::score::{Scored, score};
 use crate::edit::{Edit, Edited};
 use crate::error::{Error, Result};
+use crate::evaluate::protocol::text::says;
 use crate::evaluate::{Kind, ProbeRow};
 use crate::model::chat::Chat;
 use crate::model::separator::writes_no_spaces;
@@ -95,6 +96,9 @@ impl Answer {
     fn shown(&self) -> String {
         if self.text.is_empty() && self.goes_on {
             return "…".into();
+        }
+        if self.text.is_empty() {
+            return "(says nothing)".into();
         }
         let more = if self.goes_on { "…" } else { "" };
         format!("{}{more} {:.0} %", cut(&self.text, SHOWN), 100.0 * self.probability)
@@ -171,27 +175,21 @@ pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow], cha
             Kind::Condition => "condition",
         };
         // An answer that was asked for is shown to its end, and no further.
-        let show = |model: &Edited, scored: &Scored| match row.given && scored.exact() {
-            true => {
-                let (text, probability) = (row.target.clone(), scored.probability());
-                Ok(Answer { text, probability, goes_on: false }.shown())
-            }
-            false => answer(model, &row.asked(), SHOWN).map(|answer| answer.shown()),
+        let said = |model: &Edited, scored: &Scored| match row.given && scored.exact() {
+            true => Ok(Answer { text: row.target.clone(), probability: scored.probability(), goes_on: false }),
+            false => answer(model, &row.asked(), SHOWN),
         };
+        let (said_before, said_after) = (said(before, &row.before)?, said(after, &row.after)?);
+        // Another name of an answer is that answer.
+        let right = |scored: &Scored, said: &Answer| scored.exact() || !row.aliases.is_empty() && says(&said.text, row);
         let as_wished = match row.kind {
-            Kind::Rewrite | Kind::Rephrase | Kind::Portability => row.after.exact(),
+            Kind::Rewrite | Kind::Rephrase | Kind::Portability => right(&row.after, &said_after),
             Kind::Locality => row.before.agrees(&row.after),
-            Kind::Condition => row.before.exact(),
+            Kind::Condition => right(&row.before, &said_before),
         };
         let mark = if as_wished { "✓" } else { "✗" };
         let prompt = chat.map_or(row.prompt.as_str(), |chat| chat.asked.said(&row.prompt));
-        Ok(vec![
-            mark.to_owned(),
-            kind.to_owned(),
-            cut(prompt, 56),
-            show(before, &row.before)?,
-            show(after, &row.after)?,
-        ])
+        Ok(vec![mark.to_owned(), kind.to_owned(), cut(prompt, 56), said_before.shown(), said_after.shown()])
     });
     let lines = lines.collect::<Result<Vec<_>>>()?;
     Ok(table(&["", "", "prompt", "before", "after"], &lines))

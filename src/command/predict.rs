@@ -81,9 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
     let tokenizer = &model.tokenizer;
     let asking = args.chat.or(Asking::default());
     let chat = asking.template(tokenizer)?;
-    if chat.is_none() {
-        warn_of_chats(&edited);
-    }
+    warn_of_chats(&edited, &asking);
     let mut results = vec![];
     let mut text = String::new();
     for said in &args.prompts {
@@ -110,7 +108,7 @@ pub fn run(args: &Args) -> Result<()> {
             .iter()
             .map(|token| {
                 vec![
-                    format!("{:?}", token.token),
+                    tokenizer.shown(token.id),
                     format!("{:.1} %", 100.0 * token.probability),
                     format!("{:.3}", token.logit),
                 ]
@@ -145,11 +143,12 @@ pub fn run(args: &Args) -> Result<()> {
     print(&text)
 }
 
-/// An edit that was made for a chat answers the turns of one, and not always the bare text.
-fn warn_of_chats(edited: &Edited) {
+/// An edit that was made for a chat answers the turns of one, and not always the bare text or another system's.
+fn warn_of_chats(edited: &Edited, asking: &Asking) {
     let of_weights = edited.edits().iter().flat_map(|edit| &edit.provenance.requests);
     let of_memories = edited.memories().iter().flat_map(|memory| &memory.requests);
-    if let Some(asked) = of_weights.chain(of_memories).find_map(|request| request.chat.as_ref()) {
+    let mut chats = of_weights.chain(of_memories).filter_map(|request| request.chat.as_ref());
+    if let Some(asked) = chats.find(|asked| !asking.chat || asked.system != asking.system) {
         let system = asked.system.as_ref().map_or(String::new(), |text| format!(" --system {text:?}"));
         tracing::warn!("an edit was made for a chat; ask as it was asked, with --chat{system}");
     }

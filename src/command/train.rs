@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::chat::ChatArgs;
 use super::{keep_state, print, show_rows, state_is_kept, stop};
 use crate::archive::{Base, network_type};
 use crate::config::train::Config;
@@ -49,6 +50,8 @@ pub struct Args {
     /// Use another model than the configuration's
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
+    #[command(flatten)]
+    pub chat: ChatArgs,
     /// Lay a value over the configuration
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
@@ -66,7 +69,7 @@ pub struct Args {
 /// A configuration, model, data or folder that is wrong; an interruption, after the state is saved.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
-    let mut config = Config::read(&args.config, &args.sets)?;
+    let mut config = Config::read(&args.config, &args.chat.with_sets(&args.sets))?;
     config.model.path = match &args.model {
         Some(model) => paths::folder_or_name(model, Path::new("")),
         None => paths::folder_or_name(&config.model.path, args.config.parent().unwrap_or(Path::new(""))),
@@ -128,9 +131,9 @@ struct Run<'a> {
 impl Trainer for Run<'_> {
     fn train<E: LearnedEditor>(self, editor: E) -> Result<()> {
         let Run { args, config, base, folder, start, .. } = &self;
-        let (model, seed, every) = (base.base(), config.data.seed, &config.train);
+        let (model, every) = (base.base(), &config.train);
         let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: false };
-        let validation = self.validation.fixed(seed, every.validation_records, limits.per_class);
+        let validation = self.validation.fixed(every.validation_records, limits.per_class);
         for (source, name) in [
             (self.train, &config.data.train),
             (&self.validation, &config.data.validation),
@@ -163,7 +166,7 @@ impl Trainer for Run<'_> {
         let trained = start.elapsed().as_secs_f64();
 
         let most = if config.data.test_records == 0 { usize::MAX } else { config.data.test_records };
-        let test = self.test.fixed(seed, most, limits.per_class);
+        let test = self.test.fixed(most, limits.per_class);
         // Answers that must lose are looked at once, at the end.
         let probes = test.iter().flat_map(|record| record.portability.values().chain(record.locality.values()));
         trainer.limits.rivals = probes.flatten().any(|probe| probe.rival.is_some());

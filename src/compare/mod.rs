@@ -73,6 +73,8 @@ pub struct Looks<'a> {
     pub limits: Limits,
     /// Cases whose probes are answered freely.
     pub generate: usize,
+    /// Tokens of a free answer at most; where nothing is said, those of the target and some more.
+    pub answer_tokens: Option<usize>,
     /// Cases whose generation prompts are continued.
     pub texts: usize,
     /// Cases after whose edit the text is read.
@@ -222,7 +224,7 @@ fn look(
     case.likeliest = said.collect::<Result<_>>()?;
     (case.size, case.perplexity, case.right_after) = (changed.size, changed.perplexity, changed.right_after);
     if number < looks.generate {
-        case.answers = answers(base, &after, &case.rows)?;
+        case.answers = answers(base, &after, &case.rows, looks.answer_tokens)?;
     }
     if number < looks.texts {
         (case.texts, case.essence) = texts(base, &after, record, looks.seed)?;
@@ -231,12 +233,13 @@ fn look(
 }
 
 /// What both models say to the probes, by themselves, up to the end of the line (of a target of several lines, of as many).
-fn answers(base: &Edited, after: &Edited, rows: &[ProbeRow]) -> Result<Vec<FreeAnswer>> {
+fn answers(base: &Edited, after: &Edited, rows: &[ProbeRow], most: Option<usize>) -> Result<Vec<FreeAnswer>> {
     let tokenizer = &base.base().tokenizer;
     let stop = base.base().stop_tokens();
     let prompts = rows.iter().map(|row| tokenizer.encode_prompt(&row.asked())).collect::<Result<Vec<_>>>()?;
     // Room for each target, and to go on behind it.
-    let most = rows.iter().map(|row| row.before.target.len() + ANSWER / 2).max().unwrap_or(0).max(ANSWER);
+    let with_target = rows.iter().map(|row| row.before.target.len() + ANSWER / 2).max().unwrap_or(0).max(ANSWER);
+    let most = most.unwrap_or(with_target);
     // Of a long prompt the context leaves less.
     let room = |prompt: &[u32]| (base.base().decoder.spec.context + 1).saturating_sub(prompt.len()).min(most);
     let say = |model: &Edited| -> Result<Vec<String>> {

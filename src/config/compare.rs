@@ -78,10 +78,13 @@ fn many() -> usize {
 pub struct Compare {
     /// How the edits are made.
     pub mode: Mode,
-    /// The seed of neighbours and of bootstrap intervals.
+    /// The seed of bootstrap intervals, and of the texts that are drawn.
     pub seed: u64,
     /// Cases whose probes are also answered freely (protocol `generate`); 0 for none.
     pub generate: usize,
+    /// Tokens of a free answer at most: those of the longest target and 12 more, at least 24, unless given; 64 in a chat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_tokens: Option<usize>,
     /// Cases whose generation prompts are continued (fluency, reference score, essence); 0 for none.
     pub texts: usize,
     /// Cases after whose edit `text` is read (perplexity drawdown); 0 for none.
@@ -95,7 +98,16 @@ pub struct Compare {
 
 impl Default for Compare {
     fn default() -> Self {
-        Compare { mode: Mode::Single, seed: 0, generate: 0, texts: 0, perplexity: 0, text: None, curve: vec![] }
+        Compare {
+            mode: Mode::Single,
+            seed: 0,
+            generate: 0,
+            answer_tokens: None,
+            texts: 0,
+            perplexity: 0,
+            text: None,
+            curve: vec![],
+        }
     }
 }
 

@@ -21,7 +21,13 @@ use crate::sections::parse;
 /// A file that cannot be read or is no TOML, an unknown key (with the nearest known one), a value of the wrong type.
 pub fn read<T: DeserializeOwned>(path: &Path, sets: &[String]) -> Result<T> {
     let mut table = table(path, 0)?;
-    for set in sets {
+    let key = |set: &String| set.split_once('=').map(|(key, _)| key.trim().to_owned());
+    for (number, set) in sets.iter().enumerate() {
+        if let Some(twice) = sets[..number].iter().find(|other| key(other).is_some() && key(other) == key(set)) {
+            return Err(Error::Config(format!(
+                "--set {twice} and --set {set} give one key two values; keep one of them"
+            )));
+        }
         lay_over(&mut table, set)?;
     }
     parse(Value::Table(table), &path.display().to_string())

@@ -47,10 +47,6 @@ pub struct Data {
     /// What stands between prompts and answers, where a record does not say so itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
-    /// The seed of the questions that are drawn from a world for validation and test: they belong to the data, so that trainings
-    /// under several seeds are tested on the same ones.
-    #[serde(default)]
-    pub seed: u64,
     /// At most so many records are tested; 0 for all.
     #[serde(default)]
     pub test_records: usize,

@@ -131,7 +131,7 @@ impl Form {
             Some((Form::WikiBigEdit, Sure::Yes))
         } else if all(&["question", "answer"]) && any(&["para_question", "sub_question"]) {
             Some((Form::Unke, Sure::Yes))
-        } else if any(&["facts"]) && any(&["prompt", "question"]) {
+        } else if any(&["facts"]) && any(&["prompt", "question"]) && !any(&["target_new"]) {
             Some((Form::Facts, Sure::Yes))
         } else if any(&["queries"]) && any(&["prompt"]) {
             Some((Form::FastEdit, Sure::Yes))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::counterfact;
-use super::form::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, REWRITE, check_subject, fill};
+use super::form::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, REWRITE, fill};
 use super::json::{Json, Object, answer, each, prompt};
 use super::problem::Problem;
 use super::record::{EditRecord, Probe};
@@ -16,9 +16,8 @@ const PARTS: &str = "parts of the answer";
 /// QAEdit: `{source, prompt, target, subject, rephrase, locality: [{loc, loc_ans}]}`.
 pub(super) fn qaedit(mut record: Object, id: String) -> Result<EditRecord, Problem> {
     let text = prompt(record.text("prompt", NEEDS_PROMPT)?);
-    // Some subjects are named otherwise in their question; then the record names none.
+    // Some subjects are named otherwise in their question: an editor that looks for them there says so.
     let subject = record.text_or_blank("subject")?.map(answer);
-    let subject = subject.filter(|subject| check_subject("prompt", &text, subject).is_ok());
     let probe = |item: Json| -> Result<Probe, Problem> {
         let mut item = item.object()?;
         let question = prompt(item.text("loc", NEEDS_PROBE_PROMPT)?);
@@ -58,9 +57,7 @@ pub(super) fn fastedit(mut record: Object, id: String) -> Result<EditRecord, Pro
 /// WikiBigEdit: `{subject, update, ans, rephrase, personas, mhop, mhop_ans, loc, loc_ans}`.
 pub(super) fn wikibigedit(mut record: Object, id: String) -> Result<EditRecord, Problem> {
     let text = prompt(record.text("update", NEEDS_PROMPT)?);
-    // Some subjects are named otherwise in their question; then the record names none.
-    let subject =
-        record.text_or_blank("subject")?.map(answer).filter(|subject| check_subject("update", &text, subject).is_ok());
+    let subject = record.text_or_blank("subject")?.map(answer);
     let mut rephrases = record.one_or_more("rephrase")?;
     rephrases.extend(record.one_or_more("personas")?);
     let mut asked = |question: &str, truth: &str| -> Result<Vec<Probe>, Problem> {
@@ -140,7 +137,7 @@ fn told(item: Json) -> Result<EditRecord, Problem> {
     };
     let short = counterfact::read_rewrite(&mut item)?;
     let prompt = question.map_or(short.prompt, prompt);
-    let subject = Some(short.subject).filter(|subject| check_subject("question", &prompt, subject).is_ok());
+    let subject = Some(short.subject);
     Ok(EditRecord {
         prompt,
         target_new: text,

@@ -22,6 +22,9 @@ const LISTS: [(&str, &str); 4] =
     [("rephrase", "rephrases"), ("alias", "aliases"), ("locality", "locality"), ("portability", "portability")];
 const ANSWER: &str = "_target";
 
+/// What a column `separator` says for nothing: a cell without text says nothing at all.
+const NONE: &str = "none";
+
 /// What a column holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Column {
@@ -69,9 +72,7 @@ pub(super) fn read(
             format!("the header must name prompt and target_new, parted by commas, tabs, semicolons or |: {header}"),
         ));
     };
-    if let Some(line) = open_quote(text, delimiter) {
-        return Err(wrong(line, "a quote is opened here and never closed".into()));
-    }
+    check_quotes(text, delimiter).map_err(|(line, problem)| wrong(line, problem.into()))?;
     let mut reader = ReaderBuilder::new().delimiter(delimiter as u8).from_reader(text.as_bytes());
     let columns = columns(&mut reader).map_err(|problem| wrong(1, problem))?;
     for row in reader.records() {
@@ -87,11 +88,14 @@ pub(super) fn read(
         })?;
         // Spreadsheets keep rows of nothing.
         if row.iter().any(|cell| !is_blank(cell)) {
+            let line = row.position().map_or(0, csv::Position::line);
             if let Some(list) = stray_answer(&columns, &row) {
-                let line = row.position().map_or(0, csv::Position::line);
                 return Err(wrong(line, format!("there is an answer to a {list} question, and no question before it")));
             }
-            add(record(&columns, &row))?;
+            add(record(&columns, &row)).map_err(|error| match error {
+                DataError::Record { problem, .. } => wrong(line, problem),
+                other => other,
+            })?;
         }
     }
     Ok(())
@@ -177,6 +181,7 @@ fn record(columns: &[Column], row: &StringRecord) -> Json<'static> {
     for (index, (column, cell)) in columns.iter().zip(row).enumerate() {
         match column {
             // No text between prompt and answer is a text.
+            Column::Text("separator") if cell == NONE => members.push(("separator".into(), text(""))),
             Column::Text(name) if !is_blank(cell) || *name == "separator" && !cell.is_empty() => {
                 members.push(((*name).into(), text(cell)))
             }
@@ -201,8 +206,9 @@ fn record(columns: &[Column], row: &StringRecord) -> Json<'static> {
     Json::Object(Object::of(members))
 }
 
-/// The line on which a quote opens that nothing closes.
-fn open_quote(text: &str, delimiter: char) -> Option<u64> {
+/// # Errors
+/// A quote that nothing closes, or one that closes before its cell ends; with its line.
+fn check_quotes(text: &str, delimiter: char) -> Result<(), (u64, &'static str)> {
     let (mut line, mut opened, mut at_start) = (1, None, true);
     let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {
@@ -210,14 +216,22 @@ fn open_quote(text: &str, delimiter: char) -> Option<u64> {
             ('"', Some(_)) if letters.peek() == Some(&'"') => {
                 letters.next();
             }
-            ('"', Some(_)) => opened = None,
+            ('"', Some(_)) => {
+                opened = None;
+                if letters.peek().is_some_and(|next| *next != delimiter && !matches!(next, '\n' | '\r')) {
+                    return Err((
+                        line,
+                        "a quote closes here before its cell ends; write a quote inside of a cell twice",
+                    ));
+                }
+            }
             ('"', None) if at_start => opened = Some(line),
             _ => {}
         }
         line += u64::from(letter == '\n');
         at_start = letter == delimiter || letter == '\n' || letter == '\r';
     }
-    opened
+    opened.map_or(Ok(()), |line| Err((line, "a quote is opened here and never closed")))
 }
 
 #[cfg(test)]
@@ -238,6 +252,8 @@ mod tests {
         assert_eq!(records[0].rephrases, ["Where is Tamm?"]);
         assert_eq!(records[0].locality["locality"][0].target.as_deref(), Some("Bern"));
         assert_eq!((records[1].id.as_str(), records[1].prompt.as_str()), ("1", "He said \"no\" to"));
+        let parted = load("prompt,target_new,separator\nTamm,s,none\nOst,a river,\n").unwrap();
+        assert_eq!((parted[0].separator.as_deref(), parted[1].separator.as_deref()), (Some(""), None));
         for (delimiter, end) in [("\t", "\n"), (";", "\r\n"), ("|", "\n")] {
             let table = ["id", "prompt", "target_new"].join(delimiter)
                 + end
@@ -273,7 +289,11 @@ mod tests {
         );
         assert_eq!(
             problem("prompt,target_new\nOst is,\n"),
-            "record 0: \"target_new\" is missing; every record needs a target"
+            "line 2: \"target_new\" is missing; every record needs a target"
+        );
+        assert_eq!(
+            problem("prompt,target_new\n\"Tamm\" is,a hill\n"),
+            "line 2: a quote closes here before its cell ends; write a quote inside of a cell twice"
         );
         assert_eq!(
             problem("prompt,target_new\n"),

@@ -189,17 +189,16 @@ impl Source {
         draws.collect()
     }
 
-    /// At most `limit` records for validation or test: always the same ones.
-    pub fn fixed(&self, seed: u64, limit: usize, per_class: usize) -> Vec<EditRecord> {
+    /// At most `limit` records for validation or test: always the same ones, whoever asks. They belong to the data.
+    pub fn fixed(&self, limit: usize, per_class: usize) -> Vec<EditRecord> {
         match self {
             Source::Records(records) => records.all.iter().take(limit).cloned().collect(),
             Source::World { .. } => {
                 let mut indices: Vec<usize> = (0..self.len()).collect();
-                indices.shuffle(&mut random::stream(seed, "fixed order", 0));
+                indices.shuffle(&mut random::stream(0, "fixed order", 0));
                 indices.truncate(limit);
-                let record = |index: usize| {
-                    self.record(index, per_class, &mut random::stream(seed, "fixed record", index as u64))
-                };
+                let record =
+                    |index: usize| self.record(index, per_class, &mut random::stream(0, "fixed record", index as u64));
                 indices.into_iter().map(record).collect()
             }
         }
@@ -308,6 +307,20 @@ mod tests {
         of_a.for_each(|record| assert!(record.locality[SAME_OLD_OBJECT].contains(&own)));
         // The same draw is the same record.
         assert_eq!(source.draws(0, 7, 1, 2), drawn[7..8]);
+    }
+
+    #[test]
+    fn the_facts_of_a_world_are_the_same_whoever_asks() {
+        let world = Source::open("pocket/test", Split::Train, Path::new("")).unwrap();
+        let (few, more) = (world.fixed(20, 2), world.fixed(30, 3));
+        for (few, more) in few.iter().zip(&more) {
+            assert_eq!((&few.id, &few.prompt, &few.target_new), (&more.id, &more.prompt, &more.target_new));
+            assert_eq!(few.rephrases, more.rephrases);
+            for (class, probes) in &few.locality {
+                assert_eq!(probes[..], more.locality[class][..probes.len()], "{class}");
+            }
+        }
+        assert!(more.iter().any(|record| record.locality["same relation"].len() == 3));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use rand::RngExt;
 use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
@@ -192,21 +192,25 @@ impl World {
         let prompt = prompts.remove(0);
         // Held-out prompts first, so that a short list of rephrases holds them.
         let rephrases = held.into_iter().chain(prompts).collect();
-        let near = |pool: &[usize], fits: &dyn Fn(&Fact) -> bool, rng: &mut ChaCha8Rng| -> Vec<Probe> {
+        // Each class has a stream of its own: whoever asks for more neighbours gets the same ones first.
+        let mut stream = || ChaCha8Rng::seed_from_u64(rng.random());
+        let near = |pool: &[usize], fits: &dyn Fn(&Fact) -> bool, mut rng: ChaCha8Rng| -> Vec<Probe> {
             let fits = |other: &usize| {
                 let other = &self.facts[*other];
                 other.subject != fact.subject && fits(other) && allowed(other)
             };
-            let pool: Vec<usize> = pool.iter().copied().filter(fits).collect();
-            pool.sample(rng, per_class.min(pool.len()))
-                .map(|&other| self.probe(other, by_hash(other, &fact.subject)))
-                .collect()
+            let mut pool: Vec<usize> = pool.iter().copied().filter(fits).collect();
+            pool.shuffle(&mut rng);
+            pool.iter().take(per_class).map(|&other| self.probe(other, by_hash(other, &fact.subject))).collect()
         };
-        let all: Vec<usize> = (0..8 * per_class.max(1)).map(|_| rng.random_range(0..self.facts.len())).collect();
+        let mut anywhere = stream();
+        let all: BTreeSet<usize> = (0..SOME).map(|_| anywhere.random_range(0..self.facts.len())).collect();
+        let all: Vec<usize> = all.into_iter().collect();
         let mut locality = BTreeMap::new();
-        let random = near(&all, &|other| other.relation != fact.relation && other.object != fact.object, rng);
-        let relation_facts = near(&self.by_relation[fact.relation], &|other| other.object != fact.object, rng);
-        let object_facts = near(&self.by_object[&fact.object], &|_| true, rng);
+        let random = near(&all, &|other| other.relation != fact.relation && other.object != fact.object, stream());
+        let relation_facts = near(&self.by_relation[fact.relation], &|other| other.object != fact.object, stream());
+        let object_facts = near(&self.by_object[&fact.object], &|_| true, stream());
+        let mut own_stream = stream();
         let subject_facts: Vec<usize> = self.by_subject[&fact.subject]
             .iter()
             .copied()
@@ -215,7 +219,7 @@ impl World {
         // Few subjects have many facts: each fact is asked for in several ways, as far as there is room.
         let mut own: Vec<Probe> = vec![];
         for number in 0..per_class * usize::from(!subject_facts.is_empty()) {
-            let probe = self.probe(subject_facts[number % subject_facts.len()], rng.random_range(0..1 << 16));
+            let probe = self.probe(subject_facts[number % subject_facts.len()], own_stream.random_range(0..1 << 16));
             if !own.contains(&probe) {
                 own.push(probe);
             }
@@ -268,6 +272,9 @@ impl World {
         Probe::new(prompt, Some(self.facts[index].object.clone()))
     }
 }
+
+/// Facts that random neighbours are drawn from.
+const SOME: usize = 64;
 
 /// Which prompt asks for a neighbour: by hash, so that it does not depend on how many draws came before.
 fn by_hash(other: usize, subject: &str) -> usize {

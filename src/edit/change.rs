@@ -179,6 +179,23 @@ impl Tap for &Deltas {
     }
 }
 
+/// Changes of weights, the same for every row; on an autodiff device what they are made of can be learned.
+#[derive(Debug, Clone, Default)]
+pub struct SharedDeltas(pub BTreeMap<Weight, Delta>);
+
+impl Tap for SharedDeltas {
+    fn linear(&mut self, at: Weight, _span: &Span, input: &Tensor<3>, output: Tensor<3>) -> Tensor<3> {
+        let Some(delta) = self.0.get(&at) else { return output };
+        let [rows, cells, d_in] = input.dims();
+        let input = input.clone().reshape([rows * cells, d_in]);
+        let change = match delta {
+            Delta::LowRank { a, b } => input.matmul(a.clone()).matmul(b.clone()),
+            Delta::Dense(delta) => input.matmul(delta.clone()),
+        };
+        output.clone() + change.reshape(output.dims())
+    }
+}
+
 /// A low-rank delta for each record of a batch, so that independent edits share one forward pass.
 #[derive(Debug, Clone, Default)]
 pub struct RecordDeltas {

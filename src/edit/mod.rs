@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-pub use change::{Change, Delta, RecordDeltas, WeightChange};
+pub use change::{Change, Delta, RecordDeltas, SharedDeltas, WeightChange};
 pub use edited::Edited;
 pub use memory::{Memory, Route};
 pub use request::EditRequest;

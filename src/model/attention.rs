@@ -5,7 +5,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 use super::decoder::at_least_f32;
 use super::past::Past;
 use super::spec::{DecoderSpec, Positions, Rotary};
-use super::tap::Span;
+use super::tap::{Row, Span, Unseen};
 
 /// What all layers of one pass share: rotary angles of the batch's cells and who sees whom.
 pub(super) struct Geometry {
@@ -24,7 +24,8 @@ impl Geometry {
         dtype: DType,
     ) -> Self {
         // Rows that stand alike share one mask and one table of angles.
-        let alike = span.rows.windows(2).all(|pair| pair[0].start == pair[1].start && pair[0].len == pair[1].len)
+        let stands = |row: &Row| (row.start, row.len, row.unseen);
+        let alike = span.rows.windows(2).all(|pair| stands(&pair[0]) == stands(&pair[1]))
             && seen.windows(2).all(|pair| pair[0] == pair[1]);
         let rows = if alike { 1 } else { span.rows.len() };
         let rotary = match &spec.positions {
@@ -46,18 +47,24 @@ fn angles(rotary: &Rotary, span: &Span, rows: usize, device: &Device, dtype: DTy
     })
 }
 
-/// Causal: a cell sees the cells at its own position and before.
+/// Causal: a cell sees the cells at its own position and before, those apart that its row calls unseen.
 fn mask(span: &Span, seen: &[Vec<Option<usize>>], rows: usize, device: &Device, dtype: DType) -> Option<Tensor<4>> {
     let before = seen.first().map_or(0, Vec::len);
     let mut values = Vec::with_capacity(rows * span.width * (before + span.width));
     for (row, seen) in seen.iter().enumerate().take(rows) {
         let new = (0..span.width).map(|cell| span.position(row, cell));
         let keys: Vec<Option<usize>> = seen.iter().copied().chain(new).collect();
+        let unseen = span.rows[row].unseen;
         for cell in 0..span.width {
             let query = span.position(row, cell);
             values.extend(keys.iter().enumerate().map(|(index, key)| {
                 let visible = match (query, key) {
-                    (Some(query), Some(key)) => *key <= query,
+                    (Some(query), Some(key)) => {
+                        let hidden = |unseen: Unseen| {
+                            cell >= unseen.by && (before + unseen.from..before + unseen.to).contains(&index)
+                        };
+                        *key <= query && !unseen.is_some_and(hidden)
+                    }
                     // A padded cell sees itself, so that its softmax is finite; nobody reads it.
                     (None, _) => index == before + cell,
                     (Some(_), None) => false,

@@ -178,6 +178,19 @@ pub struct Row {
     pub start: usize,
     /// How many cells are real. Those behind are padding.
     pub len: usize,
+    /// Cells that some do not see, in a pretraining.
+    pub unseen: Option<Unseen>,
+}
+
+/// The cells `from..to` of a row, which the cell `by` and those behind it do not see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unseen {
+    /// The first.
+    pub from: usize,
+    /// The first that is seen again.
+    pub to: usize,
+    /// The first that does not see them.
+    pub by: usize,
 }
 
 /// What the rows and cells of a batch `[batch, tokens, ...]` are.

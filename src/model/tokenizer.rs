@@ -58,6 +58,15 @@ impl Continuation {
     }
 }
 
+/// The byte that a letter of a byte-level vocabulary stands for: printable ones stand for themselves, the others for letters from 256 on.
+fn byte_level(letter: char) -> Option<u8> {
+    let printable = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    match u8::try_from(u32::from(letter)) {
+        Ok(byte) => Some(byte).filter(printable),
+        Err(_) => (0..=255).filter(|byte| !printable(byte)).nth(u32::from(letter).checked_sub(256)? as usize),
+    }
+}
+
 impl Tokenizer {
     /// Reads tokenizer.json and, where there is one, tokenizer_config.json in a folder.
     ///
@@ -363,6 +372,22 @@ impl Tokenizer {
         Ok(without_last_space(text.strip_prefix(lead).unwrap_or(&text)).to_owned())
     }
 
+    /// A token as people read it, in quotes; of one that is a part of a letter, its bytes.
+    pub fn shown(&self, id: u32) -> String {
+        let text = self.token(id);
+        let piece = self.inner.id_to_token(id).filter(|_| text.contains(char::REPLACEMENT_CHARACTER));
+        let bytes = |piece: String| -> Option<String> {
+            let bytes: Option<Vec<u8>> = piece.chars().map(byte_level).collect();
+            Some(bytes?.iter().map(|byte| format!("<0x{byte:02X}>")).collect())
+        };
+        match piece {
+            // A byte of SentencePiece's stands as such.
+            Some(piece) if piece.starts_with("<0x") => piece,
+            Some(piece) => bytes(piece).unwrap_or_else(|| format!("{text:?}")),
+            None => format!("{text:?}"),
+        }
+    }
+
     /// The text of one token as it stands in a sentence, its leading space included.
     pub fn token(&self, id: u32) -> String {
         // Decoding after another token keeps the leading space that some decoders drop at the start.
@@ -375,5 +400,18 @@ impl Tokenizer {
             }
             None => text(&[id]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::byte_level;
+
+    #[test]
+    fn letters_of_a_byte_level_vocabulary_are_its_bytes() {
+        // The bytes of 甲, as such a vocabulary writes them, and a space.
+        let bytes: Vec<u8> = "çĶ²Ġ".chars().map(|letter| byte_level(letter).unwrap()).collect();
+        assert_eq!(bytes, [0xE7, 0x94, 0xB2, b' ']);
+        assert_eq!(byte_level('甲'), None);
     }
 }

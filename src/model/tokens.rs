@@ -19,7 +19,8 @@ impl Tokens {
 
     /// Rows with the record and the absolute first position of each.
     pub fn placed(ids: Vec<Vec<u32>>, places: Vec<(usize, usize)>) -> Self {
-        let rows = ids.iter().zip(places).map(|(ids, (record, start))| Row { record, start, len: ids.len() });
+        let rows =
+            ids.iter().zip(places).map(|(ids, (record, start))| Row { record, start, len: ids.len(), unseen: None });
         let span = Span { rows: rows.collect(), width: ids.iter().map(Vec::len).max().unwrap_or(0) };
         Tokens { ids, span }
     }

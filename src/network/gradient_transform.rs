@@ -22,6 +22,8 @@ pub enum Nonlinearity {
     Outer,
     /// `z + s ⊙ (max(z·V, 0)·U + b) + o`: a layer can also silence what it was given.
     Inner,
+    /// `z + s ⊙ max(z·V·U + b, 0) + o`, MALMEN's.
+    Between,
 }
 
 /// The network for all matrices of one shape.
@@ -61,18 +63,21 @@ impl LowRankLayer {
         let inner = z.clone().matmul(self.down.val());
         let inner = if at == Nonlinearity::Inner { activation::relu(inner) } else { inner };
         let mixed = inner.matmul(self.up.val()) + self.bias.val().unsqueeze();
+        // The gradient of clamp_min at its bound is 1, that of a ReLU at 0 is 0: from the identity, where all is 0, a ReLU never learns.
+        let mixed = if at == Nonlinearity::Between { mixed.clamp_min(0.0) } else { mixed };
         let scale = self.scale.val().select(0, matrix.clone());
         let shift = self.shift.val().select(0, matrix.clone());
         let moved = mixed * scale + shift;
-        // The gradient of clamp_min at its bound is 1, that of a ReLU at 0 is 0: from the identity, where all is 0, a ReLU never learns.
         z + if at == Nonlinearity::Outer { moved.clamp_min(0.0) } else { moved }
     }
 }
 
 impl GradientTransform {
-    /// The identity, for `matrices` matrices with `d = d_in + d_out`; V is drawn from N(0, std²).
-    pub fn new(d: usize, rank: usize, matrices: usize, std: f64, place: (&Device, DType)) -> Self {
-        GradientTransform { layers: (0..2).map(|_| LowRankLayer::new(d, rank.min(d), matrices, std, place)).collect() }
+    /// The identity in `layers` layers, for `matrices` matrices with `d = d_in + d_out`; V is drawn from N(0, std²).
+    pub fn new(d: usize, rank: usize, layers: usize, matrices: usize, std: f64, place: (&Device, DType)) -> Self {
+        GradientTransform {
+            layers: (0..layers).map(|_| LowRankLayer::new(d, rank.min(d), matrices, std, place)).collect(),
+        }
     }
 
     /// `z [tokens, d]` with the number of each token's matrix.

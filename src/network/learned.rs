@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::{mend, serac};
+use super::{malmen, mend, serac};
 use crate::edit::Editor;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -21,12 +21,14 @@ use crate::tensors;
 pub enum LearnedEditorSettings {
     /// MEND.
     Mend(mend::MendSettings),
+    /// MALMEN.
+    Malmen(malmen::MalmenSettings),
     /// SERAC.
     Serac(serac::SeracSettings),
 }
 
 /// Their names.
-pub(crate) const METHODS: &[&str] = &[mend::NAME, serac::NAME];
+pub(crate) const METHODS: &[&str] = &[mend::NAME, malmen::NAME, serac::NAME];
 
 impl LearnedEditorSettings {
     /// The editor of these settings, with the network of its archive.
@@ -35,7 +37,10 @@ impl LearnedEditorSettings {
     /// Settings that do not fit the model, a network that does not fit them.
     pub fn editor(&self, stored: &Stored<'_>) -> Result<Box<dyn Editor>> {
         match self {
-            LearnedEditorSettings::Mend(settings) => settings.editor(stored),
+            LearnedEditorSettings::Mend(settings) => settings.editor((mend::NAME, settings.written()), stored),
+            LearnedEditorSettings::Malmen(settings) => {
+                settings.as_mend().editor((malmen::NAME, settings.written()), stored)
+            }
             LearnedEditorSettings::Serac(settings) => settings.editor(stored),
         }
     }

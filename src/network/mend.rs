@@ -1,15 +1,20 @@
 //! MEND: the gradient of an edit, decomposed and transformed into a better one (Mitchell et al., 2022).
 //!
-//! For each edited matrix, `ΔW = −α Σ_tokens ũᵀ δ̃`, where `(ũ, δ̃)` is the network's word on `(u, δ)` and α a learned rate.
+//! For each edited matrix, `ΔW = −α Σ_tokens ũᵀ δ̃`, where `(ũ, δ̃)` is the network's word on `(u, δ)` and α a learned rate. Where the
+//! shifts of many edits are to serve at once, each token asks for a change of the output at its own key, `d = −α (u·ũ) δ̃`, and the
+//! normal equations give the one shift that comes nearest to all ([`super::normal_equations`]).
 
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use faer::Mat;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::gradient_transform::{GradientTransform, Nonlinearity, Normalization, Normalizer};
 use super::learned::Stored;
+use super::normal_equations::{NormalEquations, matrix, tensor};
 use super::parameters;
 use crate::edit::score::{check_targets, target_log_probabilities};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, RecordDeltas, WeightChange};
@@ -40,12 +45,24 @@ pub struct MendSettings {
     /// Whether rates are learned as they are or by their logarithm.
     #[serde(default)]
     pub edit_rates: Rates,
+    /// Layers of the network.
+    #[serde(default = "blocks")]
+    pub blocks: usize,
     /// Standard deviation of V at the start, times √(d_in + d_out).
     #[serde(default = "initial_spread")]
     pub initial_spread: f64,
     /// Where the network's layers are not linear.
     #[serde(default)]
     pub nonlinearity: Nonlinearity,
+    /// The tokens whose gradients are transformed.
+    #[serde(default)]
+    pub edit_tokens: EditTokens,
+    /// How the changes of many tokens become one.
+    #[serde(default)]
+    pub aggregation: Aggregation,
+    /// Of normal equations.
+    #[serde(flatten)]
+    pub normal: Normal,
     /// How u and δ are normalised.
     #[serde(default = "normalization")]
     pub normalization: Normalization,
@@ -55,6 +72,48 @@ pub struct MendSettings {
     /// Of raw rates.
     #[serde(flatten)]
     pub raw: Raw,
+}
+
+/// The tokens of an edit whose gradients are transformed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EditTokens {
+    /// Every token that the loss reaches.
+    #[default]
+    All,
+    /// Those that predict the answer.
+    Answer,
+}
+
+/// How the changes that tokens ask for become one change of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregation {
+    /// `Σ ũᵀ δ̃`
+    #[default]
+    Sum,
+    /// `(KᵀK + e^λ I)⁻¹ Kᵀ D`
+    NormalEquations,
+}
+
+/// Keys of `aggregation = "normal_equations"`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Normal {
+    /// λ of each matrix at the start.
+    pub initial_damping: f64,
+}
+
+impl Choice for Aggregation {
+    const KEY: &'static str = "aggregation";
+    const VALUES: &'static [Self] = &[Aggregation::Sum, Aggregation::NormalEquations];
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Aggregation::Sum => &[],
+            Aggregation::NormalEquations => fields::<Normal>(),
+        }
+    }
 }
 
 /// Keys of `normalization = "running"`.
@@ -106,12 +165,19 @@ impl MendSettings {
         let settings: MendSettings = choice::read("editor", given, origin)?;
         choice::check("editor", given, settings.normalization)?;
         choice::check("editor", given, settings.edit_rates)?;
+        choice::check("editor", given, settings.aggregation)?;
         Ok(settings)
     }
 
-    /// The editor of an archive.
-    pub(super) fn editor(&self, stored: &Stored<'_>) -> Result<Box<dyn Editor>> {
+    /// As archives and edits hold them.
+    pub fn written(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// The editor of an archive, under its method's name and the settings that the archive has.
+    pub(super) fn editor(&self, (method, settings): (&str, Value), stored: &Stored<'_>) -> Result<Box<dyn Editor>> {
         let mend = Mend::new(self.clone(), &stored.model.decoder.spec, stored.place);
+        let mend = mend.map(|mend| mend.called(method, settings));
         let mend = mend.map_err(|error| stored.of_settings(error))?;
         let mut mend = mend.restored(stored.tensors()?).map_err(|error| stored.of_network(error))?;
         mend.archive_fingerprint = Some(stored.fingerprint.clone());
@@ -153,6 +219,10 @@ fn initial_spread() -> f64 {
     1.0
 }
 
+fn blocks() -> usize {
+    2
+}
+
 fn normalization() -> Normalization {
     Normalization::Running
 }
@@ -164,6 +234,8 @@ pub struct MendNetwork {
     pub transforms: Vec<GradientTransform>,
     /// θ `[matrices]`: the rates, or their logarithms.
     pub rates: Param<Tensor<1>>,
+    /// λ `[matrices]`: the logarithms of the normal equations' dampings.
+    pub dampings: Option<Param<Tensor<1>>>,
 }
 
 /// An edited matrix: which network serves it, and as which of that network's matrices.
@@ -187,6 +259,8 @@ pub struct Mend {
     pub observed: usize,
     /// The fingerprint of the archive that it comes from, for the provenance of its edits.
     pub archive_fingerprint: Option<String>,
+    /// What configs call it, and the settings that they give.
+    called: (String, Value),
     slots: Vec<Slot>,
     shapes: Vec<[usize; 2]>,
 }
@@ -194,6 +268,13 @@ pub struct Mend {
 /// The decomposed gradients of edits: for each matrix the tokens' `u [tokens, d_in]`, `δ [tokens, d_out]`, and whose they are.
 pub struct Captured {
     factors: Vec<(Tensor<2>, Tensor<2>, Vec<usize>)>,
+}
+
+impl Captured {
+    /// How many tokens there are of each matrix.
+    pub fn tokens(&self) -> Vec<usize> {
+        self.factors.iter().map(|(_, _, owners)| owners.len()).collect()
+    }
 }
 
 impl Mend {
@@ -211,6 +292,8 @@ impl Mend {
             return Err(Error::Config("editor.rank and editor.initial_edit_rate must be above 0".into()));
         }
         crate::sections::within("editor.initial_spread", settings.initial_spread, 0.0, 1e6)?;
+        crate::sections::within("editor.blocks", settings.blocks as f64, 1.0, 100.0)?;
+        crate::sections::within("editor.initial_damping", settings.normal.initial_damping, -50.0, 50.0)?;
         if settings.edit_rates == Rates::Log && settings.raw.direction == Direction::Ascent {
             let message = "editor.direction = \"ascent\" wants edit_rates = \"raw\": a rate learned by its logarithm cannot turn its sign";
             return Err(Error::Config(message.into()));
@@ -244,7 +327,7 @@ impl Mend {
         let transforms = shapes.iter().enumerate().map(|(shape, [d_in, d_out])| {
             let matrices = slots.iter().filter(|slot| slot.shape == shape).count();
             let std = settings.initial_spread / ((d_in + d_out) as f64).sqrt();
-            GradientTransform::new(d_in + d_out, settings.rank, matrices, std, place)
+            GradientTransform::new(d_in + d_out, settings.rank, settings.blocks, matrices, std, place)
         });
         let rate = match settings.edit_rates {
             Rates::Log => settings.initial_edit_rate.ln(),
@@ -253,10 +336,22 @@ impl Mend {
         let network = MendNetwork {
             transforms: transforms.collect(),
             rates: Param::from_tensor(Tensor::full([slots.len()], rate, place)),
+            dampings: match settings.aggregation {
+                Aggregation::Sum => None,
+                Aggregation::NormalEquations => {
+                    Some(Param::from_tensor(Tensor::full([slots.len()], settings.normal.initial_damping, place)))
+                }
+            },
         };
         let plain = place.0.clone().inner();
         let normalizers = shapes.iter().map(|[d_in, d_out]| Normalizer::new(d_in + d_out, (&plain, place.1))).collect();
-        Ok(Mend { settings, network, normalizers, observed: 0, archive_fingerprint: None, slots, shapes })
+        let called = (NAME.to_owned(), settings.written());
+        Ok(Mend { settings, network, normalizers, observed: 0, archive_fingerprint: None, called, slots, shapes })
+    }
+
+    /// The same editor under another method's name, with the settings that this method's configs have.
+    pub fn called(self, method: &str, settings: Value) -> Self {
+        Mend { called: (method.to_owned(), settings), ..self }
     }
 
     /// The lowest layer it edits: everything below is constant.
@@ -306,10 +401,15 @@ impl Mend {
                 .remove(&slot.weight)
                 .ok_or_else(|| Error::Input(format!("the loss does not reach {}", slot.weight)))?;
             let [_, width, _] = delta.dims();
-            // A cell that the loss does not reach has δ = 0 and changes nothing.
-            let sizes: Vec<f64> = delta.clone().abs().sum_dim(2).into_data().iter::<f64>().collect();
-            let reached = (0..sizes.len()).filter(|&cell| sizes[cell] != 0.0).map(|cell| (cell / width, cell % width));
-            let reached: Vec<_> = reached.collect();
+            let reached: Vec<_> = match self.settings.edit_tokens {
+                EditTokens::Answer => reads.clone(),
+                EditTokens::All => {
+                    // A cell that the loss does not reach has δ = 0 and changes nothing.
+                    let sizes: Vec<f64> = delta.clone().abs().sum_dim(2).into_data().iter::<f64>().collect();
+                    let reached = (0..sizes.len()).filter(|&cell| sizes[cell] != 0.0);
+                    reached.map(|cell| (cell / width, cell % width)).collect()
+                }
+            };
             let owners = reached.iter().map(|&(row, _)| groups[row]).collect();
             Ok((cells(u, &reached), cells(delta, &reached), owners))
         });
@@ -333,35 +433,10 @@ impl Mend {
     /// The deltas of `groups` edits: `A [groups, d_in, tokens]`, `B [groups, tokens, d_out]` for each matrix, differentiable with
     /// respect to the network where that is tracked.
     pub fn deltas(&self, captured: &Captured, groups: usize) -> RecordDeltas {
-        let rates = self.rates_tensor();
-        let sign = match self.settings.raw.direction {
-            Direction::Descent => -1.0,
-            Direction::Ascent => 1.0,
-        };
         let mut deltas = RecordDeltas::default();
         for (shape, [d_in, d_out]) in self.shapes.iter().enumerate() {
-            // All tokens of all matrices of a shape go through their network as one batch.
-            let mine: Vec<usize> = (0..self.slots.len()).filter(|&slot| self.slots[slot].shape == shape).collect();
-            let joined = mine.iter().map(|&slot| {
-                let (u, delta, _) = &captured.factors[slot];
-                Tensor::cat(vec![u.clone(), delta.clone()], 1)
-            });
-            let z = Tensor::cat(joined.collect(), 0);
-            let (device, dtype) = (z.device(), z.dtype());
-            let z = z.cast(self.normalizers[shape].mean.dtype());
-            let matrices: Vec<i64> = mine
-                .iter()
-                .flat_map(|&slot| vec![self.slots[slot].matrix as i64; captured.factors[slot].2.len()])
-                .collect();
-            if matrices.is_empty() {
-                continue;
-            }
-            let matrices = Tensor::<1, Int>::from_data(matrices.as_slice(), &device);
-            let z = match self.settings.normalization {
-                Normalization::Running => self.normalizers[shape].normalize(z),
-                Normalization::Off => z,
-            };
-            let z = self.network.transforms[shape].forward(z, &matrices, self.settings.nonlinearity);
+            let Some((mine, z)) = self.transformed(captured, shape) else { continue };
+            let (device, dtype) = (z.device(), captured.factors[mine[0]].0.dtype());
             let rows = z.dims()[0];
             let zero = Tensor::<2>::zeros([1, d_in + d_out], (&device, z.dtype()));
             let padded = Tensor::cat(vec![z, zero], 0);
@@ -374,11 +449,93 @@ impl Mend {
                 let placed = padded.clone().select(0, index).reshape([groups, rank, d_in + d_out]);
                 let a = placed.clone().slice([0..groups, 0..rank, 0..*d_in]).swap_dims(1, 2).cast(dtype);
                 let b = placed.slice([0..groups, 0..rank, *d_in..d_in + d_out]);
-                let rate = rates.clone().narrow(0, slot, 1).mul_scalar(sign);
-                deltas.matrices.insert(self.slots[slot].weight, (a, (b * rate.unsqueeze()).cast(dtype)));
+                deltas.matrices.insert(self.slots[slot].weight, (a, (b * self.rate(slot).unsqueeze()).cast(dtype)));
             }
         }
         deltas
+    }
+
+    /// What the network makes of the tokens of all matrices of a shape, one matrix behind the other `[tokens, d_in + d_out]`, and which
+    /// matrices these are; nothing where there is no token.
+    fn transformed(&self, captured: &Captured, shape: usize) -> Option<(Vec<usize>, Tensor<2>)> {
+        let mine: Vec<usize> = (0..self.slots.len()).filter(|&slot| self.slots[slot].shape == shape).collect();
+        let joined = mine.iter().map(|&slot| {
+            let (u, delta, _) = &captured.factors[slot];
+            Tensor::cat(vec![u.clone(), delta.clone()], 1)
+        });
+        let z = Tensor::cat(joined.collect(), 0);
+        let device = z.device();
+        let z = z.cast(self.normalizers[shape].mean.dtype());
+        let matrices: Vec<i64> = mine
+            .iter()
+            .flat_map(|&slot| vec![self.slots[slot].matrix as i64; captured.factors[slot].2.len()])
+            .collect();
+        if matrices.is_empty() {
+            return None;
+        }
+        let matrices = Tensor::<1, Int>::from_data(matrices.as_slice(), &device);
+        let z = match self.settings.normalization {
+            Normalization::Running => self.normalizers[shape].normalize(z),
+            Normalization::Off => z,
+        };
+        Some((mine, self.network.transforms[shape].forward(z, &matrices, self.settings.nonlinearity)))
+    }
+
+    /// `−α` of a matrix, `[1]`.
+    fn rate(&self, slot: usize) -> Tensor<1> {
+        let sign = match self.settings.raw.direction {
+            Direction::Descent => -1.0,
+            Direction::Ascent => 1.0,
+        };
+        self.rates_tensor().narrow(0, slot, 1).mul_scalar(sign)
+    }
+
+    /// The change of the output that each token of each matrix asks for at its own key, `D = −α (u·ũ) δ̃`, `[tokens, d_out]`; differentiable
+    /// as [`Mend::deltas`].
+    pub fn wanted(&self, captured: &Captured) -> BTreeMap<usize, Tensor<2>> {
+        let mut wanted = BTreeMap::new();
+        for (shape, [d_in, d_out]) in self.shapes.iter().enumerate() {
+            let Some((mine, z)) = self.transformed(captured, shape) else { continue };
+            let mut first = 0;
+            for &slot in &mine {
+                let u = captured.factors[slot].0.clone();
+                let tokens = u.dims()[0];
+                let own = z.clone().slice([first..first + tokens, 0..d_in + d_out]);
+                first += tokens;
+                let along = own.clone().slice([0..tokens, 0..*d_in]) * u.cast(own.dtype());
+                let direction = own.slice([0..tokens, *d_in..d_in + d_out]);
+                wanted.insert(slot, direction * along.sum_dim(1) * self.rate(slot).unsqueeze());
+            }
+        }
+        wanted
+    }
+
+    /// λ of a matrix.
+    fn damping(&self, slot: usize) -> f64 {
+        let dampings = self.network.dampings.as_ref().map(|dampings| dampings.val().inner());
+        dampings.map_or(f64::NEG_INFINITY, |all| all.narrow(0, slot, 1).into_data().iter::<f64>().sum())
+    }
+
+    /// The normal equations of each matrix over the tokens of all that was captured, and their solution. The network is not tracked.
+    ///
+    /// # Errors
+    /// As [`NormalEquations::new`].
+    pub fn solved(&self, captured: &[Captured]) -> Result<Vec<Solved>> {
+        let plain = self.clone().untracked();
+        let wanted: Vec<_> = captured.iter().map(|some| plain.wanted(some)).collect();
+        let slots = self.slots.iter().enumerate().map(|(slot, at)| {
+            let keys = Tensor::cat(captured.iter().map(|some| some.factors[slot].0.clone()).collect(), 0);
+            let all: Vec<Tensor<2>> = wanted.iter().filter_map(|wanted| wanted.get(&slot).cloned()).collect();
+            let equations = NormalEquations::new(&keys, self.damping(slot))?;
+            let solution = equations.solve(&matrix(&Tensor::cat(all, 0)));
+            Ok(Solved { weight: at.weight, equations, solution, place: (keys.device(), keys.dtype()) })
+        });
+        slots.collect()
+    }
+
+    /// The same without autodiff: what it would keep of each edit adds up over hundreds of them.
+    fn untracked(self) -> Self {
+        Mend { network: self.network.valid(), ..self }
     }
 
     /// The tensors of an editor: its network, and the running figures beside it.
@@ -430,16 +587,29 @@ impl Editor for Mend {
         let tokenizer = &model.base().tokenizer;
         let rows: Vec<Continuation> = requests.iter().map(|request| request.row(tokenizer)).collect::<Result<_>>()?;
         let rows: Vec<&Continuation> = rows.iter().collect();
-        let tokens = without_last(&rows);
-        let hidden = model.embed(&tokens, &mut NoTap)?;
-        let hidden = model.blocks(hidden, 0..self.lowest_layer(), tokens.span(), None, &mut NoTap)?;
-        let captured = self.capture(model, hidden, &tokens, &rows, &vec![0; rows.len()])?;
-        // Nothing is learnt here: what autodiff would keep of each edit adds up over hundreds of them.
-        let plain = Mend { network: self.network.clone().valid(), ..self.clone() };
-        let deltas = plain.deltas(&captured, 1).matrices.into_iter();
-        let matrices: BTreeMap<Weight, Delta> = deltas
-            .map(|(at, (a, b))| (at, Delta::LowRank { a: a.squeeze_dim(0), b: b.squeeze_dim(0) }.smaller()))
-            .collect();
+        let at_once = match self.settings.aggregation {
+            Aggregation::Sum => rows.len().max(1),
+            Aggregation::NormalEquations => AT_ONCE,
+        };
+        let captured = rows.chunks(at_once).map(|rows| {
+            let tokens = without_last(rows);
+            let hidden = model.embed(&tokens, &mut NoTap)?;
+            let hidden = model.blocks(hidden, 0..self.lowest_layer(), tokens.span(), None, &mut NoTap)?;
+            self.capture(model, hidden, &tokens, rows, &vec![0; rows.len()])
+        });
+        let mut captured = captured.collect::<Result<Vec<_>>>()?;
+        let matrices: BTreeMap<Weight, Delta> = match self.settings.aggregation {
+            Aggregation::Sum => {
+                let deltas = self.clone().untracked().deltas(&captured.remove(0), 1).matrices.into_iter();
+                deltas.map(|(at, (a, b))| (at, Delta::LowRank { a: a.squeeze_dim(0), b: b.squeeze_dim(0) })).collect()
+            }
+            Aggregation::NormalEquations => self
+                .solved(&captured)?
+                .iter()
+                .map(|solved| (solved.weight, solved.shift(solved.unknown(&solved.place.0))))
+                .collect(),
+        };
+        let matrices = matrices.into_iter().map(|(at, delta)| (at, delta.smaller())).collect();
         let mut provenance = self.provenance(model, requests);
         // Settings alone do not tell two trainings apart.
         if let Some(fingerprint) = &self.archive_fingerprint {
@@ -449,7 +619,37 @@ impl Editor for Mend {
     }
 
     fn describe(&self) -> (String, serde_json::Value) {
-        (NAME.into(), serde_json::to_value(&self.settings).unwrap_or_default())
+        self.called.clone()
+    }
+}
+
+/// Edits whose gradients are taken in one pass.
+pub const AT_ONCE: usize = 32;
+
+/// The normal equations of a matrix with their solution.
+pub struct Solved {
+    /// The matrix.
+    pub weight: Weight,
+    equations: NormalEquations,
+    solution: Mat<f64>,
+    place: (Device, DType),
+}
+
+impl Solved {
+    /// The solution as a tensor of a device.
+    pub fn unknown(&self, device: &Device) -> Tensor<2> {
+        tensor(&self.solution, device, self.place.1)
+    }
+
+    /// The shift of a solution, as [`NormalEquations::shift`].
+    pub fn shift(&self, solution: Tensor<2>) -> Delta {
+        self.equations.shift(solution)
+    }
+
+    /// `∂L/∂D [tokens, d_out]` and `∂L/∂λ` from the loss's gradient with respect to the solution.
+    pub fn gradients(&self, gradient: &Tensor<2>) -> (Tensor<2>, f64) {
+        let (wanted, damping) = self.equations.gradients(&self.solution, &matrix(gradient));
+        (tensor(&wanted, &self.place.0, self.place.1), damping)
     }
 }
 

@@ -2,7 +2,9 @@
 
 pub mod gradient_transform;
 pub mod learned;
+pub mod malmen;
 pub mod mend;
+pub mod normal_equations;
 pub mod parameters;
 pub mod reader;
 pub mod serac;

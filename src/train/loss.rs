@@ -127,6 +127,7 @@ mod tests {
             let config = Config::read(&folder.join(format!("{name}.toml")), &[]).unwrap();
             let mix = match &config.editor {
                 Trained::Mend(mend) => &mend.loss.near.mix,
+                Trained::Malmen(malmen) => &malmen.loss.near.mix,
                 Trained::Serac(serac) => &serac.loss.mix,
             };
             assert!(!mix.is_empty());

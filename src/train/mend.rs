@@ -25,12 +25,12 @@ use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{OTHER_RECORDS, Source, draw_locality};
 use crate::data::world::SAME_OLD_OBJECT;
 use crate::edit::score::check_targets;
-use crate::edit::{Edit, EditRequest, Edited, Editor};
+use crate::edit::{Edit, EditRequest, Edited, Editor, SharedDeltas};
 use crate::error::{Error, Result};
-use crate::model::tap::NoTap;
+use crate::model::tap::{NoTap, Tap};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
-use crate::network::mend::{Captured, Mend, MendNetwork, MendSettings, without_last};
+use crate::network::mend::{self, Aggregation, Captured, Mend, MendNetwork, MendSettings, without_last};
 use crate::network::parameters;
 use crate::parallel;
 use crate::sections::choice::{self, Choice, fields, refuse_at_zero};
@@ -221,6 +221,8 @@ pub enum KlTokens {
 #[derive(Clone)]
 pub struct MendTrainer {
     mend: Mend,
+    /// What an archive of it has as its settings.
+    settings: LearnedEditorSettings,
     base: Edited,
     lower_layers: LowerLayers,
     loss: MendLossSettings,
@@ -261,7 +263,13 @@ impl MendTrainer {
         own.check()?;
         mend.network = parameters::with_stable_ids(mend.network);
         let lower_layers = LowerLayers::new(base.clone(), mend.lowest_layer());
-        Ok(MendTrainer { mend, base, lower_layers, loss, together, learning_rate, own })
+        let settings = LearnedEditorSettings::Mend(mend.settings.clone());
+        Ok(MendTrainer { mend, settings, base, lower_layers, loss, together, learning_rate, own })
+    }
+
+    /// The same under another method's settings in archives.
+    pub fn archived_as(self, settings: LearnedEditorSettings) -> Self {
+        MendTrainer { settings, ..self }
     }
 
     /// The editor.
@@ -360,14 +368,8 @@ impl MendTrainer {
         self.mend.capture(&self.base, self.lower_layers.hidden(&tokens)?, &tokens, &rows, &owners)
     }
 
-    /// What some edits add to the mean loss over `records` records.
-    fn part(
-        &self,
-        mend: &Mend,
-        edits: &[&[RecordTexts]],
-        captured: &Captured,
-        records: usize,
-    ) -> Result<MendLossShare> {
+    /// What some edits add to the mean loss over `records` records. `tap` is what changes the model: the rows of an edit bear its number.
+    fn part(&self, edits: &[&[RecordTexts]], records: usize, tap: &mut dyn Tap) -> Result<EditAndLocality> {
         // In-scope and out-of-scope rows of each edit stand together, so that its factors serve them in one product.
         let (mut rows, mut places) = (vec![], vec![]);
         let (mut scope, mut near) = (Reads::default(), Reads::default());
@@ -393,10 +395,9 @@ impl MendTrainer {
         }
         let tokens = Tokens::placed(rows, places);
         let hidden = self.lower_layers.hidden(&tokens)?;
-        let above = mend.lowest_layer()..self.base.layers();
+        let above = self.mend.lowest_layer()..self.base.layers();
 
-        let mut deltas = mend.deltas(captured, edits.len());
-        let edited = self.base.blocks(hidden.clone(), above.clone(), tokens.span(), None, &mut deltas)?;
+        let edited = self.base.blocks(hidden.clone(), above.clone(), tokens.span(), None, tap)?;
         let reads: Vec<_> = scope.cells.iter().chain(&near.cells).copied().collect();
         let logits = self.base.head(edited, &reads);
         let base = match near_rows.is_empty() {
@@ -409,15 +410,121 @@ impl MendTrainer {
                 Some(self.base.head(base, &cells))
             }
         };
-        let EditAndLocality { surrogate, nll, kl } = edit_and_locality(
-            logits,
-            (&targets, &scope.weights),
-            base,
-            &near.weights,
-            (self.loss.edit, self.loss.locality),
-        );
-        Ok(MendLossShare { gradients: GradientsParams::from_grads(surrogate.backward(), &mend.network), nll, kl })
+        let weights = (self.loss.edit, self.loss.locality);
+        Ok(edit_and_locality(logits, (&targets, &scope.weights), base, &near.weights, weights))
     }
+
+    /// The loss of edits whose changes are sums: one pass through the edited layers, with the network below it in one graph.
+    fn loss_of_sums(&mut self, texts: &[RecordTexts]) -> Result<(GradientsParams, f64, f64)> {
+        // Edits that are applied together stay together.
+        let edits: Vec<&[RecordTexts]> = texts.chunks(self.together).collect();
+        let parts: Vec<&[&[RecordTexts]]> = edits.chunks(edits.len().div_ceil(PARTS).max(1)).collect();
+        let captured = parallel::run(parts.clone(), |part| self.capture(part))?;
+        for (captured, part) in captured.iter().zip(&parts) {
+            self.mend.observe(captured, part.iter().map(|edit| edit.len()).sum());
+        }
+        let parts = parts.into_iter().zip(captured).map(|(part, captured)| (self.own(), part, captured)).collect();
+        let shares = parallel::run(parts, |(mend, part, captured)| {
+            let EditAndLocality { surrogate, nll, kl } =
+                self.part(part, texts.len(), &mut mend.deltas(&captured, part.len()))?;
+            Ok((GradientsParams::from_grads(surrogate.backward(), &mend.network), nll, kl))
+        })?;
+        let mut sum = GradientsAccumulator::<MendNetwork>::new();
+        let (mut nll, mut kl) = (0.0, 0.0);
+        for share in shares {
+            sum.accumulate(&self.mend.network, share.0);
+            nll += share.1;
+            kl += share.2;
+        }
+        Ok((sum.grads(), nll, kl))
+    }
+
+    /// The editor with leaves of its own. Graphs that share a leaf share a tape, and the first backward pass consumes it.
+    fn own(&self) -> Mend {
+        let mut mend = self.mend.clone();
+        mend.network = mend.network.clone().fork(&mend.network.rates.val().device());
+        mend
+    }
+
+    /// The loss of edits whose changes are met by normal equations. Base and network meet in the closed form alone:
+    ///
+    /// ```text
+    /// D = D(φ)    X = solution(D, λ)    ∂L/∂X from passes through the base    ∂L/∂D, ∂L/∂λ in closed form    ∂L/∂φ = ∇ ⟨∂L/∂D, D(φ)⟩
+    /// ```
+    ///
+    /// Each is computed some records at a time, so that memory holds the keys and gradients of all edits, and the graph of a few.
+    fn loss_of_solutions(&mut self, texts: &[RecordTexts]) -> Result<(GradientsParams, f64, f64)> {
+        let mut sum = GradientsAccumulator::<MendNetwork>::new();
+        let (mut nll, mut kl) = (0.0, 0.0);
+        for edit in texts.chunks(self.together) {
+            let some: Vec<&[RecordTexts]> = edit.chunks(mend::AT_ONCE.min(edit.len().div_ceil(PARTS))).collect();
+            let captured = in_turn(&some, |records| self.capture(&[records]))?;
+            for (captured, records) in captured.iter().zip(&some) {
+                self.mend.observe(captured, records.len());
+            }
+            let solved = self.mend.solved(&captured)?;
+            let shares = in_turn(&some, |records| {
+                let device = self.mend.network.rates.val().device();
+                let leaves: Vec<Tensor<2>> =
+                    solved.iter().map(|solved| solved.unknown(&device).require_grad()).collect();
+                let shifts =
+                    solved.iter().zip(&leaves).map(|(solved, leaf)| (solved.weight, solved.shift(leaf.clone())));
+                let share = self.part(&[records], texts.len(), &mut SharedDeltas(shifts.collect()))?;
+                let gradients = share.surrogate.backward();
+                let of_leaf =
+                    |leaf: &Tensor<2>| leaf.grad(&gradients).unwrap_or_else(|| leaf.clone().inner().zeros_like());
+                Ok((leaves.iter().map(of_leaf).collect::<Vec<_>>(), share.nll, share.kl))
+            })?;
+            let mut of_solutions: Vec<Tensor<2>> = vec![];
+            for (gradients, share_nll, share_kl) in shares {
+                nll += share_nll;
+                kl += share_kl;
+                of_solutions = match of_solutions.is_empty() {
+                    true => gradients,
+                    false => of_solutions.into_iter().zip(gradients).map(|(sum, more)| sum + more).collect(),
+                };
+            }
+            let (of_wanted, of_dampings): (Vec<Tensor<2>>, Vec<f64>) =
+                solved.iter().zip(&of_solutions).map(|(solved, gradient)| solved.gradients(gradient)).unzip();
+            // Where each part's tokens stand in those of all.
+            let mut first = vec![0; of_wanted.len()];
+            let mut places = vec![];
+            for captured in &captured {
+                let tokens = captured.tokens();
+                places.push((captured, first.clone()));
+                first.iter_mut().zip(tokens).for_each(|(first, tokens)| *first += tokens);
+            }
+            let shares = in_turn(&places, |(captured, first)| {
+                let mend = self.own();
+                let terms = mend.wanted(captured).into_iter().map(|(slot, wanted)| {
+                    let [tokens, d_out] = wanted.dims();
+                    let towards = of_wanted[slot].clone().slice([first[slot]..first[slot] + tokens, 0..d_out]);
+                    (wanted * towards).sum()
+                });
+                let surrogate = terms.reduce(|sum, more| sum + more);
+                let gradients = surrogate.map(|sum| GradientsParams::from_grads(sum.backward(), &mend.network));
+                Ok(gradients.unwrap_or_default())
+            })?;
+            shares.into_iter().for_each(|share| sum.accumulate(&self.mend.network, share));
+            let mend = self.own();
+            if let Some(dampings) = &mend.network.dampings {
+                let (device, dtype) = (dampings.val().device().inner(), dampings.val().dtype());
+                let towards = Tensor::<1>::from_data(TensorData::new(of_dampings, [solved.len()]), (&device, dtype));
+                let surrogate = (dampings.val() * towards).sum();
+                sum.accumulate(&self.mend.network, GradientsParams::from_grads(surrogate.backward(), &mend.network));
+            }
+        }
+        Ok((sum.grads(), nll, kl))
+    }
+}
+
+/// Parts of a batch through `work`, [`PARTS`] at a time, in their order.
+fn in_turn<T: Sync, R: Send>(parts: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let mut done = vec![];
+    for some in parts.chunks(PARTS) {
+        done.extend(parallel::run(some.iter().collect(), &work)?);
+    }
+    Ok(done)
 }
 
 /// The texts that a record is trained on in a step.
@@ -441,13 +548,6 @@ fn read(text: &Continuation) -> &[u32] {
     &text.ids[..text.ids.len() - 1]
 }
 
-/// The share of some edits in the loss and in its gradient.
-struct MendLossShare {
-    gradients: GradientsParams,
-    nll: f64,
-    kl: f64,
-}
-
 impl LearnedEditor for MendTrainer {
     type Network = MendNetwork;
 
@@ -466,7 +566,7 @@ impl LearnedEditor for MendTrainer {
                 learning_rate: self.own.edit_rate_learning_rate,
                 decays: false,
                 norm: "gradient_norm",
-                takes: |path| path == "rates",
+                takes: |path| path == "rates" || path == "dampings",
             },
             Group {
                 name: "network",
@@ -518,30 +618,12 @@ impl LearnedEditor for MendTrainer {
     fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<StepLoss> {
         let texts = records.iter().map(|record| self.texts(record, rng)).collect::<Result<Vec<_>>>()?;
         self.lower_layers.prepare(texts.iter().flat_map(RecordTexts::rows))?;
-        // Edits that are applied together stay together.
-        let edits: Vec<&[RecordTexts]> = texts.chunks(self.together).collect();
-        let parts: Vec<&[&[RecordTexts]]> = edits.chunks(edits.len().div_ceil(PARTS).max(1)).collect();
-        let captured = parallel::run(parts.clone(), |part| self.capture(part))?;
-        for (captured, part) in captured.iter().zip(&parts) {
-            self.mend.observe(captured, part.iter().map(|edit| edit.len()).sum());
-        }
-        // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
-        let own = || {
-            let mut mend = self.mend.clone();
-            mend.network = mend.network.clone().fork(&mend.network.rates.val().device());
-            mend
+        let (gradients, nll, kl) = match self.mend.settings.aggregation {
+            Aggregation::Sum => self.loss_of_sums(&texts)?,
+            Aggregation::NormalEquations => self.loss_of_solutions(&texts)?,
         };
-        let parts = parts.into_iter().zip(captured).map(|(part, captured)| (own(), part, captured)).collect();
-        let losses = parallel::run(parts, |(mend, part, captured)| self.part(&mend, part, &captured, records.len()))?;
-        let mut sum = GradientsAccumulator::<MendNetwork>::new();
-        let (mut nll, mut kl) = (0.0, 0.0);
-        for part in losses {
-            sum.accumulate(&self.mend.network, part.gradients);
-            nll += part.nll;
-            kl += part.kl;
-        }
         let total = self.loss.edit * nll + self.loss.locality * kl;
-        Ok(StepLoss { gradients: sum.grads(), figures: vec![("loss", total), ("edit_nll", nll), ("locality_kl", kl)] })
+        Ok(StepLoss { gradients, figures: vec![("loss", total), ("edit_nll", nll), ("locality_kl", kl)] })
     }
 
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
@@ -558,7 +640,7 @@ impl LearnedEditor for MendTrainer {
     }
 
     fn settings(&self) -> LearnedEditorSettings {
-        LearnedEditorSettings::Mend(self.mend.settings.clone())
+        self.settings.clone()
     }
 
     fn neighbours(&self) -> usize {

@@ -9,7 +9,7 @@ use toml::Table;
 
 use super::learned::LearnedEditor;
 use super::settings::TrainSettings;
-use super::{mend, serac};
+use super::{malmen, mend, serac};
 use crate::data::source::Source;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
@@ -70,6 +70,8 @@ pub struct Beginning<'a> {
 pub enum Method {
     /// MEND.
     Mend,
+    /// MALMEN.
+    Malmen,
     /// SERAC.
     Serac,
 }
@@ -82,17 +84,20 @@ pub enum Method {
 pub enum Trained {
     /// MEND.
     Mend(mend::Training),
+    /// MALMEN.
+    Malmen(malmen::Training),
     /// SERAC.
     Serac(serac::Training),
 }
 
 impl Choice for Method {
     const KEY: &'static str = "editor.method";
-    const VALUES: &'static [Self] = &[Method::Mend, Method::Serac];
+    const VALUES: &'static [Self] = &[Method::Mend, Method::Malmen, Method::Serac];
 
     fn keys(self) -> &'static [&'static str] {
         match self {
             Method::Mend => mend::Training::own_keys(),
+            Method::Malmen => malmen::Training::own_keys(),
             Method::Serac => serac::Training::own_keys(),
         }
     }
@@ -106,6 +111,7 @@ impl Trained {
     pub fn read(method: Method, sections: &Sections<'_>) -> Result<Self> {
         Ok(match method {
             Method::Mend => Trained::Mend(Training::read(sections)?),
+            Method::Malmen => Trained::Malmen(Training::read(sections)?),
             Method::Serac => Trained::Serac(Training::read(sections)?),
         })
     }
@@ -117,6 +123,7 @@ impl Trained {
     pub fn train(&self, beginning: &Beginning<'_>, trainer: impl Trainer) -> Result<()> {
         match self {
             Trained::Mend(training) => trainer.train(training.begin(beginning)?),
+            Trained::Malmen(training) => trainer.train(training.begin(beginning)?),
             Trained::Serac(training) => trainer.train(training.begin(beginning)?),
         }
     }

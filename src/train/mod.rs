@@ -4,6 +4,7 @@ pub mod gradients;
 pub mod learned;
 mod loss;
 mod lower_layers;
+pub mod malmen;
 pub mod mend;
 pub mod methods;
 mod metrics;

@@ -18,7 +18,7 @@ use crate::edit::score::target_log_probabilities;
 use crate::error::{Error, Result};
 use crate::model::decoder::{Decoder, DecoderTensor, Weights};
 use crate::model::spec::DecoderSpec;
-use crate::model::tap::NoTap;
+use crate::model::tap::{NoTap, Unseen};
 use crate::model::tokens::Tokens;
 use crate::sections::within;
 use crate::{parallel, random};
@@ -49,8 +49,28 @@ pub struct PretrainSettings {
     pub prompt_weight: f64,
     /// Share of the sentences whose answer is known that a pass still repeats: the rest of the time goes to what is not known yet.
     pub repeat_known: f64,
+    /// How facts are kept at their subjects.
+    #[serde(default)]
+    pub recall: Recall,
     /// Parts of a batch that are computed side by side. The result depends on it, not on the machine.
     pub shards: usize,
+}
+
+/// `recall`: in this share of the sentences, what stands behind a subject sees nothing of it below a layer, and from there on its last token
+/// alone. What the model knows of the subject has to be there by then.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recall {
+    /// Share of the sentences.
+    pub share: f64,
+    /// The first layer from which the subject is seen.
+    pub layer: usize,
+}
+
+impl Default for Recall {
+    fn default() -> Self {
+        Recall { share: 0.0, layer: 0 }
+    }
 }
 
 impl PretrainSettings {
@@ -65,6 +85,7 @@ impl PretrainSettings {
         within("train.clip", self.clip, 1e-9, f64::INFINITY)?;
         within("train.prompt_weight", self.prompt_weight, 0.0, 1.0)?;
         within("train.repeat_known", self.repeat_known, 0.0, 1.0)?;
+        within("train.recall.share", self.recall.share, 0.0, 1.0)?;
         within("train.shards", self.shards as f64, 1.0, self.batch as f64)
     }
 }
@@ -76,6 +97,8 @@ pub struct Sentence {
     pub ids: Vec<u32>,
     /// The first token of the answer.
     pub answer: usize,
+    /// The subject's tokens: the first, and the first behind them.
+    pub subject: [usize; 2],
 }
 
 /// Every sentence that tells a fact by a prompt it may be learnt with.
@@ -84,21 +107,22 @@ pub struct Sentence {
 /// What the tokenizer says.
 pub fn sentences(world: &World, tokenizer: &tokenizers::Tokenizer) -> Result<Vec<Sentence>> {
     let end = tokenizer.token_to_id(END).unwrap_or(0);
-    let encode = |text: String| match tokenizer.encode(text, false) {
-        Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-        Err(error) => Err(Error::Training(error.to_string())),
-    };
+    let encode = |text: String| tokenizer.encode(text, false).map_err(|error| Error::Training(error.to_string()));
     let mut sentences = vec![];
     for (index, fact) in world.facts().iter().enumerate() {
         let answer = encode(format!(" {}.", fact.object))?;
         for prompt in world.prompts(index).0 {
-            // Byte-level words begin at their space, so that prompt and answer can be tokenised apart.
             let mut ids = vec![end];
-            ids.extend(encode(prompt)?);
+            let from = prompt.rfind(&fact.subject).unwrap_or(0);
+            let prompt = encode(prompt)?;
+            // Byte-level words begin at their space, so that prompt and answer can be tokenised apart.
+            let at = |byte: usize| prompt.get_offsets().iter().position(|&(_, to)| to > byte).unwrap_or(0);
+            let subject = [at(from), at(from + fact.subject.len() - 1) + 1].map(|token| ids.len() + token);
+            ids.extend(prompt.get_ids());
             let begin = ids.len();
-            ids.extend(&answer);
+            ids.extend(answer.get_ids());
             ids.push(end);
-            sentences.push(Sentence { ids, answer: begin });
+            sentences.push(Sentence { ids, answer: begin, subject });
         }
     }
     Ok(sentences)
@@ -180,7 +204,10 @@ pub fn pretrain(
             batches = epoch(rows, &last, settings, &mut random::stream(settings.seed, "sentences", step as u64));
         }
         let indices = batches.pop().unwrap_or_default();
-        let batch: Vec<&Sentence> = indices.iter().map(|&row| &rows[row]).collect();
+        let mut rng = random::stream(settings.seed, "recall", step as u64);
+        let read =
+            |&row: &usize| (&rows[row], settings.recall.share > 0.0 && rng.random::<f64>() < settings.recall.share);
+        let batch: Vec<Reading> = indices.iter().map(read).collect();
         let (loss, answers, gradients) = sharded(&decoder, &batch, settings)?;
         indices.iter().zip(answers).for_each(|(&row, answer)| last[row] = answer);
         watch(step, loss)?;
@@ -214,6 +241,9 @@ fn epoch(rows: &[Sentence], last: &[f64], settings: &PretrainSettings, rng: &mut
     batches
 }
 
+/// A sentence, and whether it is read as [`Recall`] says.
+type Reading<'a> = (&'a Sentence, bool);
+
 /// What a batch, or a part of one, teaches.
 struct Taught {
     loss: f64,
@@ -225,11 +255,11 @@ struct Taught {
 /// Loss, losses of the answers, and gradient of a batch, its parts computed side by side and added in their order.
 fn sharded(
     decoder: &Decoder,
-    batch: &[&Sentence],
+    batch: &[Reading],
     settings: &PretrainSettings,
 ) -> Result<(f64, Vec<f64>, GradientsParams)> {
-    let total: f64 = batch.iter().map(|sentence| weights(sentence, settings).iter().sum::<f64>()).sum();
-    let parts: Vec<&[&Sentence]> = batch.chunks(batch.len().div_ceil(settings.shards)).collect();
+    let total: f64 = batch.iter().map(|(sentence, _)| weights(sentence, settings).iter().sum::<f64>()).sum();
+    let parts: Vec<&[Reading]> = batch.chunks(batch.len().div_ceil(settings.shards)).collect();
     // Graphs that share a leaf share a tape, and the first backward pass consumes it: each part has leaves of its own.
     let own = |part| (decoder.clone().fork(&decoder.device()), part);
     let results =
@@ -250,7 +280,8 @@ fn weights(sentence: &Sentence, settings: &PretrainSettings) -> Vec<f64> {
 }
 
 /// The weighted loss of some sentences over the `total` weight of the batch, and its gradient.
-fn gradients_of(decoder: &Decoder, rows: &[&Sentence], settings: &PretrainSettings, total: f64) -> Result<Taught> {
+fn gradients_of(decoder: &Decoder, read: &[Reading], settings: &PretrainSettings, total: f64) -> Result<Taught> {
+    let rows: Vec<&Sentence> = read.iter().map(|(sentence, _)| *sentence).collect();
     let cells =
         rows.iter().enumerate().flat_map(|(row, sentence)| (0..sentence.ids.len() - 1).map(move |cell| (row, cell)));
     let reads: Vec<(usize, usize)> = cells.collect();
@@ -259,7 +290,18 @@ fn gradients_of(decoder: &Decoder, rows: &[&Sentence], settings: &PretrainSettin
         rows.iter().flat_map(|sentence| weights(sentence, settings)).map(|weight| weight / total).collect();
     let tokens = Tokens::new(rows.iter().map(|sentence| sentence.ids[..sentence.ids.len() - 1].to_vec()).collect());
     let hidden = decoder.embed(&tokens, &mut NoTap)?;
-    let hidden = decoder.blocks(hidden, 0..decoder.spec.layers, tokens.span(), None, &mut NoTap)?;
+    // What stands behind a subject sees none of it, then its last token.
+    let unseen = |seen: usize| {
+        let mut span = tokens.span().clone();
+        for (row, (sentence, recall)) in span.rows.iter_mut().zip(read) {
+            let [from, to] = sentence.subject;
+            row.unseen = recall.then_some(Unseen { from, to: to - seen, by: to });
+        }
+        span
+    };
+    let (layer, layers) = (settings.recall.layer.min(decoder.spec.layers), decoder.spec.layers);
+    let hidden = decoder.blocks(hidden, 0..layer, &unseen(0), None, &mut NoTap)?;
+    let hidden = decoder.blocks(hidden, layer..layers, &unseen(1), None, &mut NoTap)?;
     let log = activation::log_softmax(decoder.head(hidden, &reads), 1);
     let count = weights.len();
     let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), (&decoder.device().inner(), DType::F32));
@@ -292,9 +334,10 @@ mod tests {
             clip: 1.0,
             prompt_weight: 0.0,
             repeat_known,
+            recall: Recall::default(),
             shards: 1,
         };
-        let rows = vec![Sentence { ids: vec![0; 4], answer: 2 }; 1000];
+        let rows = vec![Sentence { ids: vec![0; 4], answer: 2, subject: [1, 2] }; 1000];
         // Each answer just known, but for ten that are just not.
         let last: Vec<f64> = (0..1000).map(|row| if row < 10 { KNOWN + 1e-9 } else { KNOWN }).collect();
         let read = |share: f64| -> Vec<usize> {

@@ -292,4 +292,9 @@ fn a_flag_given_twice_is_an_error() {
             wrong_usage(&twice, &["cannot be used multiple times", flag]);
         }
     }
+    let place = TestFolder::new();
+    let config = fine_tuning(&place);
+    let twice = ["--set", "editor.steps=1", "--set", "editor.steps = 2"];
+    let edit = ["apply", "--config", text(&config), "--prompt", "A king is", "--target", "here"];
+    refused(&[&edit[..], &twice].concat(), 2, &["editor.steps=1", "editor.steps = 2", "one key two values"]);
 }

@@ -160,6 +160,14 @@ fn gradient_of_the_loss_is_that_of_finite_differences() {
             2,
         ),
         ("initial_edit_rate = 0.02\nnonlinearity = \"inner\"", "scope = \"both\"\nin_scope = 2", 1),
+        // One edit after the other, two at once and one left over, and more tokens than a matrix is wide.
+        ("initial_edit_rate = 0.02\naggregation = \"normal_equations\"\nedit_tokens = \"answer\"", "", 1),
+        (
+            "initial_edit_rate = 0.02\naggregation = \"normal_equations\"\ninitial_damping = -1.0\nnonlinearity = \"inner\"",
+            "scope = \"both\"\nin_scope = 2",
+            2,
+        ),
+        ("initial_edit_rate = 0.02\naggregation = \"normal_equations\"\nblocks = 3", "", 3),
     ] {
         let mut trainer = trainer(extra, loss, together);
         shaken(&mut trainer, 0.3);
