@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::memory::{Search, from_archive};
 use super::settings::{MethodSettings, read};
-use super::{alphaedit, emmet, fine_tuning, ike, knowledge_neurons, lookup, memit, rome};
+use super::{alphaedit, emmet, fine_tuning, ike, knowledge_neurons, lookup, memit, rome, ultraedit};
 use crate::edit::{Edit, Memory, Route};
 use crate::error::{Error, Result};
 use crate::network::learned;
@@ -26,12 +26,13 @@ pub(super) struct Method {
 /// See [`Method::consults`].
 pub(super) type Consults = fn(&Edit, &Memory, &Search<'_>) -> Result<Arc<dyn Route>>;
 
-static METHODS: [Method; 8] = [
+static METHODS: [Method; 9] = [
     method::<fine_tuning::FineTuningSettings>(fine_tuning::NAME),
     method::<rome::RomeSettings>(rome::NAME),
     method::<memit::MemitSettings>(memit::NAME),
     method::<emmet::EmmetSettings>(emmet::NAME),
     method::<alphaedit::AlphaEditSettings>(alphaedit::NAME),
+    method::<ultraedit::UltraEditSettings>(ultraedit::NAME),
     method::<knowledge_neurons::KnowledgeNeuronsSettings>(knowledge_neurons::NAME),
     method::<ike::IkeSettings>(ike::NAME).consulted_by(ike::route),
     method::<lookup::LookupSettings>(lookup::NAME).consulted_by(lookup::route),

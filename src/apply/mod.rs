@@ -14,6 +14,7 @@ mod methods;
 pub mod prepared;
 pub mod rome;
 mod settings;
+pub mod ultraedit;
 pub mod value;
 
 use std::sync::Arc;

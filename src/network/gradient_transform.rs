@@ -121,11 +121,19 @@ impl Normalizer {
         }
         let mean = rows.clone().mean_dim(0).squeeze_dim::<1>(0);
         let squares = (rows - mean.clone().unsqueeze()).square().sum_dim(0).squeeze_dim::<1>(0);
-        let total = self.count + new;
-        let apart = mean - self.mean.clone();
-        self.squares = self.squares.clone() + squares + apart.clone().square().mul_scalar(self.count * new / total);
-        self.mean = self.mean.clone() + apart.mul_scalar(new / total);
-        self.count = total;
+        *self = self.joined(&Normalizer { count: new, mean, squares });
+    }
+
+    /// The figures of the rows of both.
+    pub fn joined(&self, other: &Normalizer) -> Self {
+        let total = self.count + other.count;
+        let apart = other.mean.clone() - self.mean.clone();
+        let between = apart.clone().square().mul_scalar(self.count * other.count / total);
+        Normalizer {
+            count: total,
+            mean: self.mean.clone() + apart.mul_scalar(other.count / total),
+            squares: self.squares.clone() + other.squares.clone() + between,
+        }
     }
 
     /// `(x − μ) / (σ + 1e-7)` for each row; rows as they are until two were seen.

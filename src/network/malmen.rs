@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::gradient_transform::{Nonlinearity, Normalization};
-use super::mend::{Aggregation, EditTokens, MendSettings, Normal, Rates, Raw, Running};
+use super::matrices::EditTokens;
+use super::mend::{Aggregation, MendSettings, Normal, Rates, Raw, Running};
 use crate::error::Result;
 use crate::sections::choice;
 

@@ -14,14 +14,13 @@ use serde_json::Value;
 
 use super::gradient_transform::{GradientTransform, Nonlinearity, Normalization, Normalizer};
 use super::learned::Stored;
+use super::matrices::{AT_ONCE, Captured, EditTokens, Matrices};
 use super::normal_equations::{NormalEquations, matrix, tensor};
 use super::parameters;
-use crate::edit::score::{check_targets, target_log_probabilities};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::spec::DecoderSpec;
-use crate::model::tap::{NoTap, Role, Weight};
-use crate::model::taps::{GradientProbes, cells};
+use crate::model::tap::Weight;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
 use crate::sections::choice::{self, Choice, fields};
@@ -72,17 +71,6 @@ pub struct MendSettings {
     /// Of raw rates.
     #[serde(flatten)]
     pub raw: Raw,
-}
-
-/// The tokens of an edit whose gradients are transformed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EditTokens {
-    /// Every token that the loss reaches.
-    #[default]
-    All,
-    /// Those that predict the answer.
-    Answer,
 }
 
 /// How the changes that tokens ask for become one change of a matrix.
@@ -238,14 +226,6 @@ pub struct MendNetwork {
     pub dampings: Option<Param<Tensor<1>>>,
 }
 
-/// An edited matrix: which network serves it, and as which of that network's matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Slot {
-    weight: Weight,
-    shape: usize,
-    matrix: usize,
-}
-
 /// A MEND editor.
 #[derive(Debug, Clone)]
 pub struct Mend {
@@ -261,20 +241,7 @@ pub struct Mend {
     pub archive_fingerprint: Option<String>,
     /// What configs call it, and the settings that they give.
     called: (String, Value),
-    slots: Vec<Slot>,
-    shapes: Vec<[usize; 2]>,
-}
-
-/// The decomposed gradients of edits: for each matrix the tokens' `u [tokens, d_in]`, `δ [tokens, d_out]`, and whose they are.
-pub struct Captured {
-    factors: Vec<(Tensor<2>, Tensor<2>, Vec<usize>)>,
-}
-
-impl Captured {
-    /// How many tokens there are of each matrix.
-    pub fn tokens(&self) -> Vec<usize> {
-        self.factors.iter().map(|(_, _, owners)| owners.len()).collect()
-    }
+    matrices: Matrices,
 }
 
 impl Mend {
@@ -283,11 +250,6 @@ impl Mend {
     /// # Errors
     /// Weights that the model does not have, numbers out of range.
     pub fn new(settings: MendSettings, spec: &DecoderSpec, place: (&Device, DType)) -> Result<Self> {
-        if settings.layers.is_empty() || settings.weights.is_empty() {
-            return Err(Error::Config(
-                "editor.layers and editor.weights must name at least one layer and one weight".into(),
-            ));
-        }
         if settings.rank == 0 || !settings.initial_edit_rate.is_finite() || settings.initial_edit_rate <= 0.0 {
             return Err(Error::Config("editor.rank and editor.initial_edit_rate must be above 0".into()));
         }
@@ -298,32 +260,8 @@ impl Mend {
             let message = "editor.direction = \"ascent\" wants edit_rates = \"raw\": a rate learned by its logarithm cannot turn its sign";
             return Err(Error::Config(message.into()));
         }
-        let mut slots: Vec<Slot> = vec![];
-        let mut shapes: Vec<[usize; 2]> = vec![];
-        for &layer in &settings.layers {
-            for name in &settings.weights {
-                let role: Role = name.parse()?;
-                let cross = matches!(role, Role::CrossQuery | Role::CrossKey | Role::CrossValue | Role::CrossOut);
-                if layer >= spec.layers || cross || (role == Role::MlpGate && !spec.gated) {
-                    return Err(Error::Config(format!(
-                        "editor: the model has no weight decoder.{layer}.{role}; it has layers 0 to {}{}",
-                        spec.layers - 1,
-                        if spec.gated { "" } else { ", without mlp.gate" }
-                    )));
-                }
-                let weight = Weight::decoder(layer, role);
-                if slots.iter().any(|slot| slot.weight == weight) {
-                    return Err(Error::Config(format!("editor: {weight} is named twice")));
-                }
-                let found = shapes.iter().position(|shape| *shape == spec.shape(role));
-                let shape = found.unwrap_or_else(|| {
-                    shapes.push(spec.shape(role));
-                    shapes.len() - 1
-                });
-                let matrix = slots.iter().filter(|slot| slot.shape == shape).count();
-                slots.push(Slot { weight, shape, matrix });
-            }
-        }
+        let matrices = Matrices::new(&settings.layers, &settings.weights, spec)?;
+        let (slots, shapes) = (&matrices.each, &matrices.shapes);
         let transforms = shapes.iter().enumerate().map(|(shape, [d_in, d_out])| {
             let matrices = slots.iter().filter(|slot| slot.shape == shape).count();
             let std = settings.initial_spread / ((d_in + d_out) as f64).sqrt();
@@ -346,7 +284,7 @@ impl Mend {
         let plain = place.0.clone().inner();
         let normalizers = shapes.iter().map(|[d_in, d_out]| Normalizer::new(d_in + d_out, (&plain, place.1))).collect();
         let called = (NAME.to_owned(), settings.written());
-        Ok(Mend { settings, network, normalizers, observed: 0, archive_fingerprint: None, called, slots, shapes })
+        Ok(Mend { settings, network, normalizers, observed: 0, archive_fingerprint: None, called, matrices })
     }
 
     /// The same editor under another method's name, with the settings that this method's configs have.
@@ -356,7 +294,7 @@ impl Mend {
 
     /// The lowest layer it edits: everything below is constant.
     pub fn lowest_layer(&self) -> usize {
-        self.slots.iter().map(|slot| slot.weight.layer).min().unwrap_or(0)
+        self.matrices.lowest_layer()
     }
 
     /// The rate α of each matrix, `[matrices]`.
@@ -367,10 +305,7 @@ impl Mend {
         }
     }
 
-    /// The decomposed gradients of `L = −mean ln p(target | prompt)` of each row, on the model as it is.
-    ///
-    /// `hidden [batch, tokens, width]` is the input of the lowest edited layer, the rows of `tokens` are the continuations without
-    /// their last token, and `groups` says to which edit each row belongs.
+    /// The decomposed gradients of edits, as [`Matrices::capture`].
     ///
     /// # Errors
     /// What the model says of the batch.
@@ -382,38 +317,7 @@ impl Mend {
         rows: &[&Continuation],
         groups: &[usize],
     ) -> Result<Captured> {
-        for row in rows {
-            check_targets(model, row.target())?;
-        }
-        let mut probes = GradientProbes::at(self.slots.iter().map(|slot| slot.weight));
-        let hidden = model.blocks(hidden, self.lowest_layer()..model.layers(), tokens.span(), None, &mut probes)?;
-        let reads: Vec<_> =
-            rows.iter().enumerate().flat_map(|(row, text)| text.reads().map(move |cell| (row, cell))).collect();
-        let targets: Vec<u32> = rows.iter().flat_map(|text| text.target().iter().copied()).collect();
-        let weights: Vec<f32> =
-            rows.iter().flat_map(|text| vec![1.0 / text.target().len() as f32; text.target().len()]).collect();
-        let log = burn::tensor::activation::log_softmax(model.head(hidden, &reads), 1);
-        let weights = Tensor::<1>::from_data(weights.as_slice(), (&log.device().inner(), log.dtype()));
-        let loss = (target_log_probabilities(log, &targets) * weights).sum().neg();
-        let mut read = probes.read(&loss.backward());
-        let factors = self.slots.iter().map(|slot| {
-            let (u, delta) = read
-                .remove(&slot.weight)
-                .ok_or_else(|| Error::Input(format!("the loss does not reach {}", slot.weight)))?;
-            let [_, width, _] = delta.dims();
-            let reached: Vec<_> = match self.settings.edit_tokens {
-                EditTokens::Answer => reads.clone(),
-                EditTokens::All => {
-                    // A cell that the loss does not reach has δ = 0 and changes nothing.
-                    let sizes: Vec<f64> = delta.clone().abs().sum_dim(2).into_data().iter::<f64>().collect();
-                    let reached = (0..sizes.len()).filter(|&cell| sizes[cell] != 0.0);
-                    reached.map(|cell| (cell / width, cell % width)).collect()
-                }
-            };
-            let owners = reached.iter().map(|&(row, _)| groups[row]).collect();
-            Ok((cells(u, &reached), cells(delta, &reached), owners))
-        });
-        Ok(Captured { factors: factors.collect::<Result<_>>()? })
+        self.matrices.capture(model, hidden, tokens, (rows, groups), self.settings.edit_tokens)
     }
 
     /// Shows the captured gradients of `records` records to the normalisers, unless these are frozen by now.
@@ -423,7 +327,7 @@ impl Mend {
             return;
         }
         self.observed += records;
-        for (slot, (u, delta, _)) in self.slots.iter().zip(&captured.factors) {
+        for (slot, (u, delta, _)) in self.matrices.each.iter().zip(&captured.factors) {
             let normalizer = &mut self.normalizers[slot.shape];
             let rows = Tensor::cat(vec![u.clone(), delta.clone()], 1).cast(normalizer.mean.dtype());
             normalizer.update(rows);
@@ -434,7 +338,7 @@ impl Mend {
     /// respect to the network where that is tracked.
     pub fn deltas(&self, captured: &Captured, groups: usize) -> RecordDeltas {
         let mut deltas = RecordDeltas::default();
-        for (shape, [d_in, d_out]) in self.shapes.iter().enumerate() {
+        for (shape, [d_in, d_out]) in self.matrices.shapes.iter().enumerate() {
             let Some((mine, z)) = self.transformed(captured, shape) else { continue };
             let (device, dtype) = (z.device(), captured.factors[mine[0]].0.dtype());
             let rows = z.dims()[0];
@@ -449,7 +353,9 @@ impl Mend {
                 let placed = padded.clone().select(0, index).reshape([groups, rank, d_in + d_out]);
                 let a = placed.clone().slice([0..groups, 0..rank, 0..*d_in]).swap_dims(1, 2).cast(dtype);
                 let b = placed.slice([0..groups, 0..rank, *d_in..d_in + d_out]);
-                deltas.matrices.insert(self.slots[slot].weight, (a, (b * self.rate(slot).unsqueeze()).cast(dtype)));
+                deltas
+                    .matrices
+                    .insert(self.matrices.each[slot].weight, (a, (b * self.rate(slot).unsqueeze()).cast(dtype)));
             }
         }
         deltas
@@ -458,7 +364,7 @@ impl Mend {
     /// What the network makes of the tokens of all matrices of a shape, one matrix behind the other `[tokens, d_in + d_out]`, and which
     /// matrices these are; nothing where there is no token.
     fn transformed(&self, captured: &Captured, shape: usize) -> Option<(Vec<usize>, Tensor<2>)> {
-        let mine: Vec<usize> = (0..self.slots.len()).filter(|&slot| self.slots[slot].shape == shape).collect();
+        let mine = self.matrices.of_shape(shape);
         let joined = mine.iter().map(|&slot| {
             let (u, delta, _) = &captured.factors[slot];
             Tensor::cat(vec![u.clone(), delta.clone()], 1)
@@ -468,7 +374,7 @@ impl Mend {
         let z = z.cast(self.normalizers[shape].mean.dtype());
         let matrices: Vec<i64> = mine
             .iter()
-            .flat_map(|&slot| vec![self.slots[slot].matrix as i64; captured.factors[slot].2.len()])
+            .flat_map(|&slot| vec![self.matrices.each[slot].number as i64; captured.factors[slot].2.len()])
             .collect();
         if matrices.is_empty() {
             return None;
@@ -494,7 +400,7 @@ impl Mend {
     /// as [`Mend::deltas`].
     pub fn wanted(&self, captured: &Captured) -> BTreeMap<usize, Tensor<2>> {
         let mut wanted = BTreeMap::new();
-        for (shape, [d_in, d_out]) in self.shapes.iter().enumerate() {
+        for (shape, [d_in, d_out]) in self.matrices.shapes.iter().enumerate() {
             let Some((mine, z)) = self.transformed(captured, shape) else { continue };
             let mut first = 0;
             for &slot in &mine {
@@ -523,7 +429,7 @@ impl Mend {
     pub fn solved(&self, captured: &[Captured]) -> Result<Vec<Solved>> {
         let plain = self.clone().untracked();
         let wanted: Vec<_> = captured.iter().map(|some| plain.wanted(some)).collect();
-        let slots = self.slots.iter().enumerate().map(|(slot, at)| {
+        let slots = self.matrices.each.iter().enumerate().map(|(slot, at)| {
             let keys = Tensor::cat(captured.iter().map(|some| some.factors[slot].0.clone()).collect(), 0);
             let all: Vec<Tensor<2>> = wanted.iter().filter_map(|wanted| wanted.get(&slot).cloned()).collect();
             let equations = NormalEquations::new(&keys, self.damping(slot))?;
@@ -584,20 +490,11 @@ impl Mend {
 
 impl Editor for Mend {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
-        let tokenizer = &model.base().tokenizer;
-        let rows: Vec<Continuation> = requests.iter().map(|request| request.row(tokenizer)).collect::<Result<_>>()?;
-        let rows: Vec<&Continuation> = rows.iter().collect();
         let at_once = match self.settings.aggregation {
-            Aggregation::Sum => rows.len().max(1),
+            Aggregation::Sum => usize::MAX,
             Aggregation::NormalEquations => AT_ONCE,
         };
-        let captured = rows.chunks(at_once).map(|rows| {
-            let tokens = without_last(rows);
-            let hidden = model.embed(&tokens, &mut NoTap)?;
-            let hidden = model.blocks(hidden, 0..self.lowest_layer(), tokens.span(), None, &mut NoTap)?;
-            self.capture(model, hidden, &tokens, rows, &vec![0; rows.len()])
-        });
-        let mut captured = captured.collect::<Result<Vec<_>>>()?;
+        let mut captured = self.matrices.of_requests(model, requests, self.settings.edit_tokens, at_once)?;
         let matrices: BTreeMap<Weight, Delta> = match self.settings.aggregation {
             Aggregation::Sum => {
                 let deltas = self.clone().untracked().deltas(&captured.remove(0), 1).matrices.into_iter();
@@ -622,9 +519,6 @@ impl Editor for Mend {
         self.called.clone()
     }
 }
-
-/// Edits whose gradients are taken in one pass.
-pub const AT_ONCE: usize = 32;
 
 /// The normal equations of a matrix with their solution.
 pub struct Solved {
@@ -651,11 +545,6 @@ impl Solved {
         let (wanted, damping) = self.equations.gradients(&self.solution, &matrix(gradient));
         (tensor(&wanted, &self.place.0, self.place.1), damping)
     }
-}
-
-/// The rows that predict: each continuation without its last token.
-pub fn without_last(rows: &[&Continuation]) -> Tokens {
-    Tokens::new(rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()).collect())
 }
 
 /// Where each group's tokens stand: `[groups · rank]` row numbers from `first` on, `zero` where a group has fewer than the rank.

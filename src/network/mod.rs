@@ -3,6 +3,7 @@
 pub mod gradient_transform;
 pub mod learned;
 pub mod malmen;
+pub mod matrices;
 pub mod mend;
 pub mod normal_equations;
 pub mod parameters;

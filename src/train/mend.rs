@@ -30,7 +30,8 @@ use crate::error::{Error, Result};
 use crate::model::tap::{NoTap, Tap};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
-use crate::network::mend::{self, Aggregation, Captured, Mend, MendNetwork, MendSettings, without_last};
+use crate::network::matrices::{AT_ONCE as AT_ONE_PASS, Captured, without_last};
+use crate::network::mend::{Aggregation, Mend, MendNetwork, MendSettings};
 use crate::network::parameters;
 use crate::parallel;
 use crate::sections::choice::{self, Choice, fields, refuse_at_zero};
@@ -457,7 +458,7 @@ impl MendTrainer {
         let mut sum = GradientsAccumulator::<MendNetwork>::new();
         let (mut nll, mut kl) = (0.0, 0.0);
         for edit in texts.chunks(self.together) {
-            let some: Vec<&[RecordTexts]> = edit.chunks(mend::AT_ONCE.min(edit.len().div_ceil(PARTS))).collect();
+            let some: Vec<&[RecordTexts]> = edit.chunks(AT_ONE_PASS.min(edit.len().div_ceil(PARTS))).collect();
             let captured = in_turn(&some, |records| self.capture(&[records]))?;
             for (captured, records) in captured.iter().zip(&some) {
                 self.mend.observe(captured, records.len());

@@ -63,7 +63,7 @@ fn texts(memory: &Path) -> Vec<String> {
 fn apply_as_json() {
     for (method, settings) in [
         ("ike", json!({"encoder": "model", "room": 20, "final_copy": false, "order": "nearest_last"})),
-        ("lookup", json!({"layer": 2, "radius": 0.5, "state": "last"})),
+        ("lookup", json!({"layer": 4, "radius": 0.4, "state": "last"})),
     ] {
         let place = TestFolder::new();
         let saved = place.path("edit.safetensors");
@@ -152,7 +152,7 @@ fn a_cache_changes_its_mind() {
     assert_eq!(answers(&predict(&[&memory], &["The city of Lyon lies in"])), ["Spain"]);
     // A cache of another radius is another cache.
     let before = std::fs::read(&memory).unwrap();
-    let other = apply(&config, &LYON, &["--set", "editor.radius=0.4", "--memory", text(&memory)]);
+    let other = apply(&config, &LYON, &["--set", "editor.radius=0.5", "--memory", text(&memory)]);
     refused(&other, 1, &["memory.safetensors", "do not join", "0.5", "0.4"]);
     assert!(std::fs::read(&memory).unwrap() == before);
 }
@@ -229,7 +229,7 @@ fn configs() {
     let (ike, lookup) = ("ike-pocket.toml", "lookup-pocket.toml");
     wrong(lookup, "editor.radius=-1.0", 2, &["editor.radius = -1"]);
     wrong(lookup, "editor.radius=nan", 2, &["editor.radius"]);
-    wrong(lookup, "editor.layer=40", 2, &["no layer 40", "0 to 3"]);
+    wrong(lookup, "editor.layer=40", 2, &["no layer 40", "0 to 5"]);
     wrong(lookup, "editor.layer=-1", 2, &["editor.layer", "-1"]);
     wrong(lookup, "editor.layers=[2]", 2, &["editor.layers", "did you mean `layer`"]);
     wrong(lookup, "editor.state=lsat", 2, &["editor.state", "did you mean `last`"]);

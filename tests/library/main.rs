@@ -17,5 +17,6 @@ mod stack;
 mod taps;
 mod tokens;
 mod trainer;
+mod ultraedit;
 mod without_training;
 mod world;

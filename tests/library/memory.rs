@@ -625,7 +625,7 @@ fn memories_read_from_files_are_bound_again() {
         Err(error) => error.to_string(),
     };
     let cached = lookup(2, 0.1, State::Mean).edit(&base, &requests).unwrap();
-    assert!(refused(change(&cached, &|memory| memory.needs["layer"] = json!(4))).contains("layers 0 to 3"));
+    assert!(refused(change(&cached, &|memory| memory.needs["layer"] = json!(6))).contains("layers 0 to 5"));
     assert!(refused(change(&cached, &|memory| memory.needs["radius"] = json!("x"))).contains("settings are broken"));
     assert!(refused(change(&cached, &|memory| memory.needs["method"] = json!("x"))).contains("nothing here consults"));
     let told = short_ike(&base).edit(&base, &requests).unwrap();
@@ -686,7 +686,7 @@ fn an_untrained_counterfactual_model_is_its_base_bit_for_bit() {
         let made = Serac::new(settings("hard", tune), base.base(), (&Device::flex(), DType::F32));
         made.err().map(|error| error.to_string()).unwrap_or_default()
     };
-    assert!(refused("{ top = 5 }").contains("5 blocks of a model that has 4"));
+    assert!(refused("{ top = 7 }").contains("7 blocks of a model that has 6"));
     assert!(refused("{ top = 0 }").contains("at least one block"));
     assert!(refused("{ lora = { rank = 0 } }").contains("rank must be at least 1"));
 }

@@ -1,0 +1,190 @@
+//! The matrices that an editor of gradients changes, and the gradients of edits at them, decomposed.
+//!
+//! The gradient of a matrix is a sum over tokens, `Σ uᵀδ`: the input u of the matrix times the gradient δ at its output.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::edit::score::{check_targets, target_log_probabilities};
+use crate::edit::{EditRequest, Edited};
+use crate::error::{Error, Result};
+use crate::model::spec::DecoderSpec;
+use crate::model::tap::{NoTap, Role, Weight};
+use crate::model::taps::{GradientProbes, cells};
+use crate::model::tokenizer::Continuation;
+use crate::model::tokens::Tokens;
+
+/// Edits whose gradients are taken in one pass, where there are many.
+pub const AT_ONCE: usize = 32;
+
+/// The tokens of an edit whose gradients are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EditTokens {
+    /// Every token that the loss reaches.
+    #[default]
+    All,
+    /// Those that predict the answer.
+    Answer,
+}
+
+/// An edited matrix: of which shape it is, and the number it has among those of this shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EditedMatrix {
+    /// Its name.
+    pub weight: Weight,
+    /// The index of its shape.
+    pub shape: usize,
+    /// Its number among the matrices of this shape.
+    pub number: usize,
+}
+
+/// The edited matrices and their shapes.
+#[derive(Debug, Clone)]
+pub struct Matrices {
+    /// Layer by layer.
+    pub each: Vec<EditedMatrix>,
+    /// `[d_in, d_out]`, each once.
+    pub shapes: Vec<[usize; 2]>,
+}
+
+/// The decomposed gradients of edits: for each matrix the tokens' `u [tokens, d_in]`, `δ [tokens, d_out]`, and whose they are.
+pub struct Captured {
+    /// In the order of [`Matrices::each`].
+    pub factors: Vec<(Tensor<2>, Tensor<2>, Vec<usize>)>,
+}
+
+impl Captured {
+    /// How many tokens there are of each matrix.
+    pub fn tokens(&self) -> Vec<usize> {
+        self.factors.iter().map(|(_, _, owners)| owners.len()).collect()
+    }
+}
+
+impl Matrices {
+    /// The matrices of these names ("mlp.up", …) in these layers.
+    ///
+    /// # Errors
+    /// Nothing named, a matrix that the model does not have, or one that is named twice.
+    pub fn new(layers: &[usize], weights: &[String], spec: &DecoderSpec) -> Result<Self> {
+        if layers.is_empty() || weights.is_empty() {
+            return Err(Error::Config(
+                "editor.layers and editor.weights must name at least one layer and one weight".into(),
+            ));
+        }
+        let mut each: Vec<EditedMatrix> = vec![];
+        let mut shapes: Vec<[usize; 2]> = vec![];
+        for &layer in layers {
+            for name in weights {
+                let role: Role = name.parse()?;
+                let cross = matches!(role, Role::CrossQuery | Role::CrossKey | Role::CrossValue | Role::CrossOut);
+                if layer >= spec.layers || cross || (role == Role::MlpGate && !spec.gated) {
+                    return Err(Error::Config(format!(
+                        "editor: the model has no weight decoder.{layer}.{role}; it has layers 0 to {}{}",
+                        spec.layers - 1,
+                        if spec.gated { "" } else { ", without mlp.gate" }
+                    )));
+                }
+                let weight = Weight::decoder(layer, role);
+                if each.iter().any(|matrix| matrix.weight == weight) {
+                    return Err(Error::Config(format!("editor: {weight} is named twice")));
+                }
+                let found = shapes.iter().position(|shape| *shape == spec.shape(role));
+                let shape = found.unwrap_or_else(|| {
+                    shapes.push(spec.shape(role));
+                    shapes.len() - 1
+                });
+                let number = each.iter().filter(|matrix| matrix.shape == shape).count();
+                each.push(EditedMatrix { weight, shape, number });
+            }
+        }
+        Ok(Matrices { each, shapes })
+    }
+
+    /// The lowest layer that is edited: everything below is constant.
+    pub fn lowest_layer(&self) -> usize {
+        self.each.iter().map(|matrix| matrix.weight.layer).min().unwrap_or(0)
+    }
+
+    /// The matrices of a shape, by their places in [`Matrices::each`].
+    pub fn of_shape(&self, shape: usize) -> Vec<usize> {
+        (0..self.each.len()).filter(|&place| self.each[place].shape == shape).collect()
+    }
+
+    /// The decomposed gradients of `L = −mean ln p(target | prompt)` of each row, on the model as it is.
+    ///
+    /// `hidden [batch, tokens, width]` is the input of the lowest edited layer, the rows of `tokens` are the continuations without
+    /// their last token, and each row has the number of the edit that it belongs to.
+    ///
+    /// # Errors
+    /// What the model says of the batch.
+    pub fn capture(
+        &self,
+        model: &Edited,
+        hidden: Tensor<3>,
+        tokens: &Tokens,
+        (rows, groups): (&[&Continuation], &[usize]),
+        of: EditTokens,
+    ) -> Result<Captured> {
+        for row in rows {
+            check_targets(model, row.target())?;
+        }
+        let mut probes = GradientProbes::at(self.each.iter().map(|matrix| matrix.weight));
+        let hidden = model.blocks(hidden, self.lowest_layer()..model.layers(), tokens.span(), None, &mut probes)?;
+        let reads: Vec<_> =
+            rows.iter().enumerate().flat_map(|(row, text)| text.reads().map(move |cell| (row, cell))).collect();
+        let targets: Vec<u32> = rows.iter().flat_map(|text| text.target().iter().copied()).collect();
+        let weights: Vec<f32> =
+            rows.iter().flat_map(|text| vec![1.0 / text.target().len() as f32; text.target().len()]).collect();
+        let log = burn::tensor::activation::log_softmax(model.head(hidden, &reads), 1);
+        let weights = Tensor::<1>::from_data(weights.as_slice(), (&log.device().inner(), log.dtype()));
+        let loss = (target_log_probabilities(log, &targets) * weights).sum().neg();
+        let mut read = probes.read(&loss.backward());
+        let factors = self.each.iter().map(|matrix| {
+            let (u, delta) = read
+                .remove(&matrix.weight)
+                .ok_or_else(|| Error::Input(format!("the loss does not reach {}", matrix.weight)))?;
+            let [_, width, _] = delta.dims();
+            let reached: Vec<_> = match of {
+                EditTokens::Answer => reads.clone(),
+                EditTokens::All => {
+                    // A cell that the loss does not reach has δ = 0 and changes nothing.
+                    let sizes: Vec<f64> = delta.clone().abs().sum_dim(2).into_data().iter::<f64>().collect();
+                    let reached = (0..sizes.len()).filter(|&cell| sizes[cell] != 0.0);
+                    reached.map(|cell| (cell / width, cell % width)).collect()
+                }
+            };
+            let owners = reached.iter().map(|&(row, _)| groups[row]).collect();
+            Ok((cells(u, &reached), cells(delta, &reached), owners))
+        });
+        Ok(Captured { factors: factors.collect::<Result<_>>()? })
+    }
+
+    /// The decomposed gradients of requests, all one edit, `at_once` requests a pass.
+    ///
+    /// # Errors
+    /// What the model says of the batch.
+    pub fn of_requests(
+        &self,
+        model: &Edited,
+        requests: &[EditRequest],
+        of: EditTokens,
+        at_once: usize,
+    ) -> Result<Vec<Captured>> {
+        let tokenizer = &model.base().tokenizer;
+        let rows: Vec<Continuation> = requests.iter().map(|request| request.row(tokenizer)).collect::<Result<_>>()?;
+        let rows: Vec<&Continuation> = rows.iter().collect();
+        let captured = rows.chunks(at_once.min(rows.len()).max(1)).map(|rows| {
+            let tokens = without_last(rows);
+            let hidden = model.embed(&tokens, &mut NoTap)?;
+            let hidden = model.blocks(hidden, 0..self.lowest_layer(), tokens.span(), None, &mut NoTap)?;
+            self.capture(model, hidden, &tokens, (rows, &vec![0; rows.len()]), of)
+        });
+        captured.collect()
+    }
+}
+
+/// The rows that predict: each continuation without its last token.
+pub fn without_last(rows: &[&Continuation]) -> Tokens {
+    Tokens::new(rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()).collect())
+}
