@@ -24,6 +24,7 @@ enum Command {
     Pretrain(command::pretrain::Args),
     Stats(command::stats::Args),
     Forget(command::forget::Args),
+    Squash(command::squash::Args),
     Compare(command::compare::Args),
 }
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => command::pretrain::run(&args),
         Command::Stats(args) => command::stats::run(&args),
         Command::Forget(args) => command::forget::run(&args),
+        Command::Squash(args) => command::squash::run(&args),
         Command::Compare(args) => command::compare::run(&args),
     };
     match result {

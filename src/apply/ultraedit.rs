@@ -110,15 +110,17 @@ impl Editor for UltraEdit {
                 else {
                     continue;
                 };
-                if count.dims() != [1, 1] || [mean.dims(), squares.dims()] != [[1, d_in + d_out]; 2] {
+                // An edit that was joined of several has a column of each.
+                let edits = count.dims()[1];
+                if count.dims()[0] != 1 || [mean.dims(), squares.dims()] != [[d_in + d_out, edits]; 2] {
                     let message = format!("edit {}: its state holds no figures of {}", earlier.id(), edited.weight);
                     return Err(Error::Input(message));
                 }
-                so_far = so_far.joined(&Normalizer {
-                    count: count.into_data().iter::<f64>().sum(),
-                    mean: mean.squeeze_dim(0),
-                    squares: squares.squeeze_dim(0),
-                });
+                let counts: Vec<f64> = count.into_data().iter::<f64>().collect();
+                for (column, count) in counts.into_iter().enumerate() {
+                    let of = |figure: &Tensor<2>| figure.clone().narrow(1, column, 1).squeeze_dim::<1>(1);
+                    so_far = so_far.joined(&Normalizer { count, mean: of(&mean), squares: of(&squares) });
+                }
             }
             let hats = so_far.normalize(rows);
             let key = hats.clone().slice([0..tokens, 0..d_in]);
@@ -129,7 +131,7 @@ impl Editor for UltraEdit {
             let solution = tensor(&solution, &keys.device(), keys.dtype());
             change.matrices.insert(edited.weight, equations.shift(solution).smaller());
             let count = Tensor::<2>::full([1, 1], own.count, (&keys.device(), keys.dtype()));
-            let figures = [count, own.mean.unsqueeze_dim(0), own.squares.unsqueeze_dim(0)];
+            let figures = [count, own.mean.unsqueeze_dim(1), own.squares.unsqueeze_dim(1)];
             state.extend(names.into_iter().zip(figures));
         }
         Ok(Edit::new(self.provenance(model, requests), Change::Weights(change), state))

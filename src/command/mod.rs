@@ -9,6 +9,7 @@ pub mod inspect;
 mod inspect_facts;
 pub mod predict;
 pub mod pretrain;
+pub mod squash;
 pub mod stats;
 pub mod train;
 

@@ -1,10 +1,10 @@
 //! Several edits of one stack as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::memory::{self, Memory};
 use super::{Change, Edit, Provenance, WeightChange};
@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 pub struct Joined {
     /// The first edit's, with all requests and findings.
     provenance: Option<Provenance>,
+    /// Each method with its settings, once.
+    made_by: Vec<(String, Value)>,
     change: WeightChange,
     memories: Vec<Arc<Edit>>,
     state: BTreeMap<String, (Tensor<2>, String)>,
@@ -33,6 +35,10 @@ impl Joined {
             Change::Memory(_) => self.memories.push(edit.clone()),
         }
         self.add_state(edit)?;
+        let made_by = (edit.provenance.method.clone(), edit.provenance.settings.clone());
+        if !self.made_by.contains(&made_by) {
+            self.made_by.push(made_by);
+        }
         let Some(provenance) = &mut self.provenance else {
             self.provenance = Some(edit.provenance.clone());
             return Ok(());
@@ -78,7 +84,13 @@ impl Joined {
         if !self.memories.is_empty() {
             return Edit::join_memories(&self.memories);
         }
-        let provenance = self.provenance.ok_or_else(|| Error::Input("there is no edit to join".into()))?;
+        let mut provenance = self.provenance.ok_or_else(|| Error::Input("there is no edit to join".into()))?;
+        let methods: BTreeSet<&str> = self.made_by.iter().map(|(method, _)| method.as_str()).collect();
+        if methods.len() > 1 {
+            provenance.method = methods.into_iter().collect::<Vec<_>>().join("+");
+            provenance.settings =
+                self.made_by.iter().map(|(method, settings)| json!({"method": method, "settings": settings})).collect();
+        }
         let state = self.state.into_iter().map(|(name, (tensor, _))| (name, tensor)).collect();
         Ok(Edit::new(provenance, Change::Weights(self.change), state))
     }

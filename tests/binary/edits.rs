@@ -8,7 +8,7 @@ use serde_json::{Value, json as value};
 
 use crate::common::{
     TensorFile, TestFolder, Trained, edit, emend, fixture, gpt2, json, records, refused, run, sets, stdout, text,
-    training,
+    training, wrong_usage,
 };
 
 const PROMPT: &str = "Lake Orrin lies in";
@@ -572,4 +572,28 @@ fn an_edit_in_f32_lies_under_one_in_f64() {
             assert_eq!(likeliest.as_str().map(str::trim), Some("Japan"), "{dtype} in {asked}: {document:#}");
         }
     }
+}
+
+#[test]
+fn many_edits_become_one() {
+    let place = TestFolder::new();
+    let (model, archive) = (gpt2(), Trained::Gpt2.archive());
+    apply_file(&place, &archive, "single", &["--save", text(&place.path("facts.edit.safetensors"))]);
+    let files: Vec<_> = (0..6).map(|number| place.path(&format!("facts-{number}.edit.safetensors"))).collect();
+    let (files, one): (Vec<&Path>, _) =
+        (files.iter().map(|file| file.as_path()).collect(), place.path("one.safetensors"));
+    let names: Vec<&str> = files.iter().map(|file| text(file)).collect();
+    let squash = |names: &[&'static str]| [&["squash"], names].concat();
+    let document = json(&[&["squash"], &names[..], &["--out", text(&one)]].concat());
+    assert_eq!((list(&document["of"]).len(), document["requests"].as_u64()), (6, Some(6)));
+    let stacked = logits(&model, &files);
+    assert!(difference(&logits(&model, &[&one]), &stacked) < 1e-5);
+    assert!(difference(&logits(&model, &[]), &stacked) > 1e-4);
+    let asked = json(&["inspect", text(&one)])["provenance"]["requests"].clone();
+    for (request, record) in list(&asked).iter().zip(list(&records())) {
+        assert_eq!(request["prompt"], record["prompt"]);
+    }
+    refused(&["squash", names[0], names[0], "--out", text(&one)], 1, &["named twice"]);
+    refused(&["squash", names[0], "missing.safetensors", "--out", text(&one)], 1, &["missing.safetensors"]);
+    wrong_usage(&squash(&["--out", "x"]), &["FILE"]);
 }

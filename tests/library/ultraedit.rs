@@ -24,8 +24,8 @@ fn figures(edit: &Edit, weight: &str) -> Normalizer {
     let figure = |name: &str| edit.state[&format!("{name}.decoder.{weight}")].clone();
     Normalizer {
         count: figure("count").into_data().iter::<f64>().sum(),
-        mean: figure("mean").squeeze_dim(0),
-        squares: figure("squares").squeeze_dim(0),
+        mean: figure("mean").squeeze_dim(1),
+        squares: figure("squares").squeeze_dim(1),
     }
 }
 
@@ -61,6 +61,13 @@ fn a_later_turn_is_normalised_by_all_so_far() {
     let (alone, later) = (own.edit(&base, &requests()[1..]).unwrap(), own.edit(&on_first, &requests()[1..]).unwrap());
     // The models are the same; the figures are not.
     assert!(difference(&change(alone), &change(later.clone())) > 1e-3);
+    // Of two edits that were joined both count.
+    let second = editor(&base, 0.0).edit(&on_first, &requests()[1..2]).unwrap();
+    let on_both = on_first.with(second).unwrap();
+    let joined = Edit::join(on_both.edits()).unwrap();
+    let on_joined = base.with(joined).unwrap();
+    let [apart, together] = [&on_both, &on_joined].map(|model| change(own.edit(model, &requests()[2..]).unwrap()));
+    assert!(difference(&apart, &together) < 1e-12);
     // An edit that is taken out takes its figures along.
     let (without, _) = on_first.without(&on_first.edit_ids()[0]).unwrap();
     let again = own.edit(&without, &requests()[1..]).unwrap();
