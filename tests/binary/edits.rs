@@ -597,3 +597,27 @@ fn many_edits_become_one() {
     refused(&["squash", names[0], "missing.safetensors", "--out", text(&one)], 1, &["missing.safetensors"]);
     wrong_usage(&squash(&["--out", "x"]), &["FILE"]);
 }
+
+/// An archive of MALMEN edits as others do, in every mode; its edits say whose they are.
+#[test]
+fn malmen_edits_many_at_once() {
+    let place = TestFolder::new();
+    let (config, archive) = (place.gpt2_config(), place.path("malmen"));
+    let together =
+        ["editor.method=malmen", "train.edits_per_step=6", "train.edits_together=6", "editor.initial_edit_rate=0.05"];
+    json(&training(&config, &archive, &sets(&together)));
+    let saved = place.path("batch.edit.safetensors");
+    let [single, batch, _] = ["single", "batch", "sequential"].map(|mode| {
+        let more: &[&str] = if mode == "batch" { &["--save", text(&saved)] } else { &[] };
+        let document = apply_file(&place, &archive, mode, more);
+        assert_eq!(string(&document["method"]), "malmen");
+        document["requests"].clone()
+    });
+    // Six facts at once are not six facts each by itself.
+    let after = |requests: &Value| number(&requests[0]["probes"][0]["after"]["target_nll"]);
+    assert!((after(&single) - after(&batch)).abs() > 1e-9);
+    let inspected = json(&["inspect", text(&saved)]);
+    assert_eq!(string(&inspected["provenance"]["method"]), "malmen");
+    assert_eq!(inspected["provenance"]["settings"]["edit_tokens"], "answer");
+    assert_eq!(list(&inspected["provenance"]["requests"]).len(), 6);
+}

@@ -56,6 +56,16 @@ fn killed_again_and_again() {
     kill_again_and_again(&place, &place.gpt2_config(), &EVERYTHING);
 }
 
+/// The same for edits that are met by normal equations, four at once.
+#[test]
+fn malmen_killed_again_and_again() {
+    let place = TestFolder::new();
+    let together = ["editor.method=malmen", "train.edits_per_step=4", "train.edits_together=4"];
+    let rest = EVERYTHING.iter().copied().filter(|set| !set.starts_with("train.edits_per_step"));
+    let settings: Vec<&str> = rest.chain(together).collect();
+    kill_again_and_again(&place, &place.gpt2_config(), &settings);
+}
+
 #[test]
 fn serac_killed_again_and_again() {
     let place = TestFolder::new();

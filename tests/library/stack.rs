@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use emend::edit::join::Joined;
 use emend::edit::score::score;
 use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, WeightChange};
-use emend::model::tap::{NoTap, Role, Weight};
+use emend::model::tap::{NoTap, Role, Unseen, Weight};
 use emend::model::tokens::Tokens;
 
 use crate::common::{difference, model, values};
@@ -138,4 +138,29 @@ fn states_of_different_widths_do_not_join() {
     let joined = Edit::join(&[with_state("keys.1", 5), with_state("keys.1", 5), with_state("keys.2", 4)]).unwrap();
     assert_eq!(joined.state["keys.1"].dims(), [5, 2]);
     assert_eq!(joined.state["keys.2"].dims(), [4, 1]);
+}
+
+/// What a cell may not see, it does not know of.
+#[test]
+fn unseen_cells_tell_those_behind_them_nothing() {
+    let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
+    let cells = |token: u32, unseen: Option<Unseen>| {
+        let tokens = Tokens::new(vec![vec![3, token, 4, 1, 5]]);
+        let mut span = tokens.span().clone();
+        span.rows[0].unseen = unseen;
+        let hidden = base.embed(&tokens, &mut NoTap).unwrap();
+        let hidden = base.blocks(hidden, 0..base.layers(), &span, None, &mut NoTap).unwrap();
+        values(hidden).chunks(base.base().decoder.spec.width).map(<[f64]>::to_vec).collect::<Vec<_>>()
+    };
+    let unseen = Some(Unseen { from: 1, to: 2, by: 3 });
+    let (one, other) = (cells(9, unseen), cells(7, unseen));
+    // The cell itself and the one before `by` differ; those from there on do not.
+    assert!(one[0] == other[0] && one[1] != other[1] && one[2] != other[2]);
+    // Cell 2 saw it, and cells 3 and 4 see cell 2.
+    assert!(one[3] != other[3]);
+    let unseen = Some(Unseen { from: 1, to: 2, by: 2 });
+    let (one, other) = (cells(9, unseen), cells(7, unseen));
+    assert!(one[1] != other[1] && one[2..] == other[2..]);
+    let (one, other) = (cells(9, None), cells(7, None));
+    assert!(one[4] != other[4]);
 }
