@@ -58,19 +58,13 @@ pub struct PretrainSettings {
 
 /// `recall`: in this share of the sentences, what stands behind a subject sees nothing of it below a layer, and from there on its last token
 /// alone. What the model knows of the subject has to be there by then.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recall {
     /// Share of the sentences.
     pub share: f64,
     /// The first layer from which the subject is seen.
     pub layer: usize,
-}
-
-impl Default for Recall {
-    fn default() -> Self {
-        Recall { share: 0.0, layer: 0 }
-    }
 }
 
 impl PretrainSettings {
@@ -117,7 +111,7 @@ pub fn sentences(world: &World, tokenizer: &tokenizers::Tokenizer) -> Result<Vec
             let prompt = encode(prompt)?;
             // Byte-level words begin at their space, so that prompt and answer can be tokenised apart.
             let at = |byte: usize| prompt.get_offsets().iter().position(|&(_, to)| to > byte).unwrap_or(0);
-            let subject = [at(from), at(from + fact.subject.len() - 1) + 1].map(|token| ids.len() + token);
+            let subject = [at(from), at((from + fact.subject.len()).saturating_sub(1)) + 1].map(|token| ids.len() + token);
             ids.extend(prompt.get_ids());
             let begin = ids.len();
             ids.extend(answer.get_ids());
