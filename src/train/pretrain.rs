@@ -111,7 +111,8 @@ pub fn sentences(world: &World, tokenizer: &tokenizers::Tokenizer) -> Result<Vec
             let prompt = encode(prompt)?;
             // Byte-level words begin at their space, so that prompt and answer can be tokenised apart.
             let at = |byte: usize| prompt.get_offsets().iter().position(|&(_, to)| to > byte).unwrap_or(0);
-            let subject = [at(from), at((from + fact.subject.len()).saturating_sub(1)) + 1].map(|token| ids.len() + token);
+            let subject =
+                [at(from), at((from + fact.subject.len()).saturating_sub(1)) + 1].map(|token| ids.len() + token);
             ids.extend(prompt.get_ids());
             let begin = ids.len();
             ids.extend(answer.get_ids());
