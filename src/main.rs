@@ -26,6 +26,7 @@ enum Command {
     Forget(command::forget::Args),
     Squash(command::squash::Args),
     Compare(command::compare::Args),
+    MakeCompletions(command::make_completions::Args),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Forget(args) => command::forget::run(&args),
         Command::Squash(args) => command::squash::run(&args),
         Command::Compare(args) => command::compare::run(&args),
+        Command::MakeCompletions(args) => command::make_completions::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

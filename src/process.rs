@@ -16,6 +16,14 @@ pub fn peak_memory() -> u64 {
     status("VmHWM:").unwrap_or(0)
 }
 
+/// Memory that can be planned with, in bytes: `$EMEND_MEMORY_GB`, else what the system says is free; nothing where it does not say.
+pub fn memory_at_hand() -> Option<u64> {
+    if let Some(gigabytes) = std::env::var("EMEND_MEMORY_GB").ok().and_then(|text| text.parse::<f64>().ok()) {
+        return Some((gigabytes * 1e9) as u64);
+    }
+    kibibytes("/proc/meminfo", "MemAvailable:")
+}
+
 /// Begins to measure [`peak_memory`] anew, and says what the process holds now; nothing where the system cannot.
 pub fn forget_peak_memory() -> Option<u64> {
     std::fs::write("/proc/self/clear_refs", "5").ok()?;
@@ -24,7 +32,11 @@ pub fn forget_peak_memory() -> Option<u64> {
 
 /// A number of bytes that the system says of this process.
 fn status(name: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kibibytes = status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?;
+    kibibytes("/proc/self/status", name)
+}
+
+fn kibibytes(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let kibibytes = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?;
     Some(kibibytes.parse::<u64>().ok()? * 1024)
 }

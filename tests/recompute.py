@@ -14,7 +14,7 @@ import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 LABELS = {"true": True, "false": False}
 
@@ -113,10 +113,11 @@ def mean_of(values):
     return fmean(values) if values else None
 
 
-def easyedit(case):
-    def right(row):
-        return alike(row["after"]["argmax"], row["after"]["target"])
+def right(row):
+    return alike(row["after"]["argmax"], row["after"]["target"])
 
+
+def easyedit(case):
     values = {"rewrite_acc": mean_of(map(right, of_kind(case, "rewrite")))}
     values["rephrase_acc"] = mean_of(map(right, of_kind(case, "rephrase")))
     for name in classes(case, "locality"):
@@ -147,6 +148,17 @@ def mend(case):
     if case.get("perplexity"):
         before, after = case["perplexity"]
         values["perplexity"], values["perplexity_drawdown"] = after, after - before
+        values["perplexity_ratio"] = values["perplexity_ratio/worst"] = after / before
+    return values
+
+
+def completion(case):
+    if not case.get("completion"):
+        return {}
+    values = {"tokens": mean_of(map(right, of_kind(case, "rewrite")))}
+    values["cut_tokens"] = mean_of(map(right, of_kind(case, "rephrase")))
+    if case.get("perplexity"):
+        values["perplexity_before"], values["perplexity_after"] = case["perplexity"]
     return values
 
 
@@ -266,7 +278,7 @@ def efficiency(case):
     return values
 
 
-PROTOCOLS = (counterfact, easyedit, mend, generate, sentiment, mquake, ripple, efficiency)
+PROTOCOLS = (counterfact, easyedit, mend, generate, completion, sentiment, mquake, ripple, efficiency)
 
 
 def balanced(cases, name, inside):
@@ -303,7 +315,8 @@ def figures(cases):
                 if value is not None and not math.isnan(value):
                     columns.setdefault((protocol.__name__, name), []).append(value)
     for (protocol, name), values in columns.items():
-        mean = max(values) if name == "peak_memory" else fmean(values)
+        over = {"peak_memory": max, "perplexity_ratio/worst": max, "perplexity_ratio": median}.get(name, fmean)
+        mean = over(values)
         figure = {"protocol": protocol, "name": name, "mean": mean, "cases": len(values)}
         if is_share(protocol, name) and all(value in (0, 1) for value in values):
             figure["low"], figure["high"] = wilson(mean, len(values))
@@ -336,7 +349,7 @@ def unedited(methods):
                 case[pair] = [case[pair][0]] * 2
         return case
 
-    known = re.compile(r"locality(/.*|_same)?|drawdown(/.*)?|essence_rise|perplexity_drawdown|topic")
+    known = re.compile(r"locality(/.*|_same)?|drawdown(/.*)?|essence_rise|perplexity_drawdown|perplexity_ratio(/.*)?|topic")
     found = [figure for figure in figures([before(case) for case in cases.values()]) if figure["protocol"] != "efficiency"]
     for figure in found:
         if known.fullmatch(figure["name"]):

@@ -20,7 +20,7 @@ pub mod value;
 use std::sync::Arc;
 
 use crate::edit::join::Joined;
-use crate::edit::{Edit, EditRequest, Edited};
+use crate::edit::{Edit, EditRequest, Edited, memory as entries};
 use crate::error::{Error, Result};
 use crate::parallel;
 
@@ -54,7 +54,7 @@ impl Mode {
 
 /// What came of the cases.
 pub struct Applied<R> {
-    /// What `look` gave, in the order of the cases; of a batch it is one.
+    /// What `look` gave, in the order of the cases; of a batch it is one. Of a sequence that was stopped there are fewer than cases.
     pub looks: Vec<R>,
     /// All edits as one, and the model with all of them; nothing in single mode, where each stands by itself.
     pub end: Option<(Edit, Edited)>,
@@ -63,7 +63,7 @@ pub struct Applied<R> {
 /// Called with each edit, the number of its case, and the model right after it. Neither is kept longer.
 pub type Look<'a, R> = &'a (dyn Fn(usize, &Arc<Edit>, &Edited) -> Result<R> + Sync);
 
-/// Edits cases into a model, all requests of a case together.
+/// Edits cases into a model, all requests of a case together. `stop` is asked after each edit of a sequence whether to end there.
 ///
 /// # Errors
 /// The first case that cannot be edited, by its number, and the errors of `look`.
@@ -73,16 +73,10 @@ pub fn apply<R: Send>(
     cases: &[Vec<EditRequest>],
     mode: Mode,
     look: Look<'_, R>,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Applied<R>> {
-    let together = mode == Mode::Batch && !editor.remembers();
-    let all: Vec<EditRequest> = if mode == Mode::Batch { cases.concat() } else { vec![] };
-    match together {
-        true => prepared::check(&all).map_err(|error| match cases.len() == all.len() {
-            true => error,
-            false => Error::Input(format!("{error} (edits counted over all cases)")),
-        })?,
-        false if cases.is_empty() => prepared::check(&[])?,
-        false => {}
+    if cases.is_empty() {
+        prepared::check(&[])?;
     }
     let finite = |edit: Edit| match edit.is_finite() {
         true => Ok(Arc::new(edit)),
@@ -101,12 +95,20 @@ pub fn apply<R: Send>(
     };
     match mode {
         Mode::Batch => {
+            let owners: Vec<usize> =
+                cases.iter().enumerate().flat_map(|(case, edits)| edits.iter().map(move |_| case)).collect();
+            let (mut all, mut owners) = (cases.concat(), owners);
+            // A memory settles what it is asked to hold by itself.
+            if !editor.remembers() {
+                let stay = entries::without_repetitions(&all);
+                owners = stay.iter().map(|&number| owners[number]).collect();
+                all = stay.into_iter().map(|number| all[number].clone()).collect();
+            }
             // An error names a request by its number: what is wanted is the case's.
-            let owner = |number: usize| {
-                cases.iter().enumerate().flat_map(|(case, edits)| edits.iter().map(move |_| case)).nth(number)
-            };
             let edit = editor.edit(model, &all).map_err(|error| match error {
-                Error::Record { number, message } => Error::Record { number: owner(number).unwrap_or(number), message },
+                Error::Record { number, message } => {
+                    Error::Record { number: owners.get(number).copied().unwrap_or(number), message }
+                }
                 other => other,
             })?;
             let edit = finite(edit)?;
@@ -122,6 +124,9 @@ pub fn apply<R: Send>(
                 joined.add(&edit)?;
                 // What an edit changes stands in the weights by now, and in the sum.
                 current = after.without_changes();
+                if stop() {
+                    break;
+                }
             }
             Ok(Applied { looks, end: Some((joined.edit()?, current)) })
         }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::asking::Asking;
 use crate::edit::Editor;
 use crate::error::{Error, Result};
-use crate::evaluate::Summary;
+use crate::evaluate::{PerplexityRatio, Summary};
 use crate::model::Model;
 pub use crate::network::learned::LearnedEditorSettings;
 use crate::network::learned::Stored;
@@ -62,6 +62,12 @@ fn is_plain(asking: &Asking) -> bool {
 pub struct Best {
     /// After which step.
     pub step: usize,
+    /// How many edits shared a model there; archives of earlier versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edits_together: Option<usize>,
+    /// What its edits did to running text, where one was watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity_ratio: Option<PerplexityRatio>,
     /// Its figures on validation records.
     #[serde(flatten)]
     pub summary: Summary,

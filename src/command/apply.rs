@@ -10,29 +10,34 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::chat::ChatArgs;
-use super::{answer, load_edits, print, show_rows};
+use super::{answer, keep_state, load_edits, print, show_rows, state_is_kept, stop};
 use crate::apply::memory::Elsewhere;
 use crate::apply::{Applied, Editor, Mode, apply};
-use crate::archive::Archive;
+use crate::archive::{Archive, Best};
 use crate::config::apply::Config;
 use crate::data::asking::Asking;
 use crate::data::pocket;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::Source;
+use crate::data::text::Documents;
 use crate::data::unicode;
 use crate::data::world::Split;
 use crate::device;
 use crate::edit::score::{Scored, score};
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
 use crate::error::{Error, Result};
+use crate::evaluate::perplexity::WATCHED_TOKENS;
 use crate::evaluate::probes::{Limits, probe_table};
-use crate::evaluate::{Kind, ProbeRow, Side, balanced, counterfact, sentiment, summarize};
+use crate::evaluate::{
+    Kind, PerplexityRatio, ProbeRow, Side, Summary, WatchedText, balanced, counterfact, sentiment, summarize,
+};
 use crate::model::Model;
 use crate::model::chat::Chat;
 use crate::model::separator::without_last_space;
 use crate::process::peak_memory;
 use crate::report::figures;
 use crate::report::table::{cut, percent};
+use crate::sections::within;
 use crate::{parallel, paths};
 
 /// Edit a model: what it said before and what it says after, and the edit as a file.
@@ -97,6 +102,16 @@ pub struct Args {
     /// Write the edited model (hf) or a LoRA adapter (peft) into a folder; may be given for both
     #[arg(long, num_args = 2, value_names = ["FORMAT", "DIR"])]
     pub export: Vec<String>,
+    /// A running text to read before and after: `pocket`, `wikitext` (fetched), or a file of text, JSON or JSONL; with the
+    /// pocket model `pocket` unless given
+    #[arg(long, value_name = "TEXT")]
+    pub text: Option<String>,
+    /// Tokens of that text that are read
+    #[arg(long, default_value_t = WATCHED_TOKENS, value_name = "N")]
+    pub text_tokens: usize,
+    /// Warn where the text's perplexity rises by more than this factor
+    #[arg(long, default_value_t = 1.1, value_name = "FACTOR")]
+    pub text_limit: f64,
     #[command(flatten)]
     pub chat: ChatArgs,
     /// cpu, cuda, cuda:N or wgpu
@@ -113,6 +128,9 @@ const UNRELATED: [&str; 3] = ["The capital of Japan is", "Water is made of hydro
 /// Neighbours of each class that a fact of the embedded world is given.
 const NEIGHBOURS: usize = 2;
 
+/// Edits of single mode after which a running text is read.
+const READ: usize = 20;
+
 /// Records that are shown in full.
 const SHOWN: usize = 3;
 
@@ -125,32 +143,76 @@ pub fn run(args: &Args) -> Result<()> {
     let device = device::open(&args.device)?;
     // Its length is known once the records are.
     let bar = ProgressBar::no_length();
-    let Opened { name, model, editor, asking } = open(args, &device, &bar)?;
+    let Opened { name, model, editor, asking, best } = open(args, &device, &bar)?;
     let asking = args.chat.or(asking);
     let chat = asking.template(&model.tokenizer)?;
     let before = laid_under(args, &model, editor.as_ref())?;
     let records = asking.put(records(args, &name)?, &model.tokenizer)?;
     check_outputs(args, records.len())?;
     let cases: Vec<Vec<EditRequest>> = records.iter().map(EditRequest::of_case).collect();
+    warn_of_number(args, best.as_ref(), cases.iter().map(Vec::len).sum());
+    let watched = watched_text(args, &name, &model, editor.as_ref())?;
     let loaded = start.elapsed().as_secs_f64();
 
     count_edits(&bar, cases.len());
     let editing = Instant::now();
-    let job = Job { args, before, records, chat, bar, looking: AtomicU64::new(0) };
-    let applied =
-        apply(editor.as_ref(), &job.before, &cases, args.mode, &|number, edit, after| job.look(number, edit, after))?;
+    // What a long sequence has edited in so far is not lost where it can be kept.
+    if args.mode == Mode::Sequential && args.save.is_some() {
+        keep_state();
+    }
+    let job = Job { args, before, records, chat, bar, text: watched, looking: AtomicU64::new(0) };
+    let applied = apply(
+        editor.as_ref(),
+        &job.before,
+        &cases,
+        args.mode,
+        &|number, edit, after| job.look(number, edit, after),
+        &stop,
+    )?;
     job.bar.finish_and_clear();
+    let place = if stop() { job.kept(&applied)? } else { String::new() };
+    state_is_kept(&place)?;
     let edited = (editing.elapsed().as_secs_f64() - job.looked(&device)).max(0.0);
     let done = job.finish(applied)?;
     job.warn_of_known_answers(&done.seen);
+    job.warn_of_harm(&done);
 
     if args.json {
         let (method, settings) = editor.describe();
         let seconds = json!({ "load": loaded, "edit": edited, "all": start.elapsed().as_secs_f64() });
         let base = json!({ "model": name, "fingerprint": model.fingerprint });
-        return print(&format!("{:#}\n", document(args, &method, &settings, &base, &done, &seconds)));
+        let perplexity = job.text.as_ref().zip(done.perplexity).map(|(text, (before, ratio))| {
+            json!({ "text": text.name, "tokens": text.tokens(), "before": before, "ratio": ratio })
+        });
+        let about = (&settings, &base, &seconds, &perplexity);
+        return print(&format!("{:#}\n", document(args, &method, about, &done)));
     }
-    print(&text(&done))
+    print(&text(&job, &done))
+}
+
+/// The text that is read before and after; nothing where none is named, or where the editor changes no weight.
+fn watched_text(args: &Args, name: &str, model: &Model, editor: &dyn Editor) -> Result<Option<WatchedText>> {
+    within("--text-limit", args.text_limit, 1.0, f64::MAX)?;
+    within("--text-tokens", args.text_tokens as f64, 1.0, 1e9)?;
+    let pocket = (name == pocket::NAME).then_some(pocket::NAME);
+    let Some(text) = args.text.as_deref().or(pocket).filter(|_| !editor.remembers()) else { return Ok(None) };
+    let documents = Documents::open(text, Split::Test, Path::new(""), "text")?;
+    WatchedText::open(text, &documents, args.text_tokens, model).map(Some)
+}
+
+/// Says where a learned editor is given more edits at once than it was chosen for.
+fn warn_of_number(args: &Args, best: Option<&Best>, edits: usize) {
+    let Some(best) = best.filter(|_| args.mode == Mode::Batch) else { return };
+    let Some(together) = best.edits_together.filter(|together| edits > *together) else { return };
+    let Summary { edit_success, generalization, locality, .. } = &best.summary;
+    tracing::warn!(
+        "{edits} edits at once; the archive was validated with {together}{} (edit success {}, generalization {}, locality {}), of more it \
+         says nothing",
+        if together == 1 { " at a time" } else { " at once" },
+        percent(*edit_success),
+        percent(*generalization),
+        percent(*locality)
+    );
 }
 
 /// The model with the edits that are laid under the new ones: what a memory holds already among them.
@@ -183,6 +245,8 @@ struct Job<'a> {
     /// The template that their prompts went through.
     chat: Option<Chat>,
     bar: ProgressBar,
+    /// A running text that is read before and after.
+    text: Option<WatchedText>,
     /// Nanoseconds spent on looking at edits, by all threads together.
     looking: AtomicU64,
 }
@@ -195,6 +259,8 @@ struct Look {
     saved: Option<PathBuf>,
     /// What it does to its record, where it stands by itself.
     seen: Option<Seen>,
+    /// By how much the perplexity of the running text rose, where it was read.
+    perplexity_ratio: Option<f64>,
     /// In a sequence, what the model said to each probe right after it.
     immediate: Option<Vec<Value>>,
     /// The edit and its model, where it is the only one.
@@ -216,6 +282,8 @@ struct Done {
     seen: Vec<Seen>,
     saved: Vec<PathBuf>,
     exported: Vec<Value>,
+    /// The perplexity of the running text before, and by how much it rose.
+    perplexity: Option<(f64, PerplexityRatio)>,
 }
 
 impl Job<'_> {
@@ -223,7 +291,8 @@ impl Job<'_> {
     fn look(&self, number: usize, edit: &Arc<Edit>, after: &Edited) -> Result<Look> {
         let clock = Instant::now();
         let (id, findings) = (edit.id().to_owned(), edit.provenance.findings.clone());
-        let mut look = Look { id, findings, saved: None, seen: None, immediate: None, only: None };
+        let mut look =
+            Look { id, findings, saved: None, seen: None, perplexity_ratio: None, immediate: None, only: None };
         match self.args.mode {
             Mode::Batch => return Ok(look),
             Mode::Sequential if self.args.json => {
@@ -241,6 +310,9 @@ impl Job<'_> {
                     look.saved = Some(path);
                 }
                 look.seen = Some(self.see(number, after, None)?);
+                if number < READ {
+                    look.perplexity_ratio = self.perplexity_ratio(after)?;
+                }
                 look.only = (count == 1).then(|| (edit.clone(), after.clone()));
             }
         }
@@ -258,6 +330,7 @@ impl Job<'_> {
     /// Looks at what is left, and writes what was asked for.
     fn finish(&self, applied: Applied<Look>) -> Result<Done> {
         let Applied { mut looks, end } = applied;
+        let mut ratios: Vec<f64> = looks.iter().filter_map(|look| look.perplexity_ratio).collect();
         let mut saved: Vec<PathBuf> = looks.iter_mut().filter_map(|look| look.saved.take()).collect();
         let (seen, end) = match end {
             None => {
@@ -275,6 +348,7 @@ impl Job<'_> {
                 let seen = parallel::each(&self.before.base().decoder.device(), numbers, |number| {
                     self.see(number, &after, looks.get(number).and_then(|look| look.immediate.as_ref()))
                 })?;
+                ratios.extend(self.perplexity_ratio(&after)?);
                 (seen, Some((edit, after)))
             }
         };
@@ -289,7 +363,37 @@ impl Job<'_> {
                 exported = self.export(&whole)?;
             }
         }
-        Ok(Done { looks, seen, saved, exported })
+        let before = self.text.as_ref().map_or(Ok(None), |text| text.unedited(&self.before))?;
+        let perplexity = before.zip(PerplexityRatio::of(&ratios));
+        Ok(Done { looks, seen, saved, exported, perplexity })
+    }
+
+    /// By how much the perplexity of the running text rose.
+    fn perplexity_ratio(&self, after: &Edited) -> Result<Option<f64>> {
+        let Some(text) = &self.text else { return Ok(None) };
+        let Some(before) = text.unedited(&self.before)? else { return Ok(None) };
+        Ok(Some(text.edited(&self.before, after)? / before))
+    }
+
+    /// Says where an edit does harm to running text.
+    fn warn_of_harm(&self, done: &Done) {
+        let Some((text, (_, ratio))) = self.text.as_ref().zip(done.perplexity) else { return };
+        if ratio.worst > self.args.text_limit {
+            let which = if ratio.cases > 1 { "an edit raises" } else { "the edit raises" };
+            tracing::warn!(
+                "{which} the perplexity of {} to {:.2} times what it was, more than --text-limit {}: the model speaks worse than before",
+                text.name,
+                ratio.worst,
+                self.args.text_limit
+            );
+        }
+    }
+
+    /// Keeps what a stopped sequence has made, and says where it is.
+    fn kept(&self, applied: &Applied<Look>) -> Result<String> {
+        let (Some(path), Some((edit, _))) = (&self.args.save, &applied.end) else { return Ok(String::new()) };
+        edit.save(path)?;
+        Ok(format!(" after {} of {} edits, which {} holds", applied.looks.len(), self.records.len(), path.display()))
     }
 
     /// The probe table of one record.
@@ -348,7 +452,12 @@ impl Job<'_> {
 }
 
 /// The results for programs.
-fn document(args: &Args, method: &str, settings: &Value, base: &Value, done: &Done, seconds: &Value) -> Value {
+fn document(
+    args: &Args,
+    method: &str,
+    (settings, base, seconds, perplexity): (&Value, &Value, &Value, &Option<Value>),
+    done: &Done,
+) -> Value {
     let table = whole_table(done);
     json!({
         "method": method,
@@ -371,6 +480,7 @@ fn document(args: &Args, method: &str, settings: &Value, base: &Value, done: &Do
             "before": sentiment(&table, Side::Before),
             "after": sentiment(&table, Side::After),
         },
+        "perplexity": perplexity,
         "saved": done.saved,
         "exported": match done.exported.as_slice() {
             [] => Value::Null,
@@ -387,7 +497,7 @@ fn whole_table(done: &Done) -> Vec<ProbeRow> {
 }
 
 /// The results for people.
-fn text(done: &Done) -> String {
+fn text(job: &Job<'_>, done: &Done) -> String {
     let mut text: String = done.seen.iter().filter_map(|seen| seen.text.as_deref()).collect();
     if let Some(bars) = figures::neurons_by_layer(done.looks.iter().map(|look| &look.findings)) {
         text += &format!("{bars}\n");
@@ -405,6 +515,9 @@ fn text(done: &Done) -> String {
             text += &format!("{figures}\n");
         }
     }
+    if let Some((read, (before, ratio))) = job.text.as_ref().zip(done.perplexity.as_ref()) {
+        text += &format!("{}\n", figures::running_text(read, *before, ratio));
+    }
     let saved = done.saved.iter().map(|path| format!("saved {}\n", path.display()));
     let exported = done.exported.iter().filter_map(|report| Some(format!("{}\n", report["message"].as_str()?)));
     text + &saved.chain(exported).collect::<String>()
@@ -418,6 +531,8 @@ struct Opened {
     editor: Box<dyn Editor>,
     /// How records were put to the model when the editor was trained.
     asking: Asking,
+    /// How a learned editor did on validation records.
+    best: Option<Best>,
 }
 
 /// The model, and the editor of an archive or of a configuration.
@@ -428,7 +543,8 @@ fn open(args: &Args, device: &Device, bar: &ProgressBar) -> Result<Opened> {
         let name = args.model.as_ref().unwrap_or(&base.path).clone();
         let model = Arc::new(Model::load(&name, device, base.dtype.into())?);
         let editor = archive.editor(&model, args.allow_other_base, device)?;
-        return Ok(Opened { name, model, editor, asking: base.asking.clone() });
+        let best = archive.description.best.clone().filter(|_| !editor.remembers());
+        return Ok(Opened { name, model, editor, asking: base.asking.clone(), best });
     }
     let path = args.config.clone().unwrap_or_default();
     let config = Config::read(&path, &args.sets)?;
@@ -440,7 +556,7 @@ fn open(args: &Args, device: &Device, bar: &ProgressBar) -> Result<Opened> {
     let (in_batch, bar) = (args.mode == Mode::Batch, bar.clone());
     let progress = move |done: usize| bar.inc(if in_batch { done as u64 } else { 0 });
     let editor = config.editor.editor(&model, &name, path.parent().unwrap_or(Path::new("")), Box::new(progress))?;
-    Ok(Opened { name, model, editor, asking: config.data })
+    Ok(Opened { name, model, editor, asking: config.data, best: None })
 }
 
 /// A few probes of each kind, one of each locality class first.

@@ -13,18 +13,18 @@ use crate::compare::compared_editor::ComparedEditor;
 use crate::compare::curves::{self, curves};
 use crate::compare::document::{Entry, document};
 use crate::compare::layout::Run;
-use crate::compare::{Looks, Reading, run as run_cases};
+use crate::compare::{Looks, run as run_cases};
 use crate::config::compare::{Competitor, Config};
+use crate::data::plain_questions;
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::data::text::Documents;
 use crate::data::world::Split;
-use crate::data::{plain_questions, pocket};
 use crate::device;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
-use crate::evaluate::{Snippets, windows};
+use crate::evaluate::{Snippets, WatchedText};
 use crate::model::Model;
 use crate::paths;
 use crate::process::forget_peak_memory;
@@ -128,14 +128,14 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let compared = compared.collect::<Result<Vec<_>>>()?;
     let base = Edited::new(model.clone());
     let compare = &config.compare;
-    let text = Reading::new(watched_text(&config, place, &model)?);
+    let text = watched_text(&config, place, &model)?;
     let looks = Looks {
         limits: Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: true },
         generate: compare.generate,
         // A chat model begins its reply with the question.
         answer_tokens: compare.answer_tokens.or(config.data.chat.then_some(REPLY)),
         texts: compare.texts,
-        perplexity: compare.perplexity,
+        perplexity: config.text_cases(),
         text: &text,
         seed: compare.seed,
         memory_before: None,
@@ -206,37 +206,11 @@ fn most_cases(config: &Config) -> usize {
     if config.data.limit == 0 { usize::MAX } else { config.data.limit }
 }
 
-/// The text whose perplexity is watched, as rows of tokens.
-fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<Vec<Vec<u32>>> {
-    let Some(name) = &config.compare.text else { return Ok(vec![]) };
-    // Enough for a perplexity, little enough for every point of a curve.
-    const TEXTS: usize = 200;
-    const TOKENS: usize = 16_384;
-    let length = model.decoder.spec.context.min(256);
-    let mut texts = vec![];
-    if name == pocket::NAME {
-        let world = pocket::world()?;
-        let facts = world.split(Split::Validation);
-        texts.extend(facts.into_iter().take(TEXTS).map(|fact| {
-            let prompt = world.prompts(fact).0.swap_remove(0);
-            format!("{prompt} {}.", world.facts()[fact].object)
-        }));
-    } else {
-        let source = Documents { files: vec![paths::file(name, place)], field: "text".into() };
-        source.shuffled(config.compare.seed, &mut |text| {
-            texts.push(text.trim().to_owned());
-            let enough = texts.len() >= TEXTS;
-            Ok(if enough { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) })
-        })?;
-    }
-    let mut rows = windows(&model.tokenizer, &texts, length)?;
-    let mut tokens = 0;
-    rows.retain(|row| {
-        let fits = tokens < TOKENS;
-        tokens += row.len();
-        fits
-    });
-    Ok(rows)
+/// The text whose perplexity is watched.
+fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<WatchedText> {
+    let Some(name) = config.text() else { return Ok(WatchedText::default()) };
+    let documents = Documents::open(name, Split::Test, place, "text")?;
+    WatchedText::open(name, &documents, config.compare.text_tokens, model)
 }
 
 /// Makes the summary and the report from the case files.

@@ -14,7 +14,7 @@ use crate::model::hub;
 /// Bring models and named data sets into the cache, resumed when broken off and checked by SHA-256.
 ///
 /// Data sets: counterfact, multi_counterfact, zsre (or one of its files, zsre/eval), known_1000, mquake, ripple, knowedit, unke,
-/// wikibigedit; `--list` names their files. They go to $EMEND_CACHE, else ~/.cache/emend. Models are hub ids such as `gpt2-xl` or `HuggingFaceTB/SmolLM2-135M-Instruct`; they go to the Hugging Face cache
+/// wikibigedit, wikitext; `--list` names their files. They go to $EMEND_CACHE, else ~/.cache/emend. Models are hub ids such as `gpt2-xl` or `HuggingFaceTB/SmolLM2-135M-Instruct`; they go to the Hugging Face cache
 /// ($HF_HOME, else ~/.cache/huggingface), where other tools find them too. HF_TOKEN opens gated models, HF_ENDPOINT names
 /// another hub, HF_HUB_OFFLINE=1 keeps to the cache. Prints the path of each: a model's folder, a data set's first file.
 #[derive(Debug, clap::Args)]

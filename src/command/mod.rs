@@ -7,6 +7,7 @@ pub mod fetch;
 pub mod forget;
 pub mod inspect;
 mod inspect_facts;
+pub mod make_completions;
 pub mod predict;
 pub mod pretrain;
 pub mod squash;
@@ -58,10 +59,10 @@ pub(crate) fn keep_state() {
 /// The state is kept: from here on Ctrl-C ends the process at once, as it does now if it was asked for already.
 ///
 /// # Errors
-/// The user asked to stop.
-pub(crate) fn state_is_kept() -> Result<()> {
+/// The user asked to stop; `place` says where that is.
+pub(crate) fn state_is_kept(place: &str) -> Result<()> {
     KEEPS_STATE.store(false, Ordering::SeqCst);
-    if stop() { Err(Error::Interrupted(" after the training; --resume shows its figures".into())) } else { Ok(()) }
+    if stop() { Err(Error::Interrupted(place.into())) } else { Ok(()) }
 }
 
 /// Whether the user asked to stop.

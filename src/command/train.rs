@@ -14,12 +14,13 @@ use crate::archive::{Base, network_type};
 use crate::config::train::Config;
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
+use crate::data::text::Documents;
 use crate::data::world::Split;
 use crate::device;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
-use crate::evaluate::{Kind, ProbeRow, Side, balanced, sentiment, summarize};
+use crate::evaluate::{Kind, PerplexityRatio, ProbeRow, Side, WatchedText, balanced, completion, sentiment, summarize};
 use crate::model::Model;
 use crate::model::chat::Chat;
 use crate::model::separator::joined;
@@ -141,6 +142,8 @@ impl Trainer for Run<'_> {
         ] {
             check_records(source, name, &editor)?;
         }
+        let read = |split| self.watched(split);
+        let (text, test_text) = (read(Split::Validation)?, read(Split::Test)?);
         let mut trainer = EditTrainer {
             editor,
             base: base.clone(),
@@ -156,13 +159,15 @@ impl Trainer for Run<'_> {
             train: self.train,
             validation: &validation,
             limits,
+            text: text.as_ref(),
+            text_cases: config.data.text_cases,
             folder: folder.clone(),
         };
         keep_state();
         let mut show = Show::new(every.max_steps);
         let progress = trainer.run(&mut |event| show.event(event), &stop)?;
         show.bar.finish_and_clear();
-        state_is_kept()?;
+        state_is_kept(" after the training; --resume shows its figures")?;
         let trained = start.elapsed().as_secs_f64();
 
         let most = if config.data.test_records == 0 { usize::MAX } else { config.data.test_records };
@@ -173,6 +178,11 @@ impl Trainer for Run<'_> {
         let rows = trainer.evaluate(&test)?;
         let summary = summarize(&rows);
         let own = trainer.editor.examine(&test)?;
+        let mut perplexity = None;
+        if let Some(text) = &test_text {
+            let ratio = trainer.perplexity_ratio(&test, text)?;
+            perplexity = text.unedited(base)?.zip(ratio).map(|(before, ratio)| (text, before, ratio));
+        }
         let seconds = json!({"training": trained, "test": start.elapsed().as_secs_f64() - trained});
         if args.json {
             let document = json!({
@@ -181,6 +191,10 @@ impl Trainer for Run<'_> {
                 "protocol": "mend",
                 "best": progress.best,
                 "test": summary,
+                "completion": test.iter().any(|record| record.completion.is_some()).then(|| completion(&rows)),
+                "perplexity": perplexity.map(|(text, before, ratio)| {
+                    json!({"text": text.name, "tokens": text.tokens(), "before": before, "ratio": ratio})
+                }),
                 "editor": own.iter().map(|(name, share)| ((*name).to_owned(), json!(share))).collect::<serde_json::Map<_, _>>(),
                 "balanced": balanced(&rows, Side::After),
                 "sentiment": sentiment(&rows, Side::After),
@@ -199,6 +213,13 @@ impl Trainer for Run<'_> {
             progress.best.map_or(0, |best| best.step),
             figures::mend(&summary)
         );
+        let completions = test.iter().any(|record| record.completion.is_some()).then(|| completion(&rows));
+        if let Some(figures) = &completions {
+            text += &format!("\n{}", figures::completion(figures));
+        }
+        if let Some((read, before, ratio)) = &perplexity {
+            text += &format!("{}\n", figures::running_text(read, *before, ratio));
+        }
         for (name, share) in &own {
             text += &format!("{:<40}{:>8}\n", name.replace('_', " "), percent(Some(*share)));
         }
@@ -220,6 +241,16 @@ impl Trainer for Run<'_> {
             quoted(&example.target_new)
         );
         print(&text)
+    }
+}
+
+impl Run<'_> {
+    /// The part of the text that is watched in a validation or in the test.
+    fn watched(&self, split: Split) -> Result<Option<WatchedText>> {
+        let Some((name, field)) = self.config.text() else { return Ok(None) };
+        let place = self.args.config.parent().unwrap_or(Path::new(""));
+        let documents = Documents::open(name, split, place, field)?;
+        WatchedText::open(name, &documents, self.config.data.text_tokens, self.base.base()).map(Some)
     }
 }
 
@@ -358,15 +389,18 @@ impl Show {
                 self.bar.set_message(said);
             }
             Event::Note(note) => self.bar.suspend(|| eprintln!("{note}")),
-            Event::Validation { step, summary, score, best } => {
+            Event::Validation { step, summary, perplexity, score, best } => {
                 self.note =
                     format!(" · success {} · drawdown {}", percent(summary.edit_success), percent(summary.drawdown));
                 let line = format!(
-                    "step {step:>6}   edit success {}   generalization {}   locality {}   drawdown {}   score {}{}",
+                    "step {step:>6}   edit success {}   generalization {}   locality {}   drawdown {}   {}score {}{}",
                     percent(summary.edit_success),
                     percent(summary.generalization),
                     percent(summary.locality),
                     percent(summary.drawdown),
+                    perplexity.map_or(String::new(), |PerplexityRatio { median, worst, .. }| {
+                        format!("perplexity {median:.3} × (worst {worst:.3})   ")
+                    }),
                     percent(Some(*score)),
                     if *best { "   best so far" } else { "" }
                 );

@@ -86,7 +86,7 @@ impl<'a> ComparedEditor<'a> {
         let editor = made.map_err(|error| naming(&named.name, error))?;
         let (method, settings) = editor.describe();
         let compare = &config.compare;
-        let text = (compare.perplexity > 0).then(|| hash(&serde_json::to_vec(text).unwrap_or_default()));
+        let text = (config.text_cases() > 0).then(|| hash(&serde_json::to_vec(text).unwrap_or_default()));
         let params = json!({
             "method": method,
             "name": named.name,
@@ -107,7 +107,7 @@ impl<'a> ComparedEditor<'a> {
             "seed": compare.seed,
             "generate": compare.generate,
             "texts": compare.texts,
-            "perplexity": compare.perplexity,
+            "perplexity": config.text_cases(),
             "text": text,
             "version": env!("CARGO_PKG_VERSION"),
         });

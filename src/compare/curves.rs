@@ -5,20 +5,22 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::Watch;
 use super::edited_by_many::{EditedByMany, fault, size};
-use super::{Reading, Watch};
 use crate::apply::{Editor, Mode};
 use crate::data::record::EditRecord;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::case::number;
-use crate::evaluate::perplexity::perplexity;
 use crate::evaluate::probes::Limits;
-use crate::evaluate::{ProbeRow, Summary, probe_table, summarize};
+use crate::evaluate::{ProbeRow, Summary, WatchedText, probe_table, summarize};
 use crate::{files, parallel};
 
 /// Records whose probes are asked together: enough to fill a batch, and the same on any number of cores.
 const TOGETHER: usize = 32;
+
+/// Edits that count as the earliest.
+const EARLIEST: usize = 10;
 
 /// A model has collapsed where its perplexity is this many times the unedited one's: ln 10 = 2.3 nats more on every token of a plain text,
 /// which no edit of a fact asks for. Edits that leave a model speaking stay within a few per cent, those that do not go far beyond this.
@@ -42,10 +44,16 @@ pub struct Point {
     pub failed: usize,
     /// Edit success of all but the last edit, in a sequence: what is retained of the earlier ones.
     pub retained: Option<f64>,
+    /// Edit success of the first ten edits, in a sequence that went on: what is retained of the earliest.
+    #[serde(default)]
+    pub earliest: Option<f64>,
     /// Edit success of the last edit alone, in a sequence.
     pub last: Option<f64>,
     /// Perplexity on the text.
     pub perplexity: Option<f64>,
+    /// That divided by the unedited model's.
+    #[serde(default)]
+    pub perplexity_ratio: Option<f64>,
     /// ‖ΔW‖/‖W‖ over the changed matrices.
     #[serde(deserialize_with = "number")]
     pub relative: f64,
@@ -84,7 +92,7 @@ pub fn curves(
     base: &Edited,
     records: &[EditRecord],
     sizes: &[usize],
-    text: &Reading,
+    text: &WatchedText,
     path: &Path,
     watch: Watch<'_>,
 ) -> Result<Vec<Point>> {
@@ -140,7 +148,7 @@ fn point(
     edited: &EditedByMany,
     mode: Mode,
     records: &[EditRecord],
-    text: &Reading,
+    text: &WatchedText,
     made_of: String,
 ) -> Result<Point> {
     let edits = records.len();
@@ -152,8 +160,10 @@ fn point(
         figures: Summary::default(),
         failed: edited.lost.len(),
         retained: None,
+        earliest: None,
         last: None,
         perplexity: None,
+        perplexity_ratio: None,
         relative: 0.0,
         collapsed: false,
         error: None,
@@ -168,16 +178,21 @@ fn point(
             let (last, earlier): (Vec<ProbeRow>, Vec<ProbeRow>) =
                 rows.iter().cloned().partition(|row| row.record + 1 == edits);
             (point.last, point.retained) = (summarize(&last).edit_success, summarize(&earlier).edit_success);
+            if edits > EARLIEST {
+                let earliest: Vec<ProbeRow> = rows.iter().filter(|row| row.record < EARLIEST).cloned().collect();
+                point.earliest = summarize(&earliest).edit_success;
+            }
         }
         point.asked = rows.iter().map(|row| row.record).collect::<BTreeSet<_>>().len();
         point.figures = summarize(&rows);
         // A model that has no number to say has collapsed, text or not.
         point.collapsed = rows.iter().any(|row| row.after.log_probabilities.iter().any(|log| log.is_nan()));
         if let Some(unedited) = text.unedited(base)? {
-            let now = perplexity(&edited.after, &text.rows)?;
+            let now = text.edited(base, &edited.after)?;
             point.collapsed |= !now.is_finite() || now > COLLAPSE * unedited;
             // A number that is not finite has no form in JSON.
             point.perplexity = Some(now).filter(|now| now.is_finite());
+            point.perplexity_ratio = point.perplexity.map(|now| now / unedited);
         }
         point.relative = size(&edited.after)?.relative;
         Ok(())

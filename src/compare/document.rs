@@ -215,6 +215,7 @@ fn protocols(figures: &[Figure]) -> Vec<Value> {
         Protocol::Easyedit => "shares of tokens under teacher forcing (Wang et al., 2023)",
         Protocol::Mend => "whole targets exact under teacher forcing (Mitchell et al., 2022)",
         Protocol::Generate => "free answers, to their own end: what a user sees",
+        Protocol::Completion => "tokens of the completions of passages (Mitchell et al., 2022)",
         Protocol::Balanced => "claims answered True or False, both labels counting alike",
         Protocol::Sentiment => "replies on a topic in the wanted sentiment (Mitchell et al., 2022)",
         Protocol::Mquake => "questions over several facts, over free answers (Zhong et al., 2023)",
@@ -254,13 +255,15 @@ type Read = fn(&Point) -> Option<f64>;
 
 /// The curves of one editor, one a mode and metric.
 fn curves(entry: &Entry) -> Vec<Value> {
-    let figures: [(&str, Read); 7] = [
+    let figures: [(&str, Read); 9] = [
         ("edit_success", |point| point.figures.edit_success),
         ("generalization", |point| point.figures.generalization),
         ("locality", |point| point.figures.locality),
         ("retained", |point| point.retained),
+        ("retained_earliest", |point| point.earliest),
         ("last_edit_success", |point| point.last),
         ("perplexity", |point| point.perplexity),
+        ("perplexity_ratio", |point| point.perplexity_ratio),
         ("relative_norm", |point| Some(point.relative)),
     ];
     let mut curves = vec![];

@@ -8,7 +8,6 @@ pub mod layout;
 mod unlike;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::apply::{Editor, Mode};
@@ -19,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::case::{Case, FreeAnswer, FreeText, Size};
 use crate::evaluate::perplexity::perplexity;
 use crate::evaluate::probes::Limits;
-use crate::evaluate::{ProbeRow, probe_table};
+use crate::evaluate::{ProbeRow, WatchedText, probe_table};
 use crate::parallel;
 use crate::process::peak_memory;
 use edited_by_many::{EditedByMany, fault, size, with_one_edit};
@@ -37,35 +36,6 @@ const ESSENCES: usize = 5;
 /// The perplexity of a ruined model.
 const RUIN: f64 = 1e30;
 
-/// A text that models are read on, and the unedited model's perplexity, which is taken once for all editors.
-#[derive(Debug, Default)]
-pub struct Reading {
-    /// The text, as rows of tokens.
-    pub rows: Vec<Vec<u32>>,
-    unedited: OnceLock<f64>,
-}
-
-impl Reading {
-    /// A text as rows of tokens.
-    pub fn new(rows: Vec<Vec<u32>>) -> Self {
-        Reading { rows, unedited: OnceLock::new() }
-    }
-
-    /// The perplexity of the unedited model; nothing where there is no text.
-    ///
-    /// # Errors
-    /// As [`perplexity`].
-    pub fn unedited(&self, base: &Edited) -> Result<Option<f64>> {
-        if self.rows.is_empty() {
-            return Ok(None);
-        }
-        if self.unedited.get().is_none() {
-            let _ = self.unedited.set(perplexity(base, &self.rows)?);
-        }
-        Ok(self.unedited.get().copied())
-    }
-}
-
 /// What is looked at in each case.
 #[derive(Debug, Clone, Copy)]
 pub struct Looks<'a> {
@@ -80,7 +50,7 @@ pub struct Looks<'a> {
     /// Cases after whose edit the text is read.
     pub perplexity: usize,
     /// That text.
-    pub text: &'a Reading,
+    pub text: &'a WatchedText,
     /// The seed of the draws.
     pub seed: u64,
     /// What the process held when the editor began, where no other had worked in it.
@@ -112,7 +82,7 @@ pub fn run(
     let unedited = if looks.perplexity > 0 { looks.text.unedited(base)? } else { None };
     let changed = |after: Edited, reads: bool| -> Result<Changed> {
         let perplexity = match unedited.filter(|_| reads) {
-            Some(before) => Some([before, perplexity(&after, &looks.text.rows)?].map(at_most_ruin)),
+            Some(before) => Some([before, looks.text.edited(base, &after)?].map(at_most_ruin)),
             None => None,
         };
         Ok(Changed { size: size(&after)?, perplexity, right_after: vec![], after })

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::ModelSection;
 use crate::apply::Mode;
 use crate::data::asking::Asking;
+use crate::data::pocket;
 use crate::error::{Error, Result};
+use crate::evaluate::perplexity::WATCHED_TOKENS;
 use crate::sections::within;
 
 /// What tables call the model before any edit, beside the editors.
@@ -87,11 +89,15 @@ pub struct Compare {
     pub answer_tokens: Option<usize>,
     /// Cases whose generation prompts are continued (fluency, reference score, essence); 0 for none.
     pub texts: usize,
-    /// Cases after whose edit `text` is read (perplexity drawdown); 0 for none.
-    pub perplexity: usize,
-    /// A text whose perplexity is watched along the curves, and after the edits of `perplexity` cases; `pocket` for the embedded world.
+    /// Cases after whose edit `text` is read (its perplexity after ÷ before); 20 where there is a text, unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<usize>,
+    /// A text whose perplexity is watched along the curves, and after the edits of `perplexity` cases: `pocket`, `wikitext`, or a file; with
+    /// the pocket model `pocket` unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+    /// Tokens of it that are read.
+    pub text_tokens: usize,
     /// Numbers of edits at which the curves are read, whatever `data.limit` is; empty for no curves.
     pub curve: Vec<usize>,
 }
@@ -104,8 +110,9 @@ impl Default for Compare {
             generate: 0,
             answer_tokens: None,
             texts: 0,
-            perplexity: 0,
+            perplexity: None,
             text: None,
+            text_tokens: WATCHED_TOKENS,
             curve: vec![],
         }
     }
@@ -171,12 +178,27 @@ impl Config {
         if config.compare.curve.windows(2).any(|pair| pair[0] >= pair[1]) || config.compare.curve.contains(&0) {
             return wrong("compare.curve must rise, from 1 on".into());
         }
-        if config.compare.perplexity > 0 && config.compare.text.is_none() {
+        if config.compare.perplexity.is_some_and(|cases| cases > 0) && config.text().is_none() {
             return wrong("compare.perplexity = N wants compare.text, a file whose perplexity is taken".into());
         }
         config.data.asking().check("data.")?;
+        within("compare.text_tokens", config.compare.text_tokens as f64, 1.0, 1e9)?;
         within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;
         within("data.per_class", config.data.per_class as f64, 0.0, 1e6)?;
         Ok(config)
     }
+
+    /// The name of the text that is watched; nothing where none is.
+    pub fn text(&self) -> Option<&str> {
+        let pocket = (self.model.path == pocket::NAME).then_some(pocket::NAME);
+        self.compare.text.as_deref().or(pocket)
+    }
+
+    /// Cases after whose edit it is read.
+    pub fn text_cases(&self) -> usize {
+        if self.text().is_none() { 0 } else { self.compare.perplexity.unwrap_or(READ) }
+    }
 }
+
+/// Cases after whose edit a text is read, unless told otherwise.
+const READ: usize = 20;

@@ -9,7 +9,9 @@ use toml::Table;
 use super::ModelSection;
 use crate::apply::needs_no_training;
 use crate::data::asking::Asking;
+use crate::data::pocket;
 use crate::error::{Error, Result};
+use crate::evaluate::perplexity::WATCHED_TOKENS;
 use crate::sections::choice::{self, Choice};
 use crate::sections::{parse, within};
 use crate::train::methods::{Method, Sections, Trained};
@@ -56,6 +58,16 @@ pub struct Data {
     /// Prompts of each locality class a record is validated and tested on at most.
     #[serde(default = "few")]
     pub per_class: usize,
+    /// A text whose perplexity is taken before and after edits: `pocket`, `wikitext`, or a file; that of `loss.text`, or `pocket` with
+    /// the pocket model, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Tokens of it that are read.
+    #[serde(default = "watched")]
+    pub text_tokens: usize,
+    /// Edits of a validation, and of the test, after which it is read.
+    #[serde(default = "cases")]
+    pub text_cases: usize,
 }
 
 impl Data {
@@ -67,6 +79,14 @@ impl Data {
 
 fn few() -> usize {
     2
+}
+
+fn watched() -> usize {
+    WATCHED_TOKENS
+}
+
+fn cases() -> usize {
+    20
 }
 
 /// The file before its editor is known: which keys `[editor]`, `[loss]` and `[train]` have depends on its method.
@@ -110,7 +130,17 @@ impl Config {
         config.data.asking().check("data.")?;
         within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;
         within("data.per_class", config.data.per_class as f64, 0.0, 1e6)?;
+        within("data.text_tokens", config.data.text_tokens as f64, 1.0, 1e9)?;
         Ok(config)
+    }
+
+    /// The name of the text that is watched, and the key that holds its texts; nothing where none is.
+    pub fn text(&self) -> Option<(&str, &str)> {
+        let learnt = self.editor.text();
+        let field = learnt.map_or("text", |text| text.field.as_str());
+        let pocket = (self.model.path == pocket::NAME).then_some(pocket::NAME);
+        let name = self.data.text.as_deref().or(learnt.map(|text| text.from.as_str())).or(pocket)?;
+        (self.data.text_cases > 0).then_some((name, field))
     }
 
     /// The file with every key and its value, section by section.
@@ -144,7 +174,7 @@ mod tests {
         let mut read = 0;
         for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if name.starts_with("mend") || name.starts_with("serac") {
+            if name.starts_with("mend") || name.starts_with("malmen") || name.starts_with("serac") {
                 Config::read(&path, &[]).unwrap();
                 read += 1;
             }

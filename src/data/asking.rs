@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::completions;
 use super::record::{EditRecord, Probe, place_of_subject};
 use super::source::Source;
 use crate::error::{Error, Result};
@@ -49,6 +50,7 @@ impl Asking {
         let chat = self.template(tokenizer)?;
         let mut turns = Turns { chat: chat.as_ref(), already: 0, first: None };
         for (number, record) in records.iter_mut().enumerate() {
+            completions::cut(record, tokenizer).map_err(|error| error.of_record(number))?;
             turns.put(record).map_err(|error| error.of_record(number))?;
             set_separator(record, self.separator.as_deref());
         }
@@ -68,8 +70,13 @@ impl Asking {
     /// As [`Asking::put`]; a world, whose facts are told as plain sentences.
     pub fn put_source(&self, source: Source, tokenizer: &Tokenizer) -> Result<Source> {
         match source {
-            _ if *self == Asking::default() => Ok(source),
+            Source::Records(records)
+                if *self == Asking::default() && records.all().iter().all(|record| record.completion.is_none()) =>
+            {
+                Ok(Source::Records(records))
+            }
             Source::Records(records) => Ok(self.put(records.all().to_vec(), tokenizer)?.into()),
+            Source::World { .. } if *self == Asking::default() => Ok(source),
             Source::World { .. } => Err(Error::Config(
                 "the facts of the embedded world are plain sentences; chat and separator are for records of a file"
                     .into(),

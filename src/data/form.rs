@@ -4,7 +4,7 @@ use super::json::{Json, Object};
 use super::problem::{Problem, quoted};
 use super::record::EditRecord;
 use super::unicode::find_all;
-use super::{convsent, counterfact, fever, knowedit, multi_hop, own, questions, ripple, vitaminc, zsre};
+use super::{completions, convsent, counterfact, fever, knowedit, multi_hop, own, questions, ripple, vitaminc, zsre};
 
 /// What every loader says of a missing target or prompt.
 pub(super) const NEEDS_TARGET: &str = "every record needs a target";
@@ -54,10 +54,12 @@ pub enum Form {
     Fever,
     /// ConvSent.
     ConvSent,
+    /// Passages with completions.
+    Completions,
 }
 
 impl Form {
-    const ALL: [Form; 18] = [
+    const ALL: [Form; 19] = [
         Form::Own,
         Form::CounterFact,
         Form::CounterFactFlat,
@@ -76,6 +78,7 @@ impl Form {
         Form::VitaminC,
         Form::Fever,
         Form::ConvSent,
+        Form::Completions,
     ];
 
     /// The form's name and the keys it is known by, for errors.
@@ -100,6 +103,7 @@ impl Form {
             Form::VitaminC => "VitaminC (claim, evidence, label, ...)",
             Form::Fever => "FEVER as KE has it (input, output with SUPPORTS or REFUTES, ...)",
             Form::ConvSent => "ConvSent (ent, pos, neg)",
+            Form::Completions => "completions of passages (original, completions, n_tokens)",
             Form::Own => "emend's own (prompt, target_new, ...)",
         }
     }
@@ -119,6 +123,8 @@ impl Form {
             Some((Form::ZsreMend, Sure::Yes))
         } else if any(&["claim"]) && any(&["evidence", "label"]) {
             Some((Form::VitaminC, Sure::Yes))
+        } else if any(&["completions"]) && any(&["original", "n_tokens"]) {
+            Some((Form::Completions, Sure::Yes))
         } else if any(&["ent"]) && any(&["pos", "neg"]) {
             Some((Form::ConvSent, Sure::Yes))
         } else if any(&["input"]) && fever::has_label(record) {
@@ -171,6 +177,7 @@ impl Form {
             Form::VitaminC => vitaminc::read(record, id).map(one),
             Form::Fever => fever::read(record, id).map(one),
             Form::ConvSent => convsent::read(record, &id),
+            Form::Completions => completions::read(record),
             Form::Own => own::read(record, id).map(one),
         }
     }
@@ -196,6 +203,7 @@ impl Form {
             Form::VitaminC => &["unique_id", "case_id", "wiki_revision_id", "claim", "evidence", "label", "page", "revision_type", "FEVER_id"],
             Form::Fever => &["input", "prediction", "alternatives", "filtered_rephrases", "output", "logit", "rephrases"],
             Form::ConvSent => &["ent", "pos", "neg"],
+            Form::Completions => &["original", "completions", "n_tokens"],
             Form::Own => &[],
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod asking;
 mod claim;
+mod completions;
 mod convsent;
 mod counterfact;
 mod error;

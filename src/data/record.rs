@@ -100,6 +100,9 @@ pub struct EditRecord {
     /// (`model::separator`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
+    /// That the target is the completion of a passage, of so many tokens (`data::completions`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion: Option<usize>,
 }
 
 impl EditRecord {

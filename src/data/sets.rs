@@ -72,6 +72,19 @@ macro_rules! hub {
     };
 }
 
+// Wikipedia's text as language models are tested on it, one paragraph a line.
+macro_rules! wikitext {
+    ($file:literal) => {
+        concat!(
+            "https://raw.githubusercontent.com/pytorch/examples/37ce9402ff0cae48d764d7788810fd2ed8238b25/word_language_model/data/wikitext-2/",
+            $file
+        )
+    };
+}
+
+/// The set of running text.
+pub const WIKITEXT: &str = "wikitext";
+
 /// All named sets. Checksums are those that users of the published files have pinned independently of one another, or
 /// that the repository itself holds its large files to.
 pub static SETS: &[NamedSet] = &[
@@ -298,6 +311,34 @@ pub static SETS: &[NamedSet] = &[
             },
         ],
     },
+    NamedSet {
+        name: WIKITEXT,
+        about: "WikiText-2: Wikipedia articles as plain text, for what an edit does to running text (Merity et al., 2016)",
+        licence: Some("CC BY-SA 3.0"),
+        files: &[
+            SetFile {
+                part: "train",
+                file: "wikitext-2-train.txt",
+                url: wikitext!("train.txt"),
+                bytes: Bytes::About(10_800_000),
+                sha256: None,
+            },
+            SetFile {
+                part: "validation",
+                file: "wikitext-2-validation.txt",
+                url: wikitext!("valid.txt"),
+                bytes: Bytes::Exact(1_121_681),
+                sha256: Some("f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),
+            },
+            SetFile {
+                part: "test",
+                file: "wikitext-2-test.txt",
+                url: wikitext!("test.txt"),
+                bytes: Bytes::Exact(1_256_449),
+                sha256: Some("d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"),
+            },
+        ],
+    },
 ];
 
 /// The set that `name` names, alone or with one of its files (`zsre/train`, `zsre/zsre_mend_train.json`).
@@ -374,11 +415,11 @@ fn bring_file(file: &SetFile, settings: &FetchSettings, on_progress: &mut OnProg
     let path = place(file, settings);
     let noted = note_of(&path);
     if path.is_file() {
-        // Without any checksum to hold it against (a kill between the file and its note), being JSON has to do.
+        // Without any checksum to hold it against (a kill between the file and its note), its form has to do.
         let right = match (mismatch(file, &path)?, file.sha256.is_some() || noted.is_file()) {
             (Some(_), _) => false,
             (None, true) => return Ok(()),
-            (None, false) => is_json(&path)?,
+            (None, false) => is_of_its_form(&path)?,
         };
         if right {
             return note(file, &path, &sha256_of(&path)?);
@@ -399,9 +440,10 @@ fn bring_file(file: &SetFile, settings: &FetchSettings, on_progress: &mut OnProg
         sha256: file.sha256,
     };
     let sha256 = download(&want, settings, on_progress)?;
-    if !is_json(&path)? {
+    if !is_of_its_form(&path)? {
         remove(&path)?;
-        return Err(FetchError::Content { url, reason: "not a JSON file; what came was thrown away".into() });
+        let form = if file.file.ends_with(".txt") { "text" } else { "JSON" };
+        return Err(FetchError::Content { url, reason: format!("not a {form} file; what came was thrown away") });
     }
     note(file, &path, &sha256)
 }
@@ -442,10 +484,17 @@ fn place(file: &SetFile, settings: &FetchSettings) -> PathBuf {
 }
 
 fn note_of(path: &Path) -> PathBuf {
-    path.with_extension("json.sha256")
+    let mut name = path.as_os_str().to_owned();
+    name.push(".sha256");
+    name.into()
 }
 
-fn is_json(path: &Path) -> Result<bool, FetchError> {
+/// Whether a file is JSON, or where its name says that it is text, holds text and no page.
+fn is_of_its_form(path: &Path) -> Result<bool, FetchError> {
+    if path.extension().is_some_and(|extension| extension == "txt") {
+        let bytes = fs::read(path).map_err(|error| FetchError::file("read", path, &error))?;
+        return Ok(std::str::from_utf8(&bytes).is_ok_and(|text| !text.trim_start().starts_with('<')));
+    }
     let file = File::open(path).map_err(|error| FetchError::file("read", path, &error))?;
     Ok(serde_json::from_reader::<_, IgnoredAny>(BufReader::new(file)).is_ok())
 }

@@ -94,10 +94,8 @@ impl Source {
     pub fn open(name: &str, split: Split, folder: &Path) -> Result<Self> {
         let split = match name.strip_prefix(pocket::NAME) {
             Some("") => Some(split),
-            Some("/train") => Some(Split::Train),
-            Some("/validation") => Some(Split::Validation),
-            Some("/test") => Some(Split::Test),
-            _ => None,
+            Some(part) => Split::ALL.into_iter().find(|split| part.strip_prefix('/') == Some(split.name())),
+            None => None,
         };
         if let Some(split) = split {
             let world = pocket::world()?;

@@ -12,9 +12,11 @@ use rand_chacha::ChaCha8Rng;
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::pocket;
+use super::world::Split;
+use super::{pocket, sets};
 use crate::error::{Error, Result};
-use crate::random;
+use crate::fetch::FetchSettings;
+use crate::{paths, random};
 
 /// Bytes of text that are held to be shuffled.
 const SHUFFLED: usize = 32 << 20;
@@ -25,13 +27,35 @@ type Take<'a> = &'a mut dyn FnMut(String) -> Result<ControlFlow<()>>;
 /// Some files of texts.
 #[derive(Debug, Clone)]
 pub struct Documents {
-    /// The files, read in this order; `pocket` where there is no such file: the embedded world, a sentence a fact and prompt.
+    /// The files, read in this order; `pocket` where there is no such file: the embedded world, a sentence a fact and prompt, and
+    /// `pocket/train`, `pocket/validation` and `pocket/test` its parts.
     pub files: Vec<PathBuf>,
     /// The key that holds the text of a JSON record.
     pub field: String,
 }
 
 impl Documents {
+    /// The text that a name leads to: a file in `folder` or from the working folder; a named set that `fetch` brings, or the embedded world:
+    /// of these the part `split`, unless the name says which (`wikitext/test`, `pocket/train`). `field` holds the text of a JSON record.
+    ///
+    /// # Errors
+    /// A named set that was not fetched; the line names the command that does.
+    pub fn open(name: &str, split: Split, folder: &Path, field: &str) -> Result<Self> {
+        let file = paths::find(name, folder, Path::is_file);
+        let part = match (&file, name) {
+            (None, pocket::NAME | sets::WIKITEXT) => format!("{name}/{}", split.name()),
+            _ => name.to_owned(),
+        };
+        let file = match file {
+            Some(file) => file,
+            None if part.split_once('/').is_some_and(|(set, _)| set == sets::WIKITEXT) => {
+                sets::local_path(&part, &FetchSettings::from_env())?
+            }
+            None => part.into(),
+        };
+        Ok(Documents { files: vec![file], field: field.to_owned() })
+    }
+
     /// BLAKE3 of each file's bytes, in hexadecimal.
     ///
     /// # Errors
@@ -39,8 +63,10 @@ impl Documents {
     pub fn hashes(&self) -> Result<Vec<String>> {
         let hash = |path: &PathBuf| -> Result<String> {
             let mut hasher = blake3::Hasher::new();
-            if is_pocket(path) {
-                return Ok(pocket::world_hash());
+            if let Some(part) = pocket_part(path) {
+                // The whole world's hash is that of its file.
+                let name = part.map_or(String::new(), |part| format!("/{}", part.name()));
+                return Ok(format!("{}{name}", pocket::world_hash()));
             }
             hasher.update_reader(open_file(path)?).map_err(Error::io(path))?;
             Ok(hasher.finalize().to_hex().to_string())
@@ -89,9 +115,10 @@ impl Documents {
         let mut take = |text: String| {
             if text.trim().is_empty() { Ok(ControlFlow::Continue(())) } else { take(text) }
         };
-        if is_pocket(path) {
+        if let Some(part) = pocket_part(path) {
             let world = pocket::world()?;
-            for (index, fact) in world.facts().iter().enumerate() {
+            let facts = world.facts().iter().enumerate();
+            for (index, fact) in facts.filter(|(_, fact)| part.is_none_or(|part| fact.split == part)) {
                 for prompt in world.prompts(index).0 {
                     if take(format!("{prompt} {}.", fact.object))?.is_break() {
                         return Ok(());
@@ -179,9 +206,17 @@ impl Documents {
     }
 }
 
-/// Whether the embedded world's sentences are meant, as the embedded model learnt them: no file has their name.
-fn is_pocket(path: &Path) -> bool {
-    path == Path::new(pocket::NAME) && !path.exists()
+/// Which part of the embedded world's sentences is meant, as the embedded model learnt them, or that all are; nothing where a file has
+/// their name, or the path is another.
+fn pocket_part(path: &Path) -> Option<Option<Split>> {
+    if path.exists() {
+        return None;
+    }
+    let part = path.strip_prefix(pocket::NAME).ok()?;
+    match part.as_os_str().is_empty() {
+        true => Some(None),
+        false => Split::ALL.into_iter().find(|split| part == Path::new(split.name())).map(Some),
+    }
 }
 
 /// A regular file, opened: a pipe, which could not be read a second time, is not even waited for.

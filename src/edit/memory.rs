@@ -173,6 +173,17 @@ pub fn without_contradictions(requests: &[EditRequest]) -> (Vec<usize>, Vec<(usi
     (stay, go.into_iter().map(|index| (index, winner(index))).collect())
 }
 
+/// As [`without_contradictions`] what stays; warnings name each target that is replaced, and say how many requests were there again.
+pub fn without_repetitions(requests: &[EditRequest]) -> Vec<usize> {
+    let (stay, gone) = without_contradictions(requests);
+    let again = gone.iter().filter(|(old, new)| requests[*old].target_new == requests[*new].target_new).count();
+    if again > 0 {
+        tracing::warn!("{again} of {} edits are there again further on; each is made once", requests.len());
+    }
+    warn_of_replaced(requests, gone);
+    stay
+}
+
 /// The requests without those that a later one on the same question replaces; a warning names each target that is replaced.
 pub fn settled(requests: &[EditRequest]) -> Vec<EditRequest> {
     let (stay, gone) = without_contradictions(requests);

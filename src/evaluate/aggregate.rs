@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::bootstrap::{Bounds, Mean, Sheet, Statistic, interval, wilson};
 use super::case::Case;
 use super::protocol::balanced::{Labels, Tally};
-use super::protocol::efficiency::PEAK;
-use super::protocol::{Measured, Protocol, Unit, about, place};
+use super::protocol::{Measured, Protocol, Together, Unit, about, place, together};
 
 /// A number over cases. Its 95 % interval says what other cases of this kind would have given, not what other seeds of the editor
 /// would: Wilson's where each case is 0 or 1, else the percentiles of 1,000 draws of the cases with replacement, no narrower at the ends
@@ -42,15 +41,16 @@ pub fn failed(cases: &[Case]) -> usize {
 /// balanced in_scope, …    mean over the labels y of Σ right_y / Σ asked_y, sums over all cases
 /// ```
 ///
-/// whose intervals come from the same draws of cases. Of `peak_memory` it is the largest value. Nothing depends on the order of `cases`.
+/// whose intervals come from the same draws of cases. Of `peak_memory` and `perplexity_ratio/worst` it is the largest value, of `perplexity_ratio` the median. Nothing depends on the order of `cases`.
 pub fn aggregate(cases: &[Measured], seed: u64) -> Vec<Figure> {
     let cases = in_order(cases);
     let mut sheet = Sheet::new(cases.len());
     let statistics = statistics(&mut sheet, &cases);
     let (sums, draws) = (sheet.sums(), sheet.resampled(seed));
     let figure = |named: &Named| {
-        if (named.protocol, named.name.as_str()) == (Protocol::Efficiency, PEAK) {
-            return most(named, &cases);
+        let together = together(named.protocol, &named.name);
+        if together != Together::Mean {
+            return of_order(named, together, &cases);
         }
         let mean = named.statistic.at(&sums);
         let unit = about(named.protocol, &named.name).unit;
@@ -67,12 +67,18 @@ pub fn aggregate(cases: &[Measured], seed: u64) -> Vec<Figure> {
     statistics.iter().map(figure).collect()
 }
 
-/// The largest value of all cases, which no draw of them says more of.
-fn most(named: &Named, cases: &[&Measured]) -> Figure {
+/// A figure that the order of the cases' values gives: no draw of them says more of the largest, and little of the median of a few.
+fn of_order(named: &Named, together: Together, cases: &[&Measured]) -> Figure {
     let values = cases.iter().flat_map(|case| &case.values);
     let mine = values.filter(|value| (value.protocol, &value.name) == (named.protocol, &named.name));
-    let most = mine.map(|value| value.value).fold(0.0, f64::max);
-    Figure { protocol: named.protocol, name: named.name.clone(), mean: most, low: None, high: None, cases: named.cases }
+    let mut values: Vec<f64> = mine.map(|value| value.value).collect();
+    values.sort_by(f64::total_cmp);
+    let last = values.len() - 1;
+    let mean = match together {
+        Together::Largest => values[last],
+        Together::Median | Together::Mean => f64::midpoint(values[last / 2], values[values.len() / 2]),
+    };
+    Figure { protocol: named.protocol, name: named.name.clone(), mean, low: None, high: None, cases: named.cases }
 }
 
 /// Cases by id.

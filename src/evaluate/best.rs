@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::aggregate::{Figure, sort};
 use super::paired::{Difference, Tested, paired, tested};
-use super::protocol::efficiency::PEAK;
-use super::protocol::{Better, Measured, Protocol, about};
+use super::protocol::{Better, Measured, Protocol, Together, about, together};
 use super::significance::holm;
 
 /// The level below which a corrected p-value counts as proof.
@@ -56,9 +55,10 @@ pub struct Other {
     pub proven: bool,
 }
 
-/// Whether a number was taken in each case. What a process held is one number, and so is the time of edits that were made together.
+/// Whether a number was taken in each case, and is their mean. What a process held is one number, and so is the time of edits that were made together.
 fn of_cases((protocol, name): (Protocol, &str), method: &Method) -> bool {
-    protocol != Protocol::Efficiency || name != PEAK && method.cases.iter().all(|case| case.edits <= 1)
+    together(protocol, name) == Together::Mean
+        && (protocol != Protocol::Efficiency || method.cases.iter().all(|case| case.edits <= 1))
 }
 
 /// The p-values of two methods by number.

@@ -25,6 +25,9 @@ pub struct Case {
     /// What was asked for with it, in a case of several edits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<EditRequest>,
+    /// Whether the edit is the completion of a passage.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub completion: bool,
     /// How many edits the model had taken when it was looked at.
     pub edits: usize,
     /// The probes, before and after; empty where the edit failed.
@@ -71,6 +74,7 @@ impl Case {
             target_id: record.target_id.clone(),
             request: EditRequest::from(record),
             also: record.also.iter().map(EditRequest::from).collect(),
+            completion: record.completion.is_some(),
             edits,
             rows: vec![],
             right_after: vec![],

@@ -13,6 +13,7 @@ use super::probes::{Kind, ProbeRow};
 use super::protocol::balanced::{Labels, accuracy};
 use super::protocol::counterfact as likelier;
 use super::protocol::counterfact::{magnitude, success};
+use super::protocol::easyedit::token_accuracy;
 use super::protocol::sentiment::{Reply, reply};
 use super::rows::{Side, in_headline, mean, share};
 
@@ -191,4 +192,19 @@ pub fn sentiment(table: &[ProbeRow], side: Side) -> Sentiment {
         topic: figure(|reply| reply.topic),
         success: figure(|reply| reply.sentiment * reply.topic),
     }
+}
+
+/// The protocol `completion` on edits that are completions of passages.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    /// Share of the completion's tokens that are the likeliest in their places, mean over prompts.
+    pub tokens: Option<f64>,
+    /// The same behind passages without their beginning.
+    pub cut_tokens: Option<f64>,
+}
+
+/// The figures of protocol `completion` after the edits.
+pub fn completion(rows: &[ProbeRow]) -> Completion {
+    let of = |kind: Kind| mean(rows.iter().filter(|row| row.kind == kind).filter_map(|row| token_accuracy(&row.after)));
+    Completion { tokens: of(Kind::Rewrite), cut_tokens: of(Kind::Rephrase) }
 }

@@ -16,9 +16,11 @@ pub mod snippets;
 
 pub use aggregate::{Figure, aggregate, failed};
 pub use best::{Best, Method, Other, best};
-pub use metrics::{Balanced, CounterFact, Sentiment, Summary, balanced, counterfact, sentiment, summarize};
+pub use metrics::{
+    Balanced, Completion, CounterFact, Sentiment, Summary, balanced, completion, counterfact, sentiment, summarize,
+};
 pub use paired::{Difference, paired};
-pub use perplexity::{perplexity, windows};
+pub use perplexity::{PerplexityRatio, WatchedText, perplexity, windows};
 pub use probes::{Kind, ProbeRow, Rival, probe_table};
 pub use protocol::{
     About, Better, Measured, Protocol, Unit, Value, about, known_unedited, measure, measure_all, values,

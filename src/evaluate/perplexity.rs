@@ -1,10 +1,17 @@
 //! How well a model predicts plain text: what an edit costs where nothing was asked of it.
 
-use burn::tensor::{DType, Tensor, activation};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use burn::tensor::{DType, Tensor, activation};
+use serde::{Deserialize, Serialize};
+
+use crate::data::text::Documents;
 use crate::edit::Edited;
 use crate::edit::score::{buckets, check_targets, target_log_probabilities};
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tokens::Tokens;
@@ -31,6 +38,124 @@ pub fn windows(tokenizer: &Tokenizer, texts: &[String], length: usize) -> Result
     Ok(rows)
 }
 
+/// A running text on which models are read, and what stays the same of it from one model to the next: the perplexity of the unedited
+/// model, and the hidden states below the lowest layer that an edit changes.
+#[derive(Debug, Default)]
+pub struct WatchedText {
+    /// What it is called.
+    pub name: String,
+    /// The text, as rows of tokens; none where nothing is watched.
+    pub rows: Vec<Vec<u32>>,
+    unedited: OnceLock<f64>,
+    /// The hidden states of each batch below a layer.
+    lower: Mutex<BTreeMap<usize, Arc<Vec<Tensor<3>>>>>,
+}
+
+/// Tokens of a text that is watched, unless told otherwise: enough to see harm, and little enough to be read after every edit.
+pub const WATCHED_TOKENS: usize = 2048;
+
+/// Tokens of a row of it at most.
+const ROW: usize = 256;
+
+impl WatchedText {
+    /// A text as rows of tokens.
+    pub fn new(name: impl Into<String>, rows: Vec<Vec<u32>>) -> Self {
+        WatchedText { name: name.into(), rows, ..WatchedText::default() }
+    }
+
+    /// About `tokens` tokens of `documents`, in an order that is always the same.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that holds fewer than two tokens.
+    pub fn open(name: &str, documents: &Documents, tokens: usize, model: &Model) -> Result<Self> {
+        let length = model.decoder.spec.context.min(ROW);
+        let (mut rows, mut left) = (vec![], tokens);
+        documents.shuffled(0, &mut |text| {
+            for mut row in windows(&model.tokenizer, &[text.trim().to_owned()], length)? {
+                row.truncate(left + 1);
+                if left > 0 && row.len() > 1 {
+                    left -= row.len() - 1;
+                    rows.push(row);
+                }
+            }
+            Ok(if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        if rows.is_empty() {
+            return Err(Error::Input(format!("{name}: there is no text of two tokens to read")));
+        }
+        Ok(WatchedText::new(name, rows))
+    }
+
+    /// How many tokens are predicted.
+    pub fn tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.len().saturating_sub(1)).sum()
+    }
+
+    /// The perplexity of the unedited model; nothing where there is no text.
+    ///
+    /// # Errors
+    /// As [`perplexity`].
+    pub fn unedited(&self, base: &Edited) -> Result<Option<f64>> {
+        if self.rows.is_empty() {
+            return Ok(None);
+        }
+        if self.unedited.get().is_none() {
+            let _ = self.unedited.set(perplexity(base, &self.rows)?);
+        }
+        Ok(self.unedited.get().copied())
+    }
+
+    /// The perplexity of `base` with edits. The layers below these are run once for all models that are read.
+    ///
+    /// # Errors
+    /// As [`perplexity`].
+    pub fn edited(&self, base: &Edited, after: &Edited) -> Result<f64> {
+        let layer = base.first_difference(after);
+        let rows = Rows::new(&self.rows)?;
+        let known = self.lower().get(&layer).cloned();
+        let below = match known {
+            Some(below) => below,
+            None => {
+                let below = Arc::new(rows.each(base, |batch| rows.below(base, batch, layer))?);
+                self.lower().insert(layer, below.clone());
+                below
+            }
+        };
+        rows.perplexity(after, |batch| Ok((below[batch].clone(), layer)))
+    }
+
+    fn lower(&self) -> MutexGuard<'_, BTreeMap<usize, Arc<Vec<Tensor<3>>>>> {
+        self.lower.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// By how much the perplexity of a text has risen over some edited models: that after ÷ that before.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PerplexityRatio {
+    /// The median over the models.
+    pub median: f64,
+    /// The largest.
+    pub worst: f64,
+    /// Models.
+    pub cases: usize,
+}
+
+/// The largest ratio that is told: that of a ruined model, whose perplexity may be no number, takes part in what is drawn from ratios.
+const RUINED: f64 = 1e30;
+
+impl PerplexityRatio {
+    /// Of the ratios of some models; nothing where there are none.
+    pub fn of(ratios: &[f64]) -> Option<Self> {
+        let mut ratios: Vec<f64> =
+            ratios.iter().map(|ratio| if ratio.is_nan() { RUINED } else { ratio.min(RUINED) }).collect();
+        ratios.sort_by(f64::total_cmp);
+        let middle = ratios.len() / 2;
+        let worst = *ratios.last()?;
+        let median = if ratios.len() % 2 == 1 { ratios[middle] } else { (ratios[middle - 1] + ratios[middle]) / 2.0 };
+        Some(PerplexityRatio { median, worst, cases: ratios.len() })
+    }
+}
+
 /// The perplexity of rows of tokens. The first token of a row is read, never predicted; every other token counts alike:
 ///
 /// ```text
@@ -42,33 +167,71 @@ pub fn windows(tokenizer: &Tokenizer, texts: &[String], length: usize) -> Result
 /// # Errors
 /// No row of two tokens, a row longer than the context, or a token outside the vocabulary.
 pub fn perplexity(model: &Edited, rows: &[Vec<u32>]) -> Result<f64> {
-    let rows: Vec<&Vec<u32>> = rows.iter().filter(|row| row.len() > 1).collect();
-    let predicted: usize = rows.iter().map(|row| row.len() - 1).sum();
-    if predicted == 0 {
-        return Err(Error::Input("there is no token to predict; give texts of two tokens or more".into()));
+    let rows = Rows::new(rows)?;
+    rows.perplexity(model, |batch| Ok((rows.below(model, batch, 0)?, 0)))
+}
+
+/// Rows that predict something, in batches of like length.
+struct Rows<'a> {
+    rows: Vec<&'a Vec<u32>>,
+    batches: Vec<Vec<usize>>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(rows: &'a [Vec<u32>]) -> Result<Self> {
+        let rows: Vec<&Vec<u32>> = rows.iter().filter(|row| row.len() > 1).collect();
+        if rows.is_empty() {
+            return Err(Error::Input("there is no token to predict; give texts of two tokens or more".into()));
+        }
+        // The last token is predicted, never read.
+        let batches = buckets(rows.iter().map(|row| row.len() - 1));
+        Ok(Rows { rows, batches })
     }
-    // The last token is predicted, never read.
-    let batches = buckets(rows.iter().map(|row| row.len() - 1));
-    let of_batch = |batch: &Vec<usize>| -> Result<f64> {
-        let tokens = Tokens::new(batch.iter().map(|&index| rows[index][..rows[index].len() - 1].to_vec()).collect());
+
+    /// What a batch reads.
+    fn tokens(&self, batch: usize) -> Tokens {
+        let batch = &self.batches[batch];
+        Tokens::new(batch.iter().map(|&row| self.rows[row][..self.rows[row].len() - 1].to_vec()).collect())
+    }
+
+    /// The hidden states of a batch below a layer.
+    fn below(&self, model: &Edited, batch: usize, layer: usize) -> Result<Tensor<3>> {
+        let tokens = self.tokens(batch);
         let hidden = model.embed(&tokens, &mut NoTap)?;
-        let hidden = model.blocks(hidden, 0..model.layers(), tokens.span(), None, &mut NoTap)?;
-        let cells =
-            batch.iter().enumerate().flat_map(|(row, &index)| (0..rows[index].len() - 1).map(move |cell| (row, cell)));
-        let cells: Vec<(usize, usize)> = cells.collect();
-        let targets: Vec<u32> = batch.iter().flat_map(|&index| rows[index][1..].iter().copied()).collect();
-        check_targets(model, &targets)?;
-        let reads = cells.chunks(READS).zip(targets.chunks(READS)).map(|(cells, targets)| {
-            let logits: Tensor<2> = model.head(hidden.clone(), cells).cast(DType::F32);
-            let log = target_log_probabilities(activation::log_softmax(logits, 1), targets);
-            log.into_data().iter::<f32>().map(f64::from).sum::<f64>()
-        });
-        Ok(reads.sum())
-    };
-    let parts = batches.len().div_ceil(parallel::parts(&model.base().decoder.device()));
-    let sums = parallel::run(batches.chunks(parts).collect(), |batches: &[Vec<usize>]| {
-        batches.iter().map(of_batch).collect::<Result<Vec<f64>>>()
-    })?;
-    let sum: f64 = sums.iter().flatten().sum();
-    Ok((-sum / predicted as f64).exp())
+        model.blocks(hidden, 0..layer, tokens.span(), None, &mut NoTap)
+    }
+
+    /// Something of each batch, side by side.
+    fn each<T: Send>(&self, model: &Edited, of: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+        let batches: Vec<usize> = (0..self.batches.len()).collect();
+        let part = batches.len().div_ceil(parallel::parts(&model.base().decoder.device()));
+        let parts = parallel::run(batches.chunks(part).collect(), |batches: &[usize]| {
+            batches.iter().map(|&batch| of(batch)).collect::<Result<Vec<T>>>()
+        })?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+
+    /// The perplexity, from the hidden states of each batch below a layer.
+    fn perplexity(&self, model: &Edited, below: impl Fn(usize) -> Result<(Tensor<3>, usize)> + Sync) -> Result<f64> {
+        let sums = self.each(model, |number| {
+            let (tokens, (hidden, layer)) = (self.tokens(number), below(number)?);
+            let hidden = model.blocks(hidden, layer..model.layers(), tokens.span(), None, &mut NoTap)?;
+            let rows: Vec<&Vec<u32>> = self.batches[number].iter().map(|&row| self.rows[row]).collect();
+            let cells: Vec<(usize, usize)> = rows
+                .iter()
+                .enumerate()
+                .flat_map(|(row, ids)| (0..ids.len() - 1).map(move |cell| (row, cell)))
+                .collect();
+            let targets: Vec<u32> = rows.iter().flat_map(|ids| ids[1..].iter().copied()).collect();
+            check_targets(model, &targets)?;
+            let reads = cells.chunks(READS).zip(targets.chunks(READS)).map(|(cells, targets)| {
+                let logits: Tensor<2> = model.head(hidden.clone(), cells).cast(DType::F32);
+                let log = target_log_probabilities(activation::log_softmax(logits, 1), targets);
+                log.into_data().iter::<f32>().map(f64::from).sum::<f64>()
+            });
+            Ok(reads.sum::<f64>())
+        })?;
+        let predicted: usize = self.rows.iter().map(|row| row.len() - 1).sum();
+        Ok((-sums.iter().sum::<f64>() / predicted as f64).exp())
+    }
 }

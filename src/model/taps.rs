@@ -87,6 +87,30 @@ impl Tap for GradientProbes {
     }
 }
 
+/// Records the inputs of weights, `[batch, tokens, d_in]`.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    wanted: Vec<Weight>,
+    /// What was seen.
+    pub values: BTreeMap<Weight, Tensor<3>>,
+}
+
+impl Inputs {
+    /// Records those of these weights.
+    pub fn of(wanted: impl IntoIterator<Item = Weight>) -> Self {
+        Inputs { wanted: wanted.into_iter().collect(), values: BTreeMap::new() }
+    }
+}
+
+impl Tap for Inputs {
+    fn linear(&mut self, at: Weight, _span: &Span, input: &Tensor<3>, output: Tensor<3>) -> Tensor<3> {
+        if self.wanted.contains(&at) {
+            self.values.insert(at, input.clone());
+        }
+        output
+    }
+}
+
 /// The rows of `x [batch, tokens, width]` at (row, cell) pairs, `[pairs, width]`.
 pub fn cells(x: Tensor<3>, pairs: &[(usize, usize)]) -> Tensor<2> {
     let [rows, cells, width] = x.dims();

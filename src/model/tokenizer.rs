@@ -231,6 +231,15 @@ impl Tokenizer {
         Ok(self.encode_with_offsets(text)?.0)
     }
 
+    /// Where the tokens of a text begin, in bytes; those that the tokenizer adds are left out.
+    ///
+    /// # Errors
+    /// A text that cannot be tokenised.
+    pub fn starts(&self, text: &str) -> Result<Vec<usize>> {
+        let (_, offsets) = self.encode_with_offsets(text)?;
+        Ok(offsets.into_iter().filter(|(from, to)| to > from).map(|(from, _)| from).collect())
+    }
+
     /// The tokens of a text alone, without what the tokenizer puts around it.
     ///
     /// # Errors

@@ -23,12 +23,14 @@ pub enum LearnedEditorSettings {
     Mend(mend::MendSettings),
     /// MALMEN.
     Malmen(malmen::MalmenSettings),
+    /// RLEdit.
+    RlEdit(malmen::MalmenSettings),
     /// SERAC.
     Serac(serac::SeracSettings),
 }
 
 /// Their names.
-pub(crate) const METHODS: &[&str] = &[mend::NAME, malmen::NAME, serac::NAME];
+pub(crate) const METHODS: &[&str] = &[mend::NAME, malmen::NAME, malmen::RLEDIT, serac::NAME];
 
 impl LearnedEditorSettings {
     /// The editor of these settings, with the network of its archive.
@@ -40,6 +42,9 @@ impl LearnedEditorSettings {
             LearnedEditorSettings::Mend(settings) => settings.editor((mend::NAME, settings.written()), stored),
             LearnedEditorSettings::Malmen(settings) => {
                 settings.as_mend().editor((malmen::NAME, settings.written()), stored)
+            }
+            LearnedEditorSettings::RlEdit(settings) => {
+                settings.as_mend().editor((malmen::RLEDIT, settings.written()), stored)
             }
             LearnedEditorSettings::Serac(settings) => settings.editor(stored),
         }

@@ -9,12 +9,15 @@ use serde_json::Value;
 
 use super::gradient_transform::{Nonlinearity, Normalization};
 use super::matrices::EditTokens;
-use super::mend::{Aggregation, MendSettings, Normal, Rates, Raw, Running};
+use super::mend::{Aggregation, MendSettings, Normal, Rates, Raw, Ridge, Running};
 use crate::error::Result;
 use crate::sections::choice;
 
 /// What configs, archives and edits call it.
 pub(crate) const NAME: &str = "malmen";
+
+/// What they call RLEdit, whose network is the same and whose training is another.
+pub(crate) const RLEDIT: &str = "rledit";
 
 /// `[editor]` of a MALMEN config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +41,9 @@ pub struct MalmenSettings {
     /// λ of each matrix at the start.
     #[serde(default)]
     pub initial_damping: f64,
+    /// What e^λ is times.
+    #[serde(default)]
+    pub ridge: Ridge,
     /// Standard deviation of V at the start, times √(d_in + d_out).
     #[serde(default = "initial_spread")]
     pub initial_spread: f64,
@@ -79,7 +85,7 @@ impl MalmenSettings {
             nonlinearity: self.nonlinearity,
             edit_tokens: self.edit_tokens,
             aggregation: Aggregation::NormalEquations,
-            normal: Normal { initial_damping: self.initial_damping },
+            normal: Normal { initial_damping: self.initial_damping, ridge: self.ridge },
             normalization: self.normalization,
             running: self.running.clone(),
             raw: Raw::default(),

@@ -3,16 +3,19 @@
 //! The gradient of a matrix is a sum over tokens, `Σ uᵀδ`: the input u of the matrix times the gradient δ at its output.
 
 use burn::tensor::Tensor;
+use faer::Mat;
 use serde::{Deserialize, Serialize};
 
+use super::normal_equations::matrix as matrix_of;
 use crate::edit::score::{check_targets, target_log_probabilities};
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::spec::DecoderSpec;
 use crate::model::tap::{NoTap, Role, Weight};
-use crate::model::taps::{GradientProbes, cells};
+use crate::model::taps::{GradientProbes, Inputs, cells};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
+use crate::process;
 
 /// Edits whose gradients are taken in one pass, where there are many.
 pub const AT_ONCE: usize = 32;
@@ -26,6 +29,16 @@ pub enum EditTokens {
     All,
     /// Those that predict the answer.
     Answer,
+}
+
+impl EditTokens {
+    /// How many these are at most.
+    pub fn of(self, edit: &Continuation) -> usize {
+        match self {
+            EditTokens::All => edit.ids.len() - 1,
+            EditTokens::Answer => edit.target().len(),
+        }
+    }
 }
 
 /// An edited matrix: of which shape it is, and the number it has among those of this shape.
@@ -160,6 +173,58 @@ impl Matrices {
         Ok(Captured { factors: factors.collect::<Result<_>>()? })
     }
 
+    /// The second moments `Σ k kᵀ [d_in, d_in]` of each matrix's keys over windows of text.
+    ///
+    /// # Errors
+    /// What the model says of the windows.
+    pub fn moments(&self, model: &Edited, windows: &[Vec<u32>]) -> Result<Vec<Mat<f64>>> {
+        let widths = self.each.iter().map(|matrix| self.shapes[matrix.shape][0]);
+        let mut sums: Vec<Mat<f64>> = widths.map(|width| Mat::zeros(width, width)).collect();
+        let highest = self.each.iter().map(|matrix| matrix.weight.layer).max().unwrap_or(0);
+        for some in windows.chunks(AT_ONCE) {
+            let tokens = Tokens::new(some.to_vec());
+            let places: Vec<(usize, usize)> =
+                some.iter().enumerate().flat_map(|(row, ids)| (0..ids.len()).map(move |cell| (row, cell))).collect();
+            let mut inputs = Inputs::of(self.each.iter().map(|matrix| matrix.weight));
+            let hidden = model.embed(&tokens, &mut NoTap)?;
+            model.blocks(hidden, 0..highest + 1, tokens.span(), None, &mut inputs)?;
+            for (matrix, sum) in self.each.iter().zip(&mut sums) {
+                let keys = inputs.values.remove(&matrix.weight);
+                let keys = keys.ok_or_else(|| Error::Input(format!("nothing passes {}", matrix.weight)))?;
+                let keys = matrix_of(&cells(keys, &places));
+                *sum += keys.transpose() * &keys;
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Sees that the keys and gradients of edits fit into memory before any is computed: `tokens` of each edit. With the copies that a
+    /// solution in f64 takes, a token of a matrix is some 20 bytes a channel.
+    ///
+    /// # Errors
+    /// Says how many edits would fit.
+    pub fn check_memory(&self, tokens: &[usize]) -> Result<()> {
+        let channels: usize = self.each.iter().map(|matrix| self.shapes[matrix.shape].iter().sum::<usize>()).sum();
+        let token = 20 * channels as u64;
+        let Some(most) = process::memory_at_hand() else { return Ok(()) };
+        let mut used = 0;
+        let fit = tokens.iter().take_while(|tokens| {
+            used += **tokens as u64 * token;
+            used <= most
+        });
+        let fit = fit.count();
+        if fit == tokens.len() {
+            return Ok(());
+        }
+        let all: u64 = tokens.iter().map(|tokens| *tokens as u64 * token).sum();
+        Err(Error::Input(format!(
+            "{} edits at once take {:.1} GB of keys and gradients, of {:.1} GB at hand; {fit} would fit (--mode sequential takes any number)",
+            tokens.len(),
+            all as f64 / 1e9,
+            most as f64 / 1e9
+        )))
+    }
+
     /// The decomposed gradients of requests, all one edit, `at_once` requests a pass.
     ///
     /// # Errors
@@ -174,6 +239,7 @@ impl Matrices {
         let tokenizer = &model.base().tokenizer;
         let rows: Vec<Continuation> = requests.iter().map(|request| request.row(tokenizer)).collect::<Result<_>>()?;
         let rows: Vec<&Continuation> = rows.iter().collect();
+        self.check_memory(&rows.iter().map(|row| of.of(row)).collect::<Vec<_>>())?;
         let captured = rows.chunks(at_once.min(rows.len()).max(1)).map(|rows| {
             let tokens = without_last(rows);
             let hidden = model.embed(&tokens, &mut NoTap)?;

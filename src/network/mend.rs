@@ -5,6 +5,7 @@
 //! normal equations give the one shift that comes nearest to all ([`super::normal_equations`]).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -15,7 +16,7 @@ use serde_json::Value;
 use super::gradient_transform::{GradientTransform, Nonlinearity, Normalization, Normalizer};
 use super::learned::Stored;
 use super::matrices::{AT_ONCE, Captured, EditTokens, Matrices};
-use super::normal_equations::{NormalEquations, matrix, tensor};
+use super::normal_equations::{Moments, NormalEquations, matrix, tensor};
 use super::parameters;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
@@ -90,6 +91,20 @@ pub enum Aggregation {
 pub struct Normal {
     /// λ of each matrix at the start.
     pub initial_damping: f64,
+    /// What e^λ is times.
+    pub ridge: Ridge,
+}
+
+/// What holds a shift back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ridge {
+    /// Its norm, as published: `e^λ ‖S‖²`.
+    #[default]
+    Identity,
+    /// What it does to the outputs of running text, `e^λ ⟨S, C S⟩`: C are second moments of the keys of `loss.text`, learnt once before the
+    /// first step.
+    Text,
 }
 
 impl Choice for Aggregation {
@@ -235,6 +250,8 @@ pub struct Mend {
     pub network: MendNetwork,
     /// One for each shape, in the order of `network.transforms`.
     pub normalizers: Vec<Normalizer>,
+    /// Of the keys of running text, one a matrix, where the ridge is made of them.
+    moments: Vec<Arc<Moments>>,
     /// Records whose gradients the normalisers saw.
     pub observed: usize,
     /// The fingerprint of the archive that it comes from, for the provenance of its edits.
@@ -284,7 +301,16 @@ impl Mend {
         let plain = place.0.clone().inner();
         let normalizers = shapes.iter().map(|[d_in, d_out]| Normalizer::new(d_in + d_out, (&plain, place.1))).collect();
         let called = (NAME.to_owned(), settings.written());
-        Ok(Mend { settings, network, normalizers, observed: 0, archive_fingerprint: None, called, matrices })
+        Ok(Mend {
+            settings,
+            network,
+            normalizers,
+            moments: vec![],
+            observed: 0,
+            archive_fingerprint: None,
+            called,
+            matrices,
+        })
     }
 
     /// The same editor under another method's name, with the settings that this method's configs have.
@@ -303,6 +329,14 @@ impl Mend {
             Rates::Log => self.network.rates.val().exp(),
             Rates::Raw => self.network.rates.val(),
         }
+    }
+
+    /// As [`Matrices::check_memory`].
+    ///
+    /// # Errors
+    /// Too many edits.
+    pub fn check_memory(&self, tokens: &[usize]) -> Result<()> {
+        self.matrices.check_memory(tokens)
     }
 
     /// The decomposed gradients of edits, as [`Matrices::capture`].
@@ -427,16 +461,31 @@ impl Mend {
     /// # Errors
     /// As [`NormalEquations::new`].
     pub fn solved(&self, captured: &[Captured]) -> Result<Vec<Solved>> {
+        if self.settings.normal.ridge == Ridge::Text && self.moments.is_empty() {
+            return Err(Error::Config("editor.ridge = \"text\" wants loss.text, whose keys it is made of".into()));
+        }
         let plain = self.clone().untracked();
         let wanted: Vec<_> = captured.iter().map(|some| plain.wanted(some)).collect();
         let slots = self.matrices.each.iter().enumerate().map(|(slot, at)| {
             let keys = Tensor::cat(captured.iter().map(|some| some.factors[slot].0.clone()).collect(), 0);
             let all: Vec<Tensor<2>> = wanted.iter().filter_map(|wanted| wanted.get(&slot).cloned()).collect();
-            let equations = NormalEquations::new(&keys, self.damping(slot))?;
+            let equations = NormalEquations::new(&keys, self.damping(slot), self.moments.get(slot).cloned())?;
             let solution = equations.solve(&matrix(&Tensor::cat(all, 0)));
             Ok(Solved { weight: at.weight, equations, solution, place: (keys.device(), keys.dtype()) })
         });
         slots.collect()
+    }
+
+    /// Learns the moments of the keys of running text, where the ridge is made of them.
+    ///
+    /// # Errors
+    /// What the model says of the windows, keys that are not finite.
+    pub fn learn_moments(&mut self, model: &Edited, windows: &[Vec<u32>]) -> Result<()> {
+        if self.settings.normal.ridge == Ridge::Text {
+            let sums = self.matrices.moments(model, windows)?;
+            self.moments = sums.iter().map(|sum| Ok(Arc::new(Moments::new(sum)?))).collect::<Result<_>>()?;
+        }
+        Ok(())
     }
 
     /// The same without autodiff: what it would keep of each edit adds up over hundreds of them.
@@ -454,6 +503,9 @@ impl Mend {
             tensors.insert(format!("normalizer.{shape}.count"), TensorData::new(vec![normalizer.count], [1]));
             tensors.insert(format!("normalizer.{shape}.mean"), normalizer.mean.clone().into_data());
             tensors.insert(format!("normalizer.{shape}.squares"), normalizer.squares.clone().into_data());
+        }
+        for (slot, moments) in self.moments.iter().enumerate() {
+            tensors.insert(format!("moments.{slot}"), moments.data());
         }
         tensors.insert("normalizer.records".into(), TensorData::new(vec![self.observed as f64], [1]));
         tensors
@@ -481,6 +533,15 @@ impl Mend {
             *normalizer =
                 Normalizer { count, mean, squares: Tensor::from_data(take("squares", length)?, (&device, dtype)) };
         }
+        self.moments = vec![];
+        for (slot, at) in self.matrices.each.iter().enumerate() {
+            let (name, width) = (format!("moments.{slot}"), self.matrices.shapes[at.shape][0]);
+            if let Some(data) = tensors.remove(&name) {
+                let moments = Moments::from_data(&data, width);
+                self.moments
+                    .push(Arc::new(moments.ok_or_else(|| Error::Input(format!("tensor \"{name}\" is broken")))?));
+            }
+        }
         let named =
             tensors.into_iter().map(|(name, data)| (name.strip_prefix("network.").unwrap_or(&name).to_owned(), data));
         self.network = parameters::restore(self.network, named.collect())?;
@@ -500,11 +561,9 @@ impl Editor for Mend {
                 let deltas = self.clone().untracked().deltas(&captured.remove(0), 1).matrices.into_iter();
                 deltas.map(|(at, (a, b))| (at, Delta::LowRank { a: a.squeeze_dim(0), b: b.squeeze_dim(0) })).collect()
             }
-            Aggregation::NormalEquations => self
-                .solved(&captured)?
-                .iter()
-                .map(|solved| (solved.weight, solved.shift(solved.unknown(&solved.place.0))))
-                .collect(),
+            Aggregation::NormalEquations => {
+                self.solved(&captured)?.iter().map(|solved| (solved.weight, solved.change())).collect()
+            }
         };
         let matrices = matrices.into_iter().map(|(at, delta)| (at, delta.smaller())).collect();
         let mut provenance = self.provenance(model, requests);
@@ -533,6 +592,17 @@ impl Solved {
     /// The solution as a tensor of a device.
     pub fn unknown(&self, device: &Device) -> Tensor<2> {
         tensor(&self.solution, device, self.place.1)
+    }
+
+    /// The shift itself.
+    pub fn change(&self) -> Delta {
+        self.shift(self.unknown(&self.place.0))
+    }
+
+    /// `‖S‖²` and its gradient with respect to the solution.
+    pub fn squares(&self) -> (f64, Tensor<2>) {
+        let (squares, gradient) = self.equations.squares(&self.solution);
+        (squares, tensor(&gradient, &self.place.0, self.place.1))
     }
 
     /// The shift of a solution, as [`NormalEquations::shift`].

@@ -15,56 +15,131 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use faer::linalg::solvers::{Llt, Solve};
 use faer::{Mat, Side};
 
+use std::sync::Arc;
+
 use crate::edit::Delta;
 use crate::error::{Error, Result};
+
+/// What a shift is held back by beside `e^λ ‖S‖²`: with C, the second moments of keys of running text, it is `e^λ ⟨S, C S⟩`, how far the
+/// outputs of that text move. The equations are then those above with `e^λ C` for `e^λ I`.
+#[derive(Debug, Clone)]
+pub struct Moments {
+    /// C `[d_in, d_in]`
+    matrix: Mat<f64>,
+    inverse: Mat<f64>,
+}
+
+impl Moments {
+    /// Of a symmetric matrix. It is scaled to a mean diagonal of 1, so that λ means the same with it and without; a hundredth of that is
+    /// added to the diagonal, for keys that are fewer than they are wide leave directions of which they say nothing.
+    ///
+    /// # Errors
+    /// Keys that are not finite, or all 0.
+    pub fn new(matrix: &Mat<f64>) -> Result<Self> {
+        let width = matrix.nrows();
+        let mean = (0..width).map(|index| matrix[(index, index)]).sum::<f64>() / width as f64;
+        let mut matrix = faer::Scale(1.0 / mean) * matrix;
+        for index in 0..width {
+            matrix[(index, index)] += 0.01;
+        }
+        let factored = matrix.llt(Side::Lower);
+        let factored =
+            factored.map_err(|_| Error::Input("the keys of running text are not finite, or all 0".to_owned()))?;
+        let inverse = factored.solve(Mat::<f64>::identity(width, width));
+        Ok(Moments { matrix, inverse })
+    }
+
+    /// As archives hold them, `[d_in, d_in]` in f32.
+    pub fn data(&self) -> TensorData {
+        let width = self.matrix.nrows();
+        let values = (0..width).flat_map(|row| (0..width).map(move |column| self.matrix[(row, column)] as f32));
+        TensorData::new(values.collect::<Vec<f32>>(), [width, width])
+    }
+
+    /// Those of an archive; nothing where they are of another width, or no moments.
+    pub fn from_data(data: &TensorData, width: usize) -> Option<Self> {
+        if data.shape().to_vec() != [width, width] {
+            return None;
+        }
+        let values: Vec<f64> = data.iter::<f64>().collect();
+        let matrix = Mat::from_fn(width, width, |row, column| values[row * width + column]);
+        let inverse = matrix.llt(Side::Lower).ok()?.solve(Mat::<f64>::identity(width, width));
+        Some(Moments { matrix, inverse })
+    }
+}
 
 /// The system of one matrix, factored.
 pub struct NormalEquations {
     /// K `[tokens, d_in]`
     keys: Mat<f64>,
-    /// Of `KKᵀ + e^λ I` where there are fewer tokens than the matrix is wide, else of `KᵀK + e^λ I`.
+    /// K C⁻¹, or K where there is no C.
+    outputs: Mat<f64>,
+    /// Of `K C⁻¹ Kᵀ + e^λ I` where there are fewer tokens than the matrix is wide, else of `KᵀK + e^λ C`.
     system: Llt<f64>,
     /// e^λ
     damping: f64,
+    moments: Option<Arc<Moments>>,
 }
 
 impl NormalEquations {
-    /// The system of keys `[tokens, d_in]` with the damping e^λ.
+    /// The system of keys `[tokens, d_in]` with the damping e^λ, of I or of the moments.
     ///
     /// # Errors
     /// Keys that are not finite; a damping so small that the system is singular.
-    pub fn new(keys: &Tensor<2>, lambda: f64) -> Result<Self> {
+    pub fn new(keys: &Tensor<2>, lambda: f64, moments: Option<Arc<Moments>>) -> Result<Self> {
         let (keys, damping) = (matrix(keys), lambda.exp());
-        let mut system = if few(&keys) { &keys * keys.transpose() } else { keys.transpose() * &keys };
-        for index in 0..system.nrows() {
-            system[(index, index)] += damping;
+        let outputs = match &moments {
+            Some(moments) => &keys * &moments.inverse,
+            None => keys.clone(),
+        };
+        let mut system = if few(&keys) { &outputs * keys.transpose() } else { keys.transpose() * &keys };
+        match moments.as_ref().filter(|_| !few(&keys)) {
+            Some(moments) => system += faer::Scale(damping) * &moments.matrix,
+            None => (0..system.nrows()).for_each(|index| system[(index, index)] += damping),
         }
         let system = system.llt(Side::Lower).map_err(|_| {
             Error::Input(format!("the keys of these edits do not determine a shift with a damping of {damping:.3e}"))
         })?;
-        Ok(NormalEquations { keys, system, damping })
+        Ok(NormalEquations { keys, outputs, system, damping, moments })
     }
 
-    /// What is unknown in the shift of D `[tokens, d_out]`: `X = (KKᵀ + e^λ I)⁻¹ D`, of which `S = KᵀX`; else `X = S`.
+    /// What is unknown in the shift of D `[tokens, d_out]`: `X = (K C⁻¹ Kᵀ + e^λ I)⁻¹ D`, of which `S = C⁻¹ KᵀX`; else `X = S`.
     pub fn solve(&self, wanted: &Mat<f64>) -> Mat<f64> {
         if few(&self.keys) { self.system.solve(wanted) } else { self.system.solve(self.keys.transpose() * wanted) }
     }
 
-    /// `∂L/∂D` and `∂L/∂λ` from the solution X and `∂L/∂X`: with `M = (… + e^λ I)⁻¹ ∂L/∂X`, `∂L/∂D` is M itself where `S = KᵀX`, else
-    /// `K M`; and `∂L/∂λ = −e^λ ⟨M, X⟩`.
+    /// `∂L/∂D` and `∂L/∂λ` from the solution X and `∂L/∂X`: with `M = (…)⁻¹ ∂L/∂X`, `∂L/∂D` is M itself where there are few tokens, else
+    /// `K M`; and `∂L/∂λ` is `−e^λ ⟨M, X⟩`, else `−e^λ ⟨M, C X⟩`.
     pub fn gradients(&self, solution: &Mat<f64>, gradient: &Mat<f64>) -> (Mat<f64>, f64) {
         let moved = self.system.solve(gradient);
+        let weighed = match self.moments.as_ref().filter(|_| !few(&self.keys)) {
+            Some(moments) => &moments.matrix * solution,
+            None => solution.clone(),
+        };
         let columns = 0..moved.ncols();
-        let along: f64 = columns.map(|column| moved.col(column).transpose() * solution.col(column)).sum();
+        let along: f64 = columns.map(|column| moved.col(column).transpose() * weighed.col(column)).sum();
         let wanted = if few(&self.keys) { moved } else { &self.keys * moved };
         (wanted, -self.damping * along)
+    }
+
+    /// `‖S‖²` and `∂‖S‖²/∂X`.
+    pub fn squares(&self, solution: &Mat<f64>) -> (f64, Mat<f64>) {
+        let (shift, gradient) = match few(&self.keys) {
+            true => {
+                let shift = self.outputs.transpose() * solution;
+                let gradient = &self.outputs * &shift;
+                (shift, gradient)
+            }
+            false => (solution.clone(), solution.clone()),
+        };
+        (shift.squared_norm_l2(), faer::Scale(2.0) * gradient)
     }
 
     /// The shift of a solution `[…, d_out]`, which keeps its graph: `∂L/∂X` can be read of it.
     pub fn shift(&self, solution: Tensor<2>) -> Delta {
         if few(&self.keys) {
-            let keys = tensor(&self.keys, &solution.device().inner(), solution.dtype());
-            Delta::LowRank { a: keys.transpose(), b: solution }
+            let outputs = tensor(&self.outputs, &solution.device().inner(), solution.dtype());
+            Delta::LowRank { a: outputs.transpose(), b: solution }
         } else {
             Delta::Dense(solution)
         }
@@ -103,12 +178,22 @@ mod tests {
     }
 
     fn equations(keys: &Mat<f64>, lambda: f64) -> NormalEquations {
-        NormalEquations::new(&tensor(keys, &Device::flex(), DType::F64), lambda).unwrap()
+        with_moments(keys, lambda, None)
+    }
+
+    fn with_moments(keys: &Mat<f64>, lambda: f64, moments: Option<&Arc<Moments>>) -> NormalEquations {
+        NormalEquations::new(&tensor(keys, &Device::flex(), DType::F64), lambda, moments.cloned()).unwrap()
+    }
+
+    /// None, and those of other keys.
+    fn both(d_in: usize) -> [Option<Arc<Moments>>; 2] {
+        let others = drawn(3 * d_in, d_in, 10);
+        [None, Some(Arc::new(Moments::new(&(others.transpose() * &others)).unwrap()))]
     }
 
     /// S of a solution, multiplied out.
     fn shift(equations: &NormalEquations, solution: &Mat<f64>) -> Mat<f64> {
-        if few(&equations.keys) { equations.keys.transpose() * solution } else { solution.clone() }
+        if few(&equations.keys) { equations.outputs.transpose() * solution } else { solution.clone() }
     }
 
     fn apart(one: &Mat<f64>, other: &Mat<f64>) -> f64 {
@@ -120,11 +205,14 @@ mod tests {
         // Tokens, d_in, d_out: fewer tokens than the width, and more.
         for (tokens, d_in) in [(3, 7), (9, 4)] {
             let (keys, wanted, lambda) = (drawn(tokens, d_in, 1), drawn(tokens, 5, 2), -0.7_f64);
-            let equations = equations(&keys, lambda);
-            let s = shift(&equations, &equations.solve(&wanted));
-            // (KᵀK + e^λ I) S = KᵀD
-            let left = keys.transpose() * (&keys * &s) + faer::Scale(lambda.exp()) * &s;
-            assert!(apart(&left, &(keys.transpose() * &wanted)) < 1e-12);
+            for moments in both(d_in) {
+                let equations = with_moments(&keys, lambda, moments.as_ref());
+                let s = shift(&equations, &equations.solve(&wanted));
+                // (KᵀK + e^λ C) S = KᵀD
+                let held = moments.map_or_else(|| s.clone(), |moments| &moments.matrix * &s);
+                let left = keys.transpose() * (&keys * &s) + faer::Scale(lambda.exp()) * &held;
+                assert!(apart(&left, &(keys.transpose() * &wanted)) < 1e-12);
+            }
         }
     }
 
@@ -151,18 +239,24 @@ mod tests {
 
     #[test]
     fn gradients_are_finite_differences() {
-        for (tokens, d_in) in [(3, 7), (9, 4)] {
+        let cases =
+            [(3, 7), (9, 4)].into_iter().flat_map(|(tokens, d_in)| both(d_in).map(|moments| (tokens, d_in, moments)));
+        for (tokens, d_in, moments) in cases {
             let (keys, wanted, lambda) = (drawn(tokens, d_in, 6), drawn(tokens, 5, 7), 0.4);
             // A loss that is not linear in S.
             let (weights, target) = (drawn(8, d_in, 8), drawn(8, 5, 9));
             let loss = |wanted: &Mat<f64>, lambda: f64| {
-                let equations = equations(&keys, lambda);
+                let equations = with_moments(&keys, lambda, moments.as_ref());
                 (&weights * shift(&equations, &equations.solve(wanted)) - &target).squared_norm_l2() / 2.0
             };
-            let equations = equations(&keys, lambda);
+            let equations = with_moments(&keys, lambda, moments.as_ref());
             let solution = equations.solve(&wanted);
             let of_shift = weights.transpose() * (&weights * shift(&equations, &solution) - &target);
-            let of_solution = if tokens < d_in { &keys * of_shift } else { of_shift };
+            let (squares, of_squares) = equations.squares(&solution);
+            assert!((squares - shift(&equations, &solution).squared_norm_l2()).abs() < 1e-9 * squares);
+            let moved = shift(&equations, &(&solution + faer::Scale(1e-6) * &of_squares)).squared_norm_l2();
+            assert!(((moved - squares) / 1e-6 / of_squares.squared_norm_l2() - 1.0).abs() < 1e-3);
+            let of_solution = if tokens < d_in { &equations.outputs * of_shift } else { of_shift };
             let (of_wanted, of_lambda) = equations.gradients(&solution, &of_solution);
             let step = 1e-5;
             for row in 0..tokens {

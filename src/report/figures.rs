@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::table::{percent, table};
-use crate::evaluate::{Balanced, CounterFact, Sentiment, Summary};
+use crate::evaluate::{Balanced, Completion, CounterFact, PerplexityRatio, Sentiment, Summary, WatchedText};
 
 /// Those of the `mend` protocol.
 pub fn mend(summary: &Summary) -> String {
@@ -35,6 +35,25 @@ pub fn mend(summary: &Summary) -> String {
     );
     let header = format!("{} edits", summary.edits);
     table(&[&header, "share", "protocol mend: teacher-forced"], &rows)
+}
+
+/// What edits did to a running text, in a line; `before` is its perplexity on the unedited model.
+pub fn running_text(text: &WatchedText, before: f64, ratio: &PerplexityRatio) -> String {
+    let of = format!("perplexity of {} ({} tokens): {before:.1} before", text.name, text.tokens());
+    let PerplexityRatio { median, worst, cases } = ratio;
+    match cases {
+        1 => format!("{of}, {:.1} after: {median:.3} ×", median * before),
+        _ => format!("{of}; after an edit {median:.3} × (median of {cases}), {worst:.3} × (worst)"),
+    }
+}
+
+/// Those of the `completion` protocol.
+pub fn completion(figures: &Completion) -> String {
+    let rows = [
+        vec!["tokens".to_owned(), percent(figures.tokens), "behind the whole passage".to_owned()],
+        vec!["cut tokens".into(), percent(figures.cut_tokens), "behind the passage without its beginning".into()],
+    ];
+    table(&["", "share", "protocol completion: the completion's tokens that are the likeliest"], &rows)
 }
 
 /// Those of the `counterfact` protocol before and after; nothing where no record knows its old answer.

@@ -90,7 +90,7 @@ pub fn markdown(document: &Value) -> String {
 const HEADLINES: [(&str, &[&str]); 5] = [
     ("easyedit", &["rewrite_acc", "rephrase_acc", "portability"]),
     ("counterfact", &["score", "efficacy", "paraphrase", "neighborhood"]),
-    ("mend", &["edit_success", "generalization", "locality"]),
+    ("mend", &["edit_success", "generalization", "locality", "perplexity_ratio"]),
     ("generate", &["rewrite_exact", "rewrite_contained", "locality_same"]),
     ("efficiency", &["seconds/edit", "relative_norm"]),
 ];

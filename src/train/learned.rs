@@ -79,6 +79,11 @@ pub trait LearnedEditor: Clone + Send + Sync {
     /// Its settings, as an archive names them.
     fn settings(&self) -> LearnedEditorSettings;
 
+    /// Whether edits are made one on the other in a step of training, and so in validation and test; else each is made on the base.
+    fn sequential(&self) -> bool {
+        false
+    }
+
     /// How many neighbours of each locality class a record is drawn with.
     fn neighbours(&self) -> usize;
 

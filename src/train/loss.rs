@@ -128,6 +128,7 @@ mod tests {
             let mix = match &config.editor {
                 Trained::Mend(mend) => &mend.loss.near.mix,
                 Trained::Malmen(malmen) => &malmen.loss.near.mix,
+                Trained::RlEdit(rledit) => &rledit.loss.mend.near.mix,
                 Trained::Serac(serac) => &serac.loss.mix,
             };
             assert!(!mix.is_empty());

@@ -43,6 +43,6 @@ impl methods::Training for Training {
         let (loss, own) = (self.loss.clone(), self.train.clone());
         let trainer =
             MendTrainer::new(mend, (*base).clone(), loss, settings.edits_together, settings.learning_rate, own)?;
-        Ok(trainer.archived_as(LearnedEditorSettings::Malmen(self.editor.clone())))
+        trainer.archived_as(LearnedEditorSettings::Malmen(self.editor.clone())).reading(beginning)
     }
 }

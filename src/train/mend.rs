@@ -8,6 +8,7 @@
 //! `(x·A)·B`, gives the network's gradient exactly; no second derivative is needed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::AddAssign;
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
@@ -20,17 +21,20 @@ use super::learned::{Group, LearnedEditor, StepLoss, Watch};
 use super::loss::{EditAndLocality, Reads, check_classes, check_weights, edit_and_locality, weight_of};
 use super::lower_layers::LowerLayers;
 use super::methods::{self, Beginning, Sections};
+use super::rledit::Episode;
+use super::settings::Together;
+use super::text::{TextSettings, Window, Windows};
 use crate::archive::LearnedEditorSettings;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{OTHER_RECORDS, Source, draw_locality};
 use crate::data::world::SAME_OLD_OBJECT;
 use crate::edit::score::check_targets;
-use crate::edit::{Edit, EditRequest, Edited, Editor, SharedDeltas};
+use crate::edit::{Edit, EditRequest, Edited, Editor};
 use crate::error::{Error, Result};
 use crate::model::tap::{NoTap, Tap};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
-use crate::network::matrices::{AT_ONCE as AT_ONE_PASS, Captured, without_last};
+use crate::network::matrices::{Captured, without_last};
 use crate::network::mend::{Aggregation, Mend, MendNetwork, MendSettings};
 use crate::network::parameters;
 use crate::parallel;
@@ -58,6 +62,9 @@ pub struct MendLossSettings {
     /// Of out-of-scope prompts.
     #[serde(flatten)]
     pub near: Near,
+    /// Running text that is to stay as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextSettings>,
 }
 
 /// Keys of a `scope` with rephrases; the edit's own prompt is one.
@@ -125,14 +132,21 @@ impl MendLossSettings {
     /// A key that is not known, or that the choices made do not use; a value of the wrong type.
     pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
         let settings: MendLossSettings = choice::read("loss", given, origin)?;
-        choice::check("loss", given, settings.scope)?;
-        refuse_at_zero("loss", given, ("out_of_scope", settings.out_of_scope as f64), fields::<Near>())?;
-        refuse_at_zero("loss", given, ("edit", settings.edit), &["scope", "in_scope"])?;
-        refuse_at_zero("loss", given, ("locality", settings.locality), &["out_of_scope", "kl", "mix"])?;
-        if settings.edit == 0.0 && settings.locality == 0.0 {
+        settings.check(given)?;
+        Ok(settings)
+    }
+
+    /// # Errors
+    /// A key of `given` that the choices made do not use; nothing to learn.
+    pub(super) fn check(&self, given: &toml::Table) -> Result<()> {
+        choice::check("loss", given, self.scope)?;
+        refuse_at_zero("loss", given, ("out_of_scope", self.out_of_scope as f64), fields::<Near>())?;
+        refuse_at_zero("loss", given, ("edit", self.edit), &["scope", "in_scope"])?;
+        refuse_at_zero("loss", given, ("locality", self.locality), &["out_of_scope", "kl", "mix"])?;
+        if self.edit == 0.0 && self.locality == 0.0 {
             return Err(Error::Config("loss.edit and loss.locality are both 0: there is nothing to learn".into()));
         }
-        Ok(settings)
+        self.text.as_ref().map_or(Ok(()), TextSettings::check)
     }
 }
 
@@ -178,7 +192,8 @@ impl methods::Training for Training {
         let Beginning { base, settings, place, .. } = beginning;
         let mend = Mend::new(self.editor.clone(), &base.base().decoder.spec, *place)?;
         let (loss, own) = (self.loss.clone(), self.train.clone());
-        MendTrainer::new(mend, (*base).clone(), loss, settings.edits_together, settings.learning_rate, own)
+        MendTrainer::new(mend, (*base).clone(), loss, settings.edits_together, settings.learning_rate, own)?
+            .reading(beginning)
     }
 }
 
@@ -221,21 +236,25 @@ pub enum KlTokens {
 /// MEND with what it learns from.
 #[derive(Clone)]
 pub struct MendTrainer {
-    mend: Mend,
+    pub(super) mend: Mend,
     /// What an archive of it has as its settings.
     settings: LearnedEditorSettings,
-    base: Edited,
+    pub(super) base: Edited,
     lower_layers: LowerLayers,
     loss: MendLossSettings,
+    /// The windows of `loss.text`.
+    text: Option<Windows>,
     /// Records whose edits are applied together.
-    together: usize,
+    together: Together,
+    /// Where edits follow each other: how a step looks back.
+    pub(super) episode: Option<Episode>,
     learning_rate: f64,
     own: MendTrainSettings,
 }
 
 /// Parts of a batch that run side by side, each with running figures and gradients of its own. As many as cores would give other bits
 /// on other machines.
-const PARTS: usize = 2;
+pub(super) const PARTS: usize = 2;
 
 /// Records whose texts are tokenised between two looks at whether to go on.
 const AT_ONCE: usize = 1024;
@@ -249,11 +268,12 @@ impl MendTrainer {
         mut mend: Mend,
         base: Edited,
         loss: MendLossSettings,
-        together: usize,
+        together: impl Into<Together>,
         learning_rate: f64,
         own: MendTrainSettings,
     ) -> Result<Self> {
-        if loss.rephrases.in_scope == 0 || together == 0 || !(loss.edit >= 0.0 && loss.locality >= 0.0) {
+        let together = together.into();
+        if loss.rephrases.in_scope == 0 || together.fewest == 0 || !(loss.edit >= 0.0 && loss.locality >= 0.0) {
             let message =
                 "loss.in_scope and train.edits_together must be at least 1, loss.edit and loss.locality at least 0";
             return Err(Error::Config(message.into()));
@@ -265,12 +285,38 @@ impl MendTrainer {
         mend.network = parameters::with_stable_ids(mend.network);
         let lower_layers = LowerLayers::new(base.clone(), mend.lowest_layer());
         let settings = LearnedEditorSettings::Mend(mend.settings.clone());
-        Ok(MendTrainer { mend, settings, base, lower_layers, loss, together, learning_rate, own })
+        Ok(MendTrainer {
+            mend,
+            settings,
+            base,
+            lower_layers,
+            loss,
+            text: None,
+            together,
+            episode: None,
+            learning_rate,
+            own,
+        })
+    }
+
+    /// The same with the windows of `loss.text`.
+    ///
+    /// # Errors
+    /// As [`Windows::open`].
+    pub fn reading(self, beginning: &Beginning<'_>) -> Result<Self> {
+        let open = |settings| Windows::open(settings, self.base.base(), beginning.folder, beginning.settings.seed);
+        let text = self.loss.text.as_ref().map(open).transpose()?.flatten();
+        Ok(MendTrainer { text, ..self })
     }
 
     /// The same under another method's settings in archives.
     pub fn archived_as(self, settings: LearnedEditorSettings) -> Self {
         MendTrainer { settings, ..self }
+    }
+
+    /// The same on edits that follow each other, in episodes.
+    pub fn in_episodes(self, episode: Episode) -> Self {
+        MendTrainer { episode: Some(episode), ..self }
     }
 
     /// The editor.
@@ -338,7 +384,14 @@ impl MendTrainer {
             edit: tokenizer.continuation(&record.prompt, &record.target_new, between)?,
             in_scope,
             out_of_scope: near.into_iter().map(|probe| self.out_of_scope(probe, between)).collect::<Result<_>>()?,
+            windows: vec![],
         })
+    }
+
+    /// How many tokens of a record's own edit are looked at.
+    fn edit_tokens(&self, record: &EditRecord) -> Result<usize> {
+        let edit = EditRequest::from(record).row(&self.base.base().tokenizer)?;
+        Ok(self.mend.settings.edit_tokens.of(&edit))
     }
 
     /// All texts that a record can ask, as far as the model reads them.
@@ -361,21 +414,62 @@ impl MendTrainer {
     }
 
     /// The edits' own gradients, on the model as it is.
-    fn capture(&self, edits: &[&[RecordTexts]]) -> Result<Captured> {
+    pub(super) fn capture(&self, model: &Edited, edits: &[&[RecordTexts]]) -> Result<Captured> {
         let rows: Vec<&Continuation> = edits.iter().flat_map(|edit| edit.iter().map(|texts| &texts.edit)).collect();
         let owners: Vec<usize> =
             edits.iter().enumerate().flat_map(|(owner, edit)| edit.iter().map(move |_| owner)).collect();
         let tokens = without_last(&rows);
-        self.mend.capture(&self.base, self.lower_layers.hidden(&tokens)?, &tokens, &rows, &owners)
+        self.mend.capture(model, self.lower_layers.hidden(&tokens)?, &tokens, &rows, &owners)
     }
 
-    /// What some edits add to the mean loss over `records` records. `tap` is what changes the model: the rows of an edit bear its number.
-    fn part(&self, edits: &[&[RecordTexts]], records: usize, tap: &mut dyn Tap) -> Result<EditAndLocality> {
+    /// What some edits add to a step's loss. `tap` is what changes the model: the rows of an edit bear its number.
+    pub(super) fn part(&self, look: Look<'_>, edits: &[&[RecordTexts]], tap: &mut dyn Tap) -> Result<Share> {
+        let facts = self.facts(look, edits, tap)?;
+        let (surrogate, text_kl) = match self.running_text(look, edits, tap)? {
+            Some(text) => (facts.surrogate + text.surrogate, text.kl),
+            None => (facts.surrogate, 0.0),
+        };
+        Ok(Share { surrogate, terms: Terms { nll: facts.nll, kl: facts.kl, text_kl, squares: 0.0 } })
+    }
+
+    /// The part of running text, held against the model without any edit. Windows are read apart from the prompts, which are much shorter.
+    fn running_text(
+        &self,
+        look: Look<'_>,
+        edits: &[&[RecordTexts]],
+        tap: &mut dyn Tap,
+    ) -> Result<Option<EditAndLocality>> {
+        let (Some(text), Some(share)) = (&self.text, look.window) else { return Ok(None) };
+        let (mut rows, mut places, mut reads) = (vec![], vec![], Reads::default());
+        for (owner, texts) in edits.iter().enumerate().flat_map(|(owner, edit)| edit.iter().map(move |t| (owner, t))) {
+            for (ids, cells) in &texts.windows {
+                reads.cells.extend(cells.iter().map(|&cell| (rows.len(), cell)));
+                reads.weights.extend(cells.iter().map(|_| share / cells.len() as f64));
+                rows.push(ids.clone());
+                places.push((owner, 0));
+            }
+        }
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let tokens = Tokens::placed(rows, places);
+        let hidden = self.lower_layers.hidden(&tokens)?;
+        let above = self.mend.lowest_layer()..self.base.layers();
+        let base = self.base.blocks(hidden.clone(), above.clone(), tokens.span(), None, &mut NoTap)?;
+        let base = self.base.head(base, &reads.cells);
+        let edited = look.model.blocks(hidden, above, tokens.span(), None, tap)?;
+        let edited = look.model.head(edited, &reads.cells);
+        let weights = (0.0, text.settings.weight);
+        Ok(Some(edit_and_locality(edited, (&[], &[]), Some(base), &reads.weights, weights)))
+    }
+
+    /// The part of the records' own texts, in scope and out of it.
+    fn facts(&self, look: Look<'_>, edits: &[&[RecordTexts]], tap: &mut dyn Tap) -> Result<EditAndLocality> {
+        let Look { model, record: share, .. } = look;
         // In-scope and out-of-scope rows of each edit stand together, so that its factors serve them in one product.
         let (mut rows, mut places) = (vec![], vec![]);
         let (mut scope, mut near) = (Reads::default(), Reads::default());
         let (mut targets, mut near_rows) = (vec![], vec![]);
-        let share = 1.0 / records as f64;
         for (owner, texts) in edits.iter().enumerate().flat_map(|(owner, edit)| edit.iter().map(move |t| (owner, t))) {
             for text in &texts.in_scope {
                 let weight = share / (texts.in_scope.len() * text.target().len()) as f64;
@@ -398,17 +492,17 @@ impl MendTrainer {
         let hidden = self.lower_layers.hidden(&tokens)?;
         let above = self.mend.lowest_layer()..self.base.layers();
 
-        let edited = self.base.blocks(hidden.clone(), above.clone(), tokens.span(), None, tap)?;
+        let edited = model.blocks(hidden.clone(), above.clone(), tokens.span(), None, tap)?;
         let reads: Vec<_> = scope.cells.iter().chain(&near.cells).copied().collect();
-        let logits = self.base.head(edited, &reads);
+        let logits = model.head(edited, &reads);
         let base = match near_rows.is_empty() {
             true => None,
             false => {
                 let (base_hidden, base_span) = select_rows(hidden, &tokens, &near_rows);
-                let base = self.base.blocks(base_hidden, above, base_span.span(), None, &mut NoTap)?;
+                let base = model.blocks(base_hidden, above, base_span.span(), None, &mut NoTap)?;
                 let row_of = |row: usize| near_rows.iter().position(|&near| near == row).unwrap_or(0);
                 let cells: Vec<_> = near.cells.iter().map(|&(row, cell)| (row_of(row), cell)).collect();
-                Some(self.base.head(base, &cells))
+                Some(model.head(base, &cells))
             }
         };
         let weights = (self.loss.edit, self.loss.locality);
@@ -416,131 +510,100 @@ impl MendTrainer {
     }
 
     /// The loss of edits whose changes are sums: one pass through the edited layers, with the network below it in one graph.
-    fn loss_of_sums(&mut self, texts: &[RecordTexts]) -> Result<(GradientsParams, f64, f64)> {
+    fn loss_of_sums(&mut self, texts: &[RecordTexts], together: usize) -> Result<(GradientsParams, Terms)> {
+        let base = self.base.clone();
+        let look = Look::at(&base, texts);
         // Edits that are applied together stay together.
-        let edits: Vec<&[RecordTexts]> = texts.chunks(self.together).collect();
+        let edits: Vec<&[RecordTexts]> = texts.chunks(together).collect();
         let parts: Vec<&[&[RecordTexts]]> = edits.chunks(edits.len().div_ceil(PARTS).max(1)).collect();
-        let captured = parallel::run(parts.clone(), |part| self.capture(part))?;
+        let captured = parallel::run(parts.clone(), |part| self.capture(look.model, part))?;
         for (captured, part) in captured.iter().zip(&parts) {
             self.mend.observe(captured, part.iter().map(|edit| edit.len()).sum());
         }
         let parts = parts.into_iter().zip(captured).map(|(part, captured)| (self.own(), part, captured)).collect();
         let shares = parallel::run(parts, |(mend, part, captured)| {
-            let EditAndLocality { surrogate, nll, kl } =
-                self.part(part, texts.len(), &mut mend.deltas(&captured, part.len()))?;
-            Ok((GradientsParams::from_grads(surrogate.backward(), &mend.network), nll, kl))
+            let Share { surrogate, terms } = self.part(look, part, &mut mend.deltas(&captured, part.len()))?;
+            Ok((GradientsParams::from_grads(surrogate.backward(), &mend.network), terms))
         })?;
         let mut sum = GradientsAccumulator::<MendNetwork>::new();
-        let (mut nll, mut kl) = (0.0, 0.0);
-        for share in shares {
-            sum.accumulate(&self.mend.network, share.0);
-            nll += share.1;
-            kl += share.2;
+        let mut terms = Terms::default();
+        for (gradients, share) in shares {
+            sum.accumulate(&self.mend.network, gradients);
+            terms += share;
         }
-        Ok((sum.grads(), nll, kl))
+        Ok((sum.grads(), terms))
     }
 
     /// The editor with leaves of its own. Graphs that share a leaf share a tape, and the first backward pass consumes it.
-    fn own(&self) -> Mend {
+    pub(super) fn own(&self) -> Mend {
         let mut mend = self.mend.clone();
         mend.network = mend.network.clone().fork(&mend.network.rates.val().device());
         mend
     }
+}
 
-    /// The loss of edits whose changes are met by normal equations. Base and network meet in the closed form alone:
-    ///
-    /// ```text
-    /// D = D(φ)    X = solution(D, λ)    ∂L/∂X from passes through the base    ∂L/∂D, ∂L/∂λ in closed form    ∂L/∂φ = ∇ ⟨∂L/∂D, D(φ)⟩
-    /// ```
-    ///
-    /// Each is computed some records at a time, so that memory holds the keys and gradients of all edits, and the graph of a few.
-    fn loss_of_solutions(&mut self, texts: &[RecordTexts]) -> Result<(GradientsParams, f64, f64)> {
-        let mut sum = GradientsAccumulator::<MendNetwork>::new();
-        let (mut nll, mut kl) = (0.0, 0.0);
-        for edit in texts.chunks(self.together) {
-            let some: Vec<&[RecordTexts]> = edit.chunks(AT_ONE_PASS.min(edit.len().div_ceil(PARTS))).collect();
-            let captured = in_turn(&some, |records| self.capture(&[records]))?;
-            for (captured, records) in captured.iter().zip(&some) {
-                self.mend.observe(captured, records.len());
-            }
-            let solved = self.mend.solved(&captured)?;
-            let shares = in_turn(&some, |records| {
-                let device = self.mend.network.rates.val().device();
-                let leaves: Vec<Tensor<2>> =
-                    solved.iter().map(|solved| solved.unknown(&device).require_grad()).collect();
-                let shifts =
-                    solved.iter().zip(&leaves).map(|(solved, leaf)| (solved.weight, solved.shift(leaf.clone())));
-                let share = self.part(&[records], texts.len(), &mut SharedDeltas(shifts.collect()))?;
-                let gradients = share.surrogate.backward();
-                let of_leaf =
-                    |leaf: &Tensor<2>| leaf.grad(&gradients).unwrap_or_else(|| leaf.clone().inner().zeros_like());
-                Ok((leaves.iter().map(of_leaf).collect::<Vec<_>>(), share.nll, share.kl))
-            })?;
-            let mut of_solutions: Vec<Tensor<2>> = vec![];
-            for (gradients, share_nll, share_kl) in shares {
-                nll += share_nll;
-                kl += share_kl;
-                of_solutions = match of_solutions.is_empty() {
-                    true => gradients,
-                    false => of_solutions.into_iter().zip(gradients).map(|(sum, more)| sum + more).collect(),
-                };
-            }
-            let (of_wanted, of_dampings): (Vec<Tensor<2>>, Vec<f64>) =
-                solved.iter().zip(&of_solutions).map(|(solved, gradient)| solved.gradients(gradient)).unzip();
-            // Where each part's tokens stand in those of all.
-            let mut first = vec![0; of_wanted.len()];
-            let mut places = vec![];
-            for captured in &captured {
-                let tokens = captured.tokens();
-                places.push((captured, first.clone()));
-                first.iter_mut().zip(tokens).for_each(|(first, tokens)| *first += tokens);
-            }
-            let shares = in_turn(&places, |(captured, first)| {
-                let mend = self.own();
-                let terms = mend.wanted(captured).into_iter().map(|(slot, wanted)| {
-                    let [tokens, d_out] = wanted.dims();
-                    let towards = of_wanted[slot].clone().slice([first[slot]..first[slot] + tokens, 0..d_out]);
-                    (wanted * towards).sum()
-                });
-                let surrogate = terms.reduce(|sum, more| sum + more);
-                let gradients = surrogate.map(|sum| GradientsParams::from_grads(sum.backward(), &mend.network));
-                Ok(gradients.unwrap_or_default())
-            })?;
-            shares.into_iter().for_each(|share| sum.accumulate(&self.mend.network, share));
-            let mend = self.own();
-            if let Some(dampings) = &mend.network.dampings {
-                let (device, dtype) = (dampings.val().device().inner(), dampings.val().dtype());
-                let towards = Tensor::<1>::from_data(TensorData::new(of_dampings, [solved.len()]), (&device, dtype));
-                let surrogate = (dampings.val() * towards).sum();
-                sum.accumulate(&self.mend.network, GradientsParams::from_grads(surrogate.backward(), &mend.network));
-            }
-        }
-        Ok((sum.grads(), nll, kl))
+/// What a step's loss is made of, before weights.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Terms {
+    /// NLL in scope.
+    pub nll: f64,
+    /// KL out of it.
+    pub kl: f64,
+    /// KL on running text.
+    pub text_kl: f64,
+    /// Squared norm of the shifts.
+    pub squares: f64,
+}
+
+impl AddAssign for Terms {
+    fn add_assign(&mut self, more: Terms) {
+        self.nll += more.nll;
+        self.kl += more.kl;
+        self.text_kl += more.text_kl;
+        self.squares += more.squares;
     }
 }
 
-/// Parts of a batch through `work`, [`PARTS`] at a time, in their order.
-fn in_turn<T: Sync, R: Send>(parts: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
-    let mut done = vec![];
-    for some in parts.chunks(PARTS) {
-        done.extend(parallel::run(some.iter().collect(), &work)?);
+/// What a part of a step adds to its loss: a tensor with its gradient, and its terms.
+pub(super) struct Share {
+    pub surrogate: Tensor<1>,
+    pub terms: Terms,
+}
+
+impl<'a> Look<'a> {
+    /// How the records of a step are looked at where each counts alike.
+    pub fn at(model: &'a Edited, step: &[RecordTexts]) -> Self {
+        let windows: usize = step.iter().map(|texts| texts.windows.len()).sum();
+        Look { model, record: 1.0 / step.len() as f64, window: (windows > 0).then(|| 1.0 / windows as f64) }
     }
-    Ok(done)
+}
+
+/// How edits are looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Look<'a> {
+    /// The model that they change.
+    pub model: &'a Edited,
+    /// What a record counts in the loss.
+    pub record: f64,
+    /// What a window counts; nothing where none is read.
+    pub window: Option<f64>,
 }
 
 /// The texts that a record is trained on in a step.
-struct RecordTexts {
+pub(super) struct RecordTexts {
     edit: Continuation,
     in_scope: Vec<Continuation>,
     /// Each with the cells at which the KL term reads.
     out_of_scope: Vec<(Vec<u32>, Vec<usize>)>,
+    /// Running text that is read with the record's edit.
+    pub(super) windows: Vec<Window>,
 }
 
 impl RecordTexts {
     /// The rows that the model reads.
     fn rows(&self) -> impl Iterator<Item = &[u32]> {
         let own = std::iter::once(&self.edit).chain(&self.in_scope).map(read);
-        own.chain(self.out_of_scope.iter().map(|(ids, _)| ids.as_slice()))
+        own.chain(self.out_of_scope.iter().chain(&self.windows).map(|(ids, _)| ids.as_slice()))
     }
 }
 
@@ -579,15 +642,31 @@ impl LearnedEditor for MendTrainer {
         ]
     }
 
+    fn made_of(&self) -> BTreeMap<String, String> {
+        self.text.iter().map(|text| ("loss.text".to_owned(), text.fingerprint())).collect()
+    }
+
     fn prepare(&mut self, source: &Source, draws: u64, watch: Watch<'_>) -> Result<()> {
         check_classes(&self.loss.near.mix, source)?;
-        // Texts that are met once are not worth keeping; those of a world are drawn anew each time.
-        let Source::Records(records) = source else { return Ok(()) };
-        if draws <= source.len() as u64 || self.own.hidden_memory_gb == 0.0 {
+        if self.mend.settings.aggregation == Aggregation::NormalEquations {
+            let together = source.draws(0, 0, self.together.most, 0);
+            let tokens = together.iter().map(|record| self.edit_tokens(record)).collect::<Result<Vec<_>>>()?;
+            self.mend.check_memory(&tokens)?;
+        }
+        if let Some(text) = &self.text {
+            self.mend.learn_moments(&self.base, &text.all)?;
+        }
+        if self.own.hidden_memory_gb == 0.0 {
             return Ok(());
         }
-        let (records, threads) = (records.all(), parallel::parts(&self.base.base().decoder.device()));
-        let (mut texts, mut done) = (BTreeSet::new(), 0);
+        // Texts that are met once are not worth keeping; those of a world are drawn anew each time.
+        let records = match source {
+            Source::Records(records) if draws > source.len() as u64 => records.all(),
+            _ => &[],
+        };
+        let threads = parallel::parts(&self.base.base().decoder.device());
+        let mut texts: BTreeSet<Vec<u32>> = self.text.iter().flat_map(|text| text.all.iter().cloned()).collect();
+        let mut done = 0;
         for some in records.chunks(AT_ONCE) {
             let parts = some.chunks(some.len().div_ceil(threads)).collect();
             let tokenised = parallel::run(parts, |records: &[EditRecord]| {
@@ -600,7 +679,9 @@ impl LearnedEditor for MendTrainer {
                 return Err(Error::Interrupted(message.into()));
             }
         }
-        self.lower_layers.keep(texts, self.own.hidden_memory_gb * 1e9);
+        if !texts.is_empty() {
+            self.lower_layers.keep(texts, self.own.hidden_memory_gb * 1e9);
+        }
         Ok(())
     }
 
@@ -617,14 +698,28 @@ impl LearnedEditor for MendTrainer {
     }
 
     fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<StepLoss> {
-        let texts = records.iter().map(|record| self.texts(record, rng)).collect::<Result<Vec<_>>>()?;
+        let mut texts = records.iter().map(|record| self.texts(record, rng)).collect::<Result<Vec<_>>>()?;
+        if let Some(text) = &self.text {
+            let drawn = text.draw(records.len(), rng);
+            texts.iter_mut().zip(drawn).for_each(|(texts, windows)| texts.windows = windows);
+        }
+        let together = self.together.draw(rng);
         self.lower_layers.prepare(texts.iter().flat_map(RecordTexts::rows))?;
-        let (gradients, nll, kl) = match self.mend.settings.aggregation {
-            Aggregation::Sum => self.loss_of_sums(&texts)?,
-            Aggregation::NormalEquations => self.loss_of_solutions(&texts)?,
+        let (gradients, Terms { nll, kl, text_kl, squares }) = match self.mend.settings.aggregation {
+            Aggregation::Sum => self.loss_of_sums(&texts, together)?,
+            Aggregation::NormalEquations => self.loss_of_solutions(&texts, together)?,
         };
-        let total = self.loss.edit * nll + self.loss.locality * kl;
-        Ok(StepLoss { gradients, figures: vec![("loss", total), ("edit_nll", nll), ("locality_kl", kl)] })
+        let mut total = self.loss.edit * nll + self.loss.locality * kl;
+        let mut parts = vec![("edit_nll", nll), ("locality_kl", kl)];
+        if let Some(text) = &self.text {
+            total += text.settings.weight * text_kl;
+            parts.push(("text_kl", text_kl));
+        }
+        if let Some(episode) = &self.episode {
+            total += episode.shift * squares;
+            parts.push(("shift_squares", squares));
+        }
+        Ok(StepLoss { gradients, figures: std::iter::once(("loss", total)).chain(parts).collect() })
     }
 
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
@@ -642,6 +737,10 @@ impl LearnedEditor for MendTrainer {
 
     fn settings(&self) -> LearnedEditorSettings {
         self.settings.clone()
+    }
+
+    fn sequential(&self) -> bool {
+        self.episode.is_some()
     }
 
     fn neighbours(&self) -> usize {

@@ -9,7 +9,8 @@ use toml::Table;
 
 use super::learned::LearnedEditor;
 use super::settings::TrainSettings;
-use super::{malmen, mend, serac};
+use super::text::TextSettings;
+use super::{malmen, mend, rledit, serac};
 use crate::data::source::Source;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
@@ -72,6 +73,8 @@ pub enum Method {
     Mend,
     /// MALMEN.
     Malmen,
+    /// RLEdit.
+    RlEdit,
     /// SERAC.
     Serac,
 }
@@ -86,18 +89,21 @@ pub enum Trained {
     Mend(mend::Training),
     /// MALMEN.
     Malmen(malmen::Training),
+    /// RLEdit.
+    RlEdit(rledit::Training),
     /// SERAC.
     Serac(serac::Training),
 }
 
 impl Choice for Method {
     const KEY: &'static str = "editor.method";
-    const VALUES: &'static [Self] = &[Method::Mend, Method::Malmen, Method::Serac];
+    const VALUES: &'static [Self] = &[Method::Mend, Method::Malmen, Method::RlEdit, Method::Serac];
 
     fn keys(self) -> &'static [&'static str] {
         match self {
             Method::Mend => mend::Training::own_keys(),
             Method::Malmen => malmen::Training::own_keys(),
+            Method::RlEdit => rledit::Training::own_keys(),
             Method::Serac => serac::Training::own_keys(),
         }
     }
@@ -112,8 +118,19 @@ impl Trained {
         Ok(match method {
             Method::Mend => Trained::Mend(Training::read(sections)?),
             Method::Malmen => Trained::Malmen(Training::read(sections)?),
+            Method::RlEdit => Trained::RlEdit(Training::read(sections)?),
             Method::Serac => Trained::Serac(Training::read(sections)?),
         })
+    }
+
+    /// The running text that it learns to leave alone.
+    pub fn text(&self) -> Option<&TextSettings> {
+        match self {
+            Trained::Mend(training) => training.loss.text.as_ref(),
+            Trained::Malmen(training) => training.loss.text.as_ref(),
+            Trained::RlEdit(training) => training.loss.mend.text.as_ref(),
+            Trained::Serac(_) => None,
+        }
     }
 
     /// Hands the editor as it begins to whoever trains it.
@@ -124,6 +141,7 @@ impl Trained {
         match self {
             Trained::Mend(training) => trainer.train(training.begin(beginning)?),
             Trained::Malmen(training) => trainer.train(training.begin(beginning)?),
+            Trained::RlEdit(training) => trainer.train(training.begin(beginning)?),
             Trained::Serac(training) => trainer.train(training.begin(beginning)?),
         }
     }

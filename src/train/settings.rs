@@ -1,7 +1,10 @@
 //! `[train]`: how long, how fast and how carefully an editor learns.
 
 use burn::optim::{AdamConfig, AdamWConfig, ModuleOptimizer};
-use serde::{Deserialize, Serialize};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::learned::Group;
 use super::schedule::{Schedule, Shape};
@@ -20,9 +23,9 @@ pub struct TrainSettings {
     /// Records that share a forward pass.
     #[serde(default = "one")]
     pub edits_per_step: usize,
-    /// Records whose edits are applied together to one model.
-    #[serde(default = "one")]
-    pub edits_together: usize,
+    /// Records whose edits are applied together to one model: so many, or from so many to so many, drawn a step.
+    #[serde(default)]
+    pub edits_together: Together,
     /// Passes whose gradients are averaged in an update.
     #[serde(default = "one")]
     pub accumulate: usize,
@@ -78,6 +81,75 @@ fn clip() -> f64 {
 
 fn stop_after() -> usize {
     10
+}
+
+/// How many edits share a model. In a config one number, or two for a range: `[1, 10]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Together {
+    /// At least.
+    pub fewest: usize,
+    /// At most; so many are validated and tested together.
+    pub most: usize,
+}
+
+impl Default for Together {
+    fn default() -> Self {
+        Together { fewest: 1, most: 1 }
+    }
+}
+
+impl From<usize> for Together {
+    fn from(number: usize) -> Self {
+        Together { fewest: number, most: number }
+    }
+}
+
+impl Together {
+    /// How many it is in a step. Where it is one number nothing is drawn.
+    pub fn draw(self, rng: &mut ChaCha8Rng) -> usize {
+        if self.fewest == self.most { self.most } else { rng.random_range(self.fewest..=self.most) }
+    }
+}
+
+impl Serialize for Together {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self.fewest == self.most {
+            true => self.most.serialize(serializer),
+            false => [self.fewest, self.most].serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Together {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct NumberOrRange;
+        impl<'de> Visitor<'de> for NumberOrRange {
+            type Value = Together;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number of edits, or two for a range, as in [1, 10]")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> std::result::Result<Together, E> {
+                Ok((number as usize).into())
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> std::result::Result<Together, E> {
+                let number = usize::try_from(number);
+                number.map(Together::from).map_err(|_| E::custom("edits are counted from 1 on"))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut numbers: A) -> std::result::Result<Together, A::Error> {
+                let (fewest, most, more) =
+                    (numbers.next_element()?, numbers.next_element()?, numbers.next_element::<usize>()?);
+                match (fewest, most, more) {
+                    (Some(fewest), Some(most), None) => Ok(Together { fewest, most }),
+                    _ => Err(serde::de::Error::custom("a range of edits has two ends, as in [1, 10]")),
+                }
+            }
+        }
+        deserializer.deserialize_any(NumberOrRange)
+    }
 }
 
 /// The optimisers.
@@ -150,7 +222,9 @@ impl TrainSettings {
         within("train.max_steps", self.max_steps as f64, 1.0, 1e12)?;
         within("train.edits_per_step", self.edits_per_step as f64, 1.0, 1e6)?;
         within("train.accumulate", self.accumulate as f64, 1.0, 1e6)?;
-        within("train.edits_together", self.edits_together as f64, 1.0, self.edits_per_step as f64)?;
+        let Together { fewest, most } = self.edits_together;
+        within("train.edits_together", fewest as f64, 1.0, most as f64)?;
+        within("train.edits_together", most as f64, 1.0, self.edits_per_step as f64)?;
         within("train.validate_every", self.validate_every as f64, 1.0, 1e12)?;
         within("train.validation_records", self.validation_records as f64, 1.0, 1e9)?;
         within("train.learning_rate", self.learning_rate, 0.0, 10.0)?;

@@ -23,7 +23,9 @@ use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::metrics::locality;
 use crate::evaluate::probes::Limits;
-use crate::evaluate::{ProbeRow, Side, Summary, balanced, probe_table, sentiment, summarize};
+use crate::evaluate::{
+    PerplexityRatio, ProbeRow, Side, Summary, WatchedText, balanced, completion, probe_table, sentiment, summarize,
+};
 use crate::network::parameters::stable_id;
 use crate::{parallel, random, tensors};
 
@@ -51,6 +53,8 @@ pub enum Event<'a> {
         step: usize,
         /// Its figures.
         summary: &'a Summary,
+        /// What the edits did to running text, where one is watched.
+        perplexity: Option<PerplexityRatio>,
         /// What it is judged by.
         score: f64,
         /// Whether it is the best so far.
@@ -80,6 +84,10 @@ pub struct EditTrainer<'a, E: LearnedEditor> {
     pub validation: &'a [EditRecord],
     /// Probes a validation record is asked.
     pub limits: Limits,
+    /// A text that is read after the first edits of a validation.
+    pub text: Option<&'a WatchedText>,
+    /// After how many.
+    pub text_cases: usize,
     /// The archive's folder.
     pub folder: PathBuf,
 }
@@ -137,6 +145,10 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         made_of.extend(self.editor.made_of());
         made_of.insert("data.train".into(), self.train.fingerprint());
         made_of.insert("data.validation".into(), resume::digest(self.validation));
+        if let Some(text) = self.text {
+            made_of
+                .insert("data.text".into(), blake3::hash(format!("{:?}", text.rows).as_bytes()).to_hex().to_string());
+        }
         let mut progress = Progress {
             step: 0,
             metrics_bytes: 0,
@@ -272,7 +284,11 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         let rivals = self.limits.rivals || self.validation.iter().any(|record| record.descriptor.is_some());
         let rows = self.table(self.validation, Limits { rivals, ..self.limits });
         let rows = self.saved_if_wrong(course, rows)?;
-        let (summary, score) = (summarize(&rows), score(&rows));
+        let perplexity = self.text.map_or(Ok(None), |text| self.perplexity_ratio(self.validation, text));
+        let perplexity = self.saved_if_wrong(course, perplexity)?;
+        let completions = self.validation.iter().all(|record| record.completion.is_some());
+        let judged = if completions { score_of_completions(&rows) } else { score(&rows) };
+        let (summary, score) = (summarize(&rows), with_text(judged, perplexity));
         let progress = &mut course.progress;
         let gain = progress.best_score.is_none_or(|known| score > known);
         let same = progress.best_score == Some(score);
@@ -280,13 +296,18 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         let best = gain || same && !progress.scores_vary;
         progress.scores_vary |= progress.best_score.is_some() && !same;
         progress.without_gain = if gain { 0 } else { progress.without_gain + 1 };
-        watch(&Event::Validation { step: progress.step, summary: &summary, score, best });
-        course.metrics.line(&json!({"step": progress.step, "validation": summary, "score": score, "best": best}))?;
+        watch(&Event::Validation { step: progress.step, summary: &summary, perplexity, score, best });
+        let mut line = json!({"step": progress.step, "validation": summary, "score": score, "best": best});
+        if let Some(ratio) = perplexity {
+            line["perplexity_ratio"] = json!(ratio);
+        }
+        course.metrics.line(&line)?;
         if let Some(note) = self.editor.note() {
             tracing::info!("{note}");
         }
         if best {
-            progress.best = Some(Best { step: progress.step, summary });
+            let edits_together = Some(self.settings.edits_together.most);
+            progress.best = Some(Best { step: progress.step, edits_together, perplexity_ratio: perplexity, summary });
             progress.best_score = Some(score);
         }
         let patience = self.settings.patience;
@@ -330,7 +351,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         Ok(progress)
     }
 
-    /// The probe table of records, edited as they are trained: each by itself, or `edits_together` at once.
+    /// The probe table of records, edited as they are trained: each by itself, `edits_together` at once, or one on the other.
     ///
     /// # Errors
     /// A record that the model cannot take.
@@ -338,19 +359,46 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         self.table(records, self.limits)
     }
 
+    /// How many records one model takes in: those of an edit, or where edits follow each other those of a step.
+    fn of_a_model(&self) -> usize {
+        if self.editor.sequential() { self.settings.edits_per_step } else { self.settings.edits_together.most }
+    }
+
+    /// The model with the edits of some records: one edit, or one after the other, `edits_together` records each.
+    fn edited<'r>(&self, records: impl Iterator<Item = &'r EditRecord>) -> Result<Edited> {
+        let requests: Vec<EditRequest> = records.map(EditRequest::from).collect();
+        let mut edited = self.base.clone();
+        for together in requests.chunks(self.settings.edits_together.most) {
+            // In the weights, so that a sequence costs the same at its end as at its beginning.
+            edited = edited.without_changes();
+            edited = edited.with(self.editor.edit(&edited, together)?)?;
+        }
+        Ok(edited)
+    }
+
+    /// What the edits of the first records do to a text, edited as they are trained. The same edits give the same figures, however many
+    /// threads there are.
+    ///
+    /// # Errors
+    /// A record that the model cannot take.
+    pub fn perplexity_ratio(&self, records: &[EditRecord], text: &WatchedText) -> Result<Option<PerplexityRatio>> {
+        let Some(before) = text.unedited(&self.base)? else { return Ok(None) };
+        let models = records.chunks(self.of_a_model()).take(self.text_cases);
+        let ratios = models.map(|records| Ok(text.edited(&self.base, &self.edited(records.iter())?)? / before));
+        Ok(PerplexityRatio::of(&ratios.collect::<Result<Vec<f64>>>()?))
+    }
+
     fn table(&self, records: &[EditRecord], limits: Limits) -> Result<Vec<ProbeRow>> {
         let numbered: Vec<(usize, &EditRecord)> = records.iter().enumerate().collect();
-        let edits: Vec<&[(usize, &EditRecord)]> = numbered.chunks(self.settings.edits_together).collect();
+        let models: Vec<&[(usize, &EditRecord)]> = numbered.chunks(self.of_a_model()).collect();
         let device = self.base.base().decoder.device();
-        // Each edit is looked at by itself: how they are shared among threads changes nothing.
-        let parts = edits.chunks(edits.len().div_ceil(parallel::parts(&device)).max(1));
+        // Each model is looked at by itself: how they are shared among threads changes nothing.
+        let parts = models.chunks(models.len().div_ceil(parallel::parts(&device)).max(1));
         let tables = parallel::run(parts.collect(), |part| {
             let mut table = vec![];
-            for together in part {
-                let requests: Vec<EditRequest> =
-                    together.iter().map(|(_, record)| EditRequest::from(*record)).collect();
-                let edit = self.editor.edit(&self.base, &requests)?;
-                table.extend(probe_table(&self.base, &self.base.with(edit)?, together, limits)?);
+            for records in part {
+                let edited = self.edited(records.iter().map(|(_, record)| *record))?;
+                table.extend(probe_table(&self.base, &edited, records, limits)?);
             }
             Ok(table)
         });
@@ -394,6 +442,18 @@ pub fn score(rows: &[ProbeRow]) -> f64 {
     };
     let kinds = [facts(&plain).to_vec(), described].map(|figures| mean(figures.into_iter().flatten()));
     mean(kinds.into_iter().flatten()).unwrap_or(0.0)
+}
+
+/// What a validation on completions of passages is judged by: the shares of their tokens, for ten of them are hardly ever all right.
+fn score_of_completions(rows: &[ProbeRow]) -> f64 {
+    let figures = completion(rows);
+    mean([figures.tokens, figures.cut_tokens].into_iter().flatten()).unwrap_or(0.0)
+}
+
+/// A score with what is kept of running text as one more figure beside three: 1 where its perplexity is as before, ½ where it has doubled.
+fn with_text(score: f64, perplexity: Option<PerplexityRatio>) -> f64 {
+    let kept = perplexity.map(|ratio| ratio.median.recip().min(1.0));
+    kept.map_or(score, |kept| (3.0 * score + kept) / 4.0)
 }
 
 /// The mean of figures, of which one that is no number counts for nothing; none where there are none.

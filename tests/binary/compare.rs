@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::common::{
-    TestFolder, fixture, json, one_line_error, process, refused, replace, run, stdout, text, wrong_usage,
+    TestFolder, fixture, gpt2, json, one_line_error, process, refused, replace, run, stdout, text, wrong_usage,
 };
 
 const FT: &str = r#"
@@ -501,7 +501,8 @@ fn a_text_is_read_after_edits() {
     let most = most.max().map(|most| most as f64);
     assert_eq!(figure(&summary, "ft", "efficiency", "peak_memory")["mean"].as_f64(), most);
     assert!(figure(&summary, "lookup", "efficiency", "peak_memory").is_null());
-    let wrong = place.write("wrong.toml", with("perplexity = 2"));
+    // The pocket model has a text of its own; another has none.
+    let wrong = place.write("wrong.toml", with("perplexity = 2").replace("\"pocket\"", &format!("{:?}", gpt2())));
     wrong_usage(&compare(&wrong, &out, &[]), &["compare.perplexity", "compare.text"]);
 }
 
@@ -554,7 +555,7 @@ fn curves_go_on_behind_the_cases() {
 #[test]
 fn curves_keep_their_points() {
     let place = place();
-    let compare_section = "text = \"pocket\"\ncurve = [1, 2, 50]";
+    let compare_section = "text = \"pocket\"\nperplexity = 0\ncurve = [1, 2, 50]";
     let config = place.write("curves.toml", config("cases = \"facts.json\"", compare_section, &["ft"]));
     let out = place.path("out");
     place.write("facts.txt", "The city of Lyon lies in France. The city of Osaka lies in Japan.\n");
@@ -573,6 +574,7 @@ fn curves_keep_their_points() {
     for point in points.as_array().unwrap() {
         assert!(point["perplexity"].as_f64().unwrap() > 1.0 && point["relative"].as_f64().unwrap() > 0.0, "{point}");
         assert!(point["error"].is_null() && point["collapsed"] == false);
+        assert!(point["perplexity_ratio"].as_f64().unwrap() > 0.5, "{point}");
     }
     // One edit at once is one edit in a row.
     assert_eq!(points[0]["figures"], points[2]["figures"]);

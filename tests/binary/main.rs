@@ -14,6 +14,7 @@ mod memory_input;
 mod pretraining;
 mod records;
 mod resume;
+mod running_text;
 mod settings;
 mod threads;
 mod train;

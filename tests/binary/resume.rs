@@ -66,6 +66,49 @@ fn malmen_killed_again_and_again() {
     kill_again_and_again(&place, &place.gpt2_config(), &settings);
 }
 
+/// The same for edits that follow each other, with a term on running text and a ridge made of it.
+#[test]
+fn rledit_killed_again_and_again() {
+    let place = TestFolder::new();
+    let lines = (0..30).map(|line| format!("The river of valley {line} runs by old mills to the sea.\n"));
+    place.write("prose.txt", lines.collect::<String>());
+    let episode = [
+        "editor.method=rledit",
+        "editor.ridge=text",
+        "loss.text={from=\"prose.txt\", tokens=12}",
+        "data.text_tokens=20",
+        "train.edits_per_step=4",
+        "train.edits_together=[1, 3]",
+    ];
+    let rest = EVERYTHING.iter().copied().filter(|set| !set.starts_with("train.edits_per_step"));
+    let settings: Vec<&str> = rest.chain(episode).collect();
+    kill_again_and_again(&place, &place.gpt2_config(), &settings);
+}
+
+/// What a sequence has edited in until Ctrl-C is kept where --save names a file.
+#[test]
+fn a_sequence_interrupted_by_control_c() {
+    let place = TestFolder::new();
+    let config = place.write(
+        "ft.toml",
+        "[model]\npath = \"pocket\"\n[editor]\nmethod = \"fine_tuning\"\nlayers = [4]\nweights = [\"mlp.down\"]\nlearning_rate = 1e-4\nsteps = 60\n\
+         early_stop = 0.0\n",
+    );
+    let saved = place.path("so-far.edit.safetensors");
+    let args =
+        ["apply", "--config", text(&config), "--edits", "pocket/test", "--mode", "sequential", "--save", text(&saved)];
+    let mut child = spawn(&args);
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+    let kill = format!("kill -INT {}", child.id());
+    assert!(Process::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    one_line_error(&output, 130, &["interrupted after", "of 386 edits", "so-far.edit.safetensors holds"]);
+    let kept = json(&["inspect", text(&saved)]);
+    let edits = kept["provenance"]["requests"].as_array().unwrap().len();
+    assert!((1..386).contains(&edits), "{edits}");
+}
+
 #[test]
 fn serac_killed_again_and_again() {
     let place = TestFolder::new();

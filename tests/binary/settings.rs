@@ -71,8 +71,8 @@ const EVERY: [(&str, &str); 14] = [
     ("train.clip", "1e-3"),
 ];
 
-/// It stops a training that goes wrong.
-const ELSEWHERE: [&str; 1] = ["train.stop_after_not_finite"];
+/// It stops a training that goes wrong; and what is read of a running text, where there is one.
+const ELSEWHERE: [&str; 3] = ["train.stop_after_not_finite", "data.text_tokens", "data.text_cases"];
 
 const BASE: [&str; 8] = [
     "train.optimizer=adamw",
@@ -102,14 +102,40 @@ fn each_number_of_mend_counts() {
         ("loss.out_of_scope", "2"),
         ("loss.mix.near", "9.0"),
         ("loss.mix.far", "9.0"),
+        ("loss.text.weight", "9.0"),
+        ("loss.text.share", "0.5"),
+        ("loss.text.tokens", "6"),
+        ("loss.text.positions", "2"),
+        ("loss.text.windows", "3"),
+        ("data.text_tokens", "50"),
+        ("data.text_cases", "2"),
         ("train.edits_together", "1"),
         ("train.patience", "1"),
         ("train.edit_rate_learning_rate", "2e-2"),
     ];
-    let base = [&BASE[..], &["train.edits_together=2", "loss.mix={near=1.0, far=1.0}"]].concat();
+    let lines = (0..30).map(|line| format!("The river of valley {line} runs by old mills to the sea.\n"));
+    place.write("prose.txt", lines.collect::<String>());
+    let prose = "loss.text={from=\"prose.txt\", weight=1.0, share=1.0, tokens=12, positions=4, windows=9}";
+    let base = [&BASE[..], &["train.edits_together=2", "loss.mix={near=1.0, far=1.0}", prose]].concat();
     // What is kept is what would be computed again; sums have no damping.
-    let elsewhere = [&ELSEWHERE[..], &["train.hidden_memory_gb", "editor.initial_damping"]].concat();
+    let elsewhere = ["train.stop_after_not_finite", "train.hidden_memory_gb", "editor.initial_damping"];
     each_counts(&place, &config, &base, &[&EVERY[..], &own].concat(), &elsewhere);
+}
+
+#[test]
+fn each_number_of_rledit_counts() {
+    let place = TestFolder::new();
+    let config = place.gpt2_config();
+    let own = [("loss.back_depth", "1"), ("loss.decay", "0.1"), ("loss.shift", "1e6"), ("train.edits_together", "1")];
+    let base =
+        ["editor.method=rledit", "train.edits_per_step=6", "train.edits_together=2", "editor.initial_edit_rate=0.05"];
+    let known = trained(&config, &place.path("known"), &base).0;
+    for (number, (key, value)) in own.iter().enumerate() {
+        let set = format!("{key}={value}");
+        let kept: Vec<&str> = base.iter().copied().filter(|set| set.split('=').next() != Some(key)).collect();
+        let other = trained(&config, &place.path(&number.to_string()), &[&kept[..], &[&set]].concat()).0;
+        assert!(known != other, "{set} changes nothing");
+    }
 }
 
 #[test]

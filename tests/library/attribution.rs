@@ -487,7 +487,8 @@ fn requests_that_no_edit_can_serve() {
     // A subject of one token that stands first has nothing to its left, in one row of several.
     let first = EditRequest { subject: Some("The".into()), ..EditRequest::new("The river is", "Vell") };
     let editor = rome(base.base(), "rome");
-    let applied = apply(&editor, &base, &[vec![first], vec![request()]], Mode::Sequential, &|_, _, _| Ok(())).unwrap();
+    let applied =
+        apply(&editor, &base, &[vec![first], vec![request()]], Mode::Sequential, &|_, _, _| Ok(()), &|| false).unwrap();
     assert_eq!(applied.end.unwrap().1.edits().len(), 2);
     let sampled = Sampled { lengths: vec![[3, 2]], starts: vec!["The".into()], seed: 1 };
     let drawn = templates(&base, &[], &sampled).unwrap();

@@ -14,6 +14,7 @@ use emend::network::parameters;
 use emend::random;
 use emend::train::learned::LearnedEditor;
 use emend::train::mend::{MendLossSettings, MendTrainSettings, MendTrainer};
+use emend::train::rledit::Episode;
 
 use crate::common::{Golden, difference, fixture, model, values};
 
@@ -209,6 +210,30 @@ fn gradient_of_the_loss_is_that_of_finite_differences() {
             }
         }
     }
+}
+
+/// An episode of one turn is a step of MALMEN, but for ‖S‖², whose weight is then 0; one of several turns is not.
+#[test]
+fn an_episode_of_one_turn_is_malmens_step() {
+    let extra = "initial_edit_rate = 0.02\naggregation = \"normal_equations\"\nedit_tokens = \"answer\"";
+    let step = |together: usize, episode: Option<Episode>| {
+        let mut trainer = trainer(extra, "", together);
+        shaken(&mut trainer, 0.3);
+        let mut trainer = match episode {
+            Some(episode) => trainer.in_episodes(episode),
+            None => trainer,
+        };
+        let found = trainer.loss(&records(), &mut random::stream(1, "draw", 0)).unwrap();
+        let id = parameters::stable_id("rates");
+        (values(found.gradients.get::<1>(id).unwrap()), found.figures[0].1)
+    };
+    let episode = Episode { back_depth: 10, decay: 0.95, shift: 0.0 };
+    assert_eq!(step(3, Some(episode.clone())), step(3, None));
+    assert_ne!(step(1, Some(episode.clone())), step(1, None));
+    // ‖S‖² has a gradient.
+    let (gradient, loss) = step(3, Some(Episode { shift: 1.0, ..episode }));
+    let (without, less) = step(3, None);
+    assert!(loss > less && gradient != without);
 }
 
 #[test]

@@ -232,6 +232,8 @@ fn every_value_is_described() {
         texts: vec![FreeText { prompt: "It is".into(), after: "so".into(), to_own_end: Some("so".into()) }],
         memory_before_bytes: Some(0),
         essence: Some([1.0, 1.0]),
+        perplexity: Some([1.0, 1.0]),
+        completion: true,
         seconds: BTreeMap::from([("edit".into(), 1.0), ("evaluation".into(), 2.0)]),
         ..case("a", table)
     };
@@ -246,7 +248,7 @@ fn every_value_is_described() {
         assert_eq!(width.is_some(), bounded, "{figure:?}");
     }
     let of = |protocol| figures.iter().filter(|figure| figure.protocol == protocol).count();
-    assert_eq!(Protocol::ALL.map(of), [13, 6, 6, 11, 1, 3, 0, 0, 7]);
+    assert_eq!(Protocol::ALL.map(of), [13, 6, 10, 11, 4, 1, 3, 0, 0, 7]);
 }
 
 #[test]

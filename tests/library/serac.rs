@@ -407,6 +407,8 @@ fn what_is_not_trained_stays_as_it_is() {
             train: &source,
             validation: &records,
             limits: Limits::default(),
+            text: None,
+            text_cases: 0,
             folder: folder.path().to_owned(),
         };
         run.run(&mut |_| {}, &|| false).unwrap();

@@ -135,6 +135,8 @@ fn train(folder: &Path, losses: usize, edits: usize) -> Result<()> {
         train: &source,
         validation: &validation,
         limits: Limits::default(),
+        text: None,
+        text_cases: 0,
         folder: folder.to_owned(),
     };
     run.run(&mut |_| {}, &|| false).map(drop)

@@ -42,8 +42,9 @@ fn the_catalogue_is_sound() {
             assert!(
                 file.sha256.is_none_or(|sha256| sha256.len() == 64 && sha256.chars().all(|c| c.is_ascii_hexdigit()))
             );
-            assert!(file.file.ends_with(".json") && !file.file.contains('/'));
-            assert!(file.url.starts_with("https://") && file.url.ends_with(".json"));
+            let ending = if set.name == WIKITEXT { ".txt" } else { ".json" };
+            assert!(file.file.ends_with(ending) && !file.file.contains('/'));
+            assert!(file.url.starts_with("https://") && file.url.ends_with(ending));
             // The cache is one folder.
             let namesakes = SETS.iter().flat_map(|set| set.files).filter(|other| other.file == file.file);
             assert_eq!(namesakes.count(), 1, "{}", file.file);

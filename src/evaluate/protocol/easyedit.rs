@@ -11,7 +11,7 @@ use crate::evaluate::probes::{Kind, ProbeRow};
 use crate::evaluate::rows::mean;
 
 /// The share of a target's tokens that are the likeliest in their places.
-fn token_accuracy(scored: &Scored) -> Option<f64> {
+pub(in crate::evaluate) fn token_accuracy(scored: &Scored) -> Option<f64> {
     let places = scored.target.len();
     let right = scored.argmax.iter().zip(&scored.target).filter(|(said, wanted)| said == wanted).count();
     (places > 0).then(|| right as f64 / places as f64)

@@ -4,6 +4,12 @@ use super::{Protocol, Value, Values};
 use crate::evaluate::case::Case;
 use crate::evaluate::metrics::summarize;
 
+/// Perplexity after ÷ before.
+pub(super) const RATIO: &str = "perplexity_ratio";
+
+/// The same, of which over cases the largest counts.
+pub(super) const WORST_RATIO: &str = "perplexity_ratio/worst";
+
 /// The values of a case.
 ///
 /// ```text
@@ -12,7 +18,8 @@ use crate::evaluate::metrics::summarize;
 /// locality, locality/CLASS   retain rate: share of out-of-scope prompts whose likeliest tokens are all as before
 /// drawdown, drawdown/CLASS   exact answers to out-of-scope prompts with a known answer: share before − share after
 ///                            (without a class: of all but CounterFact's attribute prompts, as the paper's neighborhood)
-/// perplexity                 of a text after the edit
+/// perplexity_ratio           of a text after the edit ÷ before it; the median over cases, and behind /worst the largest
+/// perplexity                 of that text after the edit
 /// perplexity_drawdown        that perplexity − the unedited model's
 /// ```
 ///
@@ -31,6 +38,9 @@ pub fn values(case: &Case) -> Vec<Value> {
     for (class, value) in summary.drawdown_by_class {
         values.push(format!("drawdown/{class}"), Some(value));
     }
+    let ratio = case.perplexity.map(|[before, after]| after / before);
+    values.push(RATIO, ratio);
+    values.push(WORST_RATIO, ratio);
     values.push("perplexity", case.perplexity.map(|[_, after]| after));
     values.push("perplexity_drawdown", case.perplexity.map(|[before, after]| after - before));
     values.all()

@@ -4,6 +4,7 @@
 //! EasyEdit's scripts do.
 
 pub mod balanced;
+pub mod completion;
 pub mod counterfact;
 pub mod easyedit;
 pub mod efficiency;
@@ -34,6 +35,8 @@ pub enum Protocol {
     Mend,
     /// Free answers.
     Generate,
+    /// Tokens of the completions of passages (Mitchell et al., 2022).
+    Completion,
     /// Claims, answered True or False, both labels counting alike.
     Balanced,
     /// Replies on a topic in the wanted sentiment (Mitchell et al., 2022).
@@ -48,11 +51,12 @@ pub enum Protocol {
 
 impl Protocol {
     /// All of them, in the order of tables.
-    pub const ALL: [Protocol; 9] = [
+    pub const ALL: [Protocol; 10] = [
         Protocol::Counterfact,
         Protocol::Easyedit,
         Protocol::Mend,
         Protocol::Generate,
+        Protocol::Completion,
         Protocol::Balanced,
         Protocol::Sentiment,
         Protocol::Mquake,
@@ -67,6 +71,7 @@ impl Protocol {
             Protocol::Easyedit => "easyedit",
             Protocol::Mend => "mend",
             Protocol::Generate => "generate",
+            Protocol::Completion => "completion",
             Protocol::Balanced => "balanced",
             Protocol::Sentiment => "sentiment",
             Protocol::Mquake => "mquake",
@@ -133,7 +138,7 @@ pub struct About {
 #[rustfmt::skip]
 const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
     use Better::{Higher, Lower, Neither};
-    use Protocol::{Balanced, Counterfact, Easyedit, Efficiency, Generate, Mend, Mquake, Ripple, Sentiment};
+    use Protocol::{Balanced, Completion, Counterfact, Easyedit, Efficiency, Generate, Mend, Mquake, Ripple, Sentiment};
     use Unit::{Bits, Bytes, Difference, Number, Seconds, Share};
     &[
         (Counterfact, "score", Higher, Share, "harmonic mean of efficacy, paraphrase and neighborhood"),
@@ -159,6 +164,8 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Mend, "generalization", Higher, Share, "rephrases, whole target exact"),
         (Mend, "locality", Higher, Share, "out of scope, all likeliest tokens as before"),
         (Mend, "drawdown", Lower, Difference, "out of scope, exact answers before less those after"),
+        (Mend, "perplexity_ratio", Lower, Number, "perplexity of a text after the edit divided by that before, median over the cases"),
+        (Mend, "perplexity_ratio/worst", Lower, Number, "perplexity of a text after the edit divided by that before, the worst case"),
         (Mend, "perplexity", Lower, Number, "perplexity of a text after the edit"),
         (Mend, "perplexity_drawdown", Lower, Number, "perplexity of a text after the edit less that before"),
         (Generate, "rewrite_exact", Higher, Share, "own prompt, says the target and nothing else but for case and final punctuation"),
@@ -172,6 +179,10 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Generate, "portability_forced", Higher, Share, "consequences of these cases, whole target the likeliest under teacher forcing"),
         (Generate, "locality_same", Higher, Share, "out of scope, says letter for letter what it said before"),
         (Generate, "fluency", Higher, Bits, "entropy of the bigrams and trigrams it writes to its own end"),
+        (Completion, "tokens", Higher, Share, "share of the completion's tokens that are the likeliest, behind the whole passage"),
+        (Completion, "cut_tokens", Higher, Share, "the same behind the passage without its beginning"),
+        (Completion, "perplexity_before", Neither, Number, "perplexity of a text before the edit"),
+        (Completion, "perplexity_after", Lower, Number, "perplexity of a text after the edit"),
         (Balanced, "in_scope", Higher, Share, "claims that the edit decides answered rightly, mean over True and False"),
         (Balanced, "out_of_scope", Higher, Share, "claims about others answered rightly, mean over True and False"),
         (Sentiment, "success", Higher, Share, "product of sentiment and topic, edit by edit"),
@@ -212,15 +223,36 @@ pub fn about(protocol: Protocol, name: &str) -> About {
     }
 }
 
+/// What cases say together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Together {
+    /// Their mean.
+    Mean,
+    /// Their median: of ratios one that ran away would decide a mean.
+    Median,
+    /// The largest value.
+    Largest,
+}
+
+/// What cases say together of a number.
+pub fn together(protocol: Protocol, name: &str) -> Together {
+    match (protocol, name) {
+        (Protocol::Mend, mend::RATIO) => Together::Median,
+        (Protocol::Mend, mend::WORST_RATIO) | (Protocol::Efficiency, efficiency::PEAK) => Together::Largest,
+        _ => Together::Mean,
+    }
+}
+
 /// Whether a number is the same of any model before its edits: there it is compared with itself.
 pub fn known_unedited(protocol: Protocol, name: &str) -> bool {
     let stem = name.split_once('/').map_or(name, |(stem, _)| stem);
     match protocol {
         Protocol::Counterfact => stem == "essence_rise",
         Protocol::Easyedit => stem == "locality",
-        Protocol::Mend => matches!(stem, "locality" | "drawdown" | "perplexity_drawdown"),
+        Protocol::Mend => matches!(stem, "locality" | "drawdown" | "perplexity_drawdown" | "perplexity_ratio"),
         Protocol::Generate => stem == "locality_same",
         Protocol::Sentiment => stem == "topic",
+        Protocol::Completion => stem == "perplexity_before",
         Protocol::Balanced | Protocol::Mquake | Protocol::Ripple | Protocol::Efficiency => false,
     }
 }
@@ -254,6 +286,7 @@ pub fn values(case: &Case) -> Vec<Value> {
         easyedit::values,
         mend::values,
         generate::values,
+        completion::values,
         sentiment::values,
         mquake::values,
         ripple::values,
