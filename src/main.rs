@@ -17,7 +17,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(command::train::Args),
-    Apply(command::apply::Args),
+    Apply(Box<command::apply::Args>),
     Predict(command::predict::Args),
     Inspect(command::inspect::Args),
     Fetch(command::fetch::Args),
