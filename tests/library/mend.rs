@@ -14,7 +14,9 @@ use emend::network::parameters;
 use emend::random;
 use emend::train::learned::LearnedEditor;
 use emend::train::mend::{MendLossSettings, MendTrainSettings, MendTrainer};
+use emend::train::methods::Beginning;
 use emend::train::rledit::Episode;
+use emend::train::settings::TrainSettings;
 
 use crate::common::{Golden, difference, fixture, model, values};
 
@@ -148,8 +150,26 @@ fn trainer(settings_extra: &str, loss: &str, together: usize) -> MendTrainer {
     device.seed(3);
     let mend = Mend::new(settings(settings_extra), &base.base().decoder.spec, (&device, DType::F64)).unwrap();
     let loss: MendLossSettings = toml::from_str(loss).unwrap();
-    MendTrainer::new(mend, base, loss, together, 1e-3, MendTrainSettings::default()).unwrap()
+    let trainer = MendTrainer::new(mend, base.clone(), loss, together, 1e-3, MendTrainSettings::default()).unwrap();
+    // Texts of a loss lie here.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("prose.txt"), "It rains on the hill today.\nA long way to the sea it is.\n")
+        .unwrap();
+    let settings: TrainSettings = toml::from_str("max_steps = 1\nlearning_rate = 1e-3").unwrap();
+    let source = Source::from(records());
+    let beginning = Beginning {
+        base: &base,
+        settings: &settings,
+        place: (&device, DType::F64),
+        source: &source,
+        folder: folder.path(),
+    };
+    let mut trainer = trainer.reading(&beginning).unwrap();
+    trainer.prepare(&source, 0, &mut |_, _| true).unwrap();
+    trainer
 }
+
+const TEXT: &str = "text = { from = \"prose.txt\", weight = 2.0, share = 1.4, tokens = 6, positions = 3 }";
 
 #[test]
 fn gradient_of_the_loss_is_that_of_finite_differences() {
@@ -169,6 +189,9 @@ fn gradient_of_the_loss_is_that_of_finite_differences() {
             2,
         ),
         ("initial_edit_rate = 0.02\naggregation = \"normal_equations\"\nblocks = 3", "", 3),
+        // A term on running text; and a ridge that is made of it.
+        ("initial_edit_rate = 0.02", TEXT, 1),
+        ("initial_edit_rate = 0.02\naggregation = \"normal_equations\"\nridge = \"text\"", TEXT, 2),
     ] {
         let mut trainer = trainer(extra, loss, together);
         shaken(&mut trainer, 0.3);

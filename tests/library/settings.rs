@@ -12,6 +12,7 @@ use emend::apply::memit::{Memit, MemitSettings};
 use emend::apply::rome::{Rome, RomeSettings};
 use emend::apply::{Editor, MethodSettings};
 use emend::edit::{Change, EditRequest, Edited};
+use emend::train::settings::{Together, TrainSettings};
 use faer::Side;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -186,4 +187,27 @@ fn that_do_nothing_are_refused() {
     refused::<FineTuningSettings>(free, "editor.locality: kl = 0 does not use it; above 0 does");
     refused::<RomeSettings>("layers = [1]\nstatistics = \"s\"\nstepps = 3", "did you mean `steps`");
     refused::<RomeSettings>("layers = [1]\nstatistics = \"s\"\nsteps = \"many\"", "editor.steps: invalid type");
+}
+
+#[test]
+fn edits_together_are_a_number_or_a_range() {
+    let read = |value: &str| {
+        let table: toml::Table =
+            format!("max_steps = 1\nlearning_rate = 1e-3\nedits_per_step = 20\nedits_together = {value}")
+                .parse()
+                .unwrap();
+        TrainSettings::read(&table, "t.toml").map(|settings| settings.edits_together).map_err(|error| error.to_string())
+    };
+    assert_eq!(read("5").unwrap(), Together { fewest: 5, most: 5 });
+    assert_eq!(read("[1, 10]").unwrap(), Together { fewest: 1, most: 10 });
+    for wrong in ["0", "21", "[0, 4]", "[4, 3]", "[1, 30]", "[1]", "[1, 2, 3]", "-1", "\"many\""] {
+        let said = read(wrong).unwrap_err();
+        assert!(said.contains("train.edits_together"), "{wrong}: {said}");
+    }
+    let range = Together { fewest: 2, most: 4 };
+    let drawn: std::collections::BTreeSet<usize> =
+        (0..50).map(|number| range.draw(&mut emend::random::stream(0, "t", number))).collect();
+    assert!(drawn.into_iter().eq(2..=4));
+    let written = serde_json::to_value([Together::from(3), range]).unwrap();
+    assert_eq!(written, serde_json::json!([3, [2, 4]]));
 }

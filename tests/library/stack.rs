@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use emend::edit::join::Joined;
 use emend::edit::score::score;
 use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, WeightChange};
+use emend::evaluate::{PerplexityRatio, WatchedText, perplexity};
 use emend::model::tap::{NoTap, Role, Unseen, Weight};
 use emend::model::tokens::Tokens;
 
@@ -163,4 +164,26 @@ fn unseen_cells_tell_those_behind_them_nothing() {
     assert!(one[1] != other[1] && one[2..] == other[2..]);
     let (one, other) = (cells(9, None), cells(7, None));
     assert!(one[4] != other[4]);
+}
+
+/// A text that is watched is read from below the lowest changed layer: its perplexity is that of a whole pass, whatever was read before.
+#[test]
+fn a_watched_text_is_read_as_a_whole_pass_reads_it() {
+    let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
+    let rows: Vec<Vec<u32>> = (0..5).map(|row| (row..12 + 3 * row).collect()).collect();
+    let text = WatchedText::new("numbers", rows.clone());
+    assert_eq!(text.unedited(&base).unwrap(), Some(perplexity(&base, &rows).unwrap()));
+    let at = |layer| Weight { layer, ..AT };
+    for (layer, dense) in [(2, false), (1, true), (2, true), (0, false)] {
+        let edited = base.with(edit(&base, change(&base, at(layer), dense, DType::F64))).unwrap();
+        let (whole, watched) = (perplexity(&edited, &rows).unwrap(), text.edited(&base, &edited).unwrap());
+        assert!((whole - watched).abs() < 1e-9 * whole, "{whole} {watched}");
+        assert_ne!(Some(watched), text.unedited(&base).unwrap());
+        // In the weights as well.
+        let kept = edited.without_changes();
+        assert!((text.edited(&base, &kept).unwrap() - whole).abs() < 1e-9 * whole);
+    }
+    assert_eq!(PerplexityRatio::of(&[]), None);
+    let found = PerplexityRatio::of(&[1.0, f64::NAN, 1.2, 1.1]).unwrap();
+    assert!((found.median - 1.15).abs() < 1e-12 && found.worst > 1e9 && found.cases == 4, "{found:?}");
 }
