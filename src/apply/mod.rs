@@ -100,6 +100,10 @@ pub fn apply<R: Send>(
             let (mut all, mut owners) = (cases.concat(), owners);
             // A memory settles what it is asked to hold by itself.
             if !editor.remembers() {
+                cases
+                    .iter()
+                    .enumerate()
+                    .try_for_each(|(number, case)| prepared::check(case).map_err(|error| error.of_record(number)))?;
                 let stay = entries::without_repetitions(&all);
                 owners = stay.iter().map(|&number| owners[number]).collect();
                 all = stay.into_iter().map(|number| all[number].clone()).collect();

@@ -29,7 +29,8 @@ use crate::error::{Error, Result};
 use crate::evaluate::perplexity::WATCHED_TOKENS;
 use crate::evaluate::probes::{Limits, probe_table};
 use crate::evaluate::{
-    Kind, PerplexityRatio, ProbeRow, Side, Summary, WatchedText, balanced, counterfact, sentiment, summarize,
+    Kind, PerplexityRatio, ProbeRow, Side, Summary, WatchedText, balanced, completion, counterfact, sentiment,
+    summarize,
 };
 use crate::model::Model;
 use crate::model::chat::Chat;
@@ -170,8 +171,6 @@ pub fn run(args: &Args) -> Result<()> {
         &stop,
     )?;
     job.bar.finish_and_clear();
-    let place = if stop() { job.kept(&applied)? } else { String::new() };
-    state_is_kept(&place)?;
     let edited = (editing.elapsed().as_secs_f64() - job.looked(&device)).max(0.0);
     let done = job.finish(applied)?;
     job.warn_of_known_answers(&done.seen);
@@ -184,7 +183,7 @@ pub fn run(args: &Args) -> Result<()> {
         let perplexity = job.text.as_ref().zip(done.perplexity).map(|(text, (before, ratio))| {
             json!({ "text": text.name, "tokens": text.tokens(), "before": before, "ratio": ratio })
         });
-        let about = (&settings, &base, &seconds, &perplexity);
+        let about = (&settings, &base, &seconds, &perplexity, job.completions());
         return print(&format!("{:#}\n", document(args, &method, about, &done)));
     }
     print(&text(&job, &done))
@@ -192,10 +191,16 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The text that is read before and after; nothing where none is named, or where the editor changes no weight.
 fn watched_text(args: &Args, name: &str, model: &Model, editor: &dyn Editor) -> Result<Option<WatchedText>> {
-    within("--text-limit", args.text_limit, 1.0, f64::MAX)?;
+    within("--text-limit", args.text_limit, 1.0, f64::INFINITY)?;
     within("--text-tokens", args.text_tokens as f64, 1.0, 1e9)?;
+    if editor.remembers() {
+        if args.text.is_some() {
+            tracing::warn!("--text: {} changes no weight, so that running text stays as it is", editor.describe().0);
+        }
+        return Ok(None);
+    }
     let pocket = (name == pocket::NAME).then_some(pocket::NAME);
-    let Some(text) = args.text.as_deref().or(pocket).filter(|_| !editor.remembers()) else { return Ok(None) };
+    let Some(text) = args.text.as_deref().or(pocket) else { return Ok(None) };
     let documents = Documents::open(text, Split::Test, Path::new(""), "text")?;
     WatchedText::open(text, &documents, args.text_tokens, model).map(Some)
 }
@@ -340,10 +345,18 @@ impl Job<'_> {
             }
             Some((edit, after)) => {
                 // What took long is kept before anything else can go wrong.
+                let mut place = String::new();
                 if let Some(path) = &self.args.save {
                     edit.save(path)?;
+                    place = format!(
+                        " after {} of {} edits, which {} holds",
+                        looks.len(),
+                        self.records.len(),
+                        path.display()
+                    );
                     saved.push(path.clone());
                 }
+                state_is_kept(&place)?;
                 let numbers = (0..self.records.len()).collect();
                 let seen = parallel::each(&self.before.base().decoder.device(), numbers, |number| {
                     self.see(number, &after, looks.get(number).and_then(|look| look.immediate.as_ref()))
@@ -368,6 +381,11 @@ impl Job<'_> {
         Ok(Done { looks, seen, saved, exported, perplexity })
     }
 
+    /// Whether completions of passages were edited.
+    fn completions(&self) -> bool {
+        self.records.iter().any(|record| record.completion.is_some())
+    }
+
     /// By how much the perplexity of the running text rose.
     fn perplexity_ratio(&self, after: &Edited) -> Result<Option<f64>> {
         let Some(text) = &self.text else { return Ok(None) };
@@ -387,13 +405,6 @@ impl Job<'_> {
                 self.args.text_limit
             );
         }
-    }
-
-    /// Keeps what a stopped sequence has made, and says where it is.
-    fn kept(&self, applied: &Applied<Look>) -> Result<String> {
-        let (Some(path), Some((edit, _))) = (&self.args.save, &applied.end) else { return Ok(String::new()) };
-        edit.save(path)?;
-        Ok(format!(" after {} of {} edits, which {} holds", applied.looks.len(), self.records.len(), path.display()))
     }
 
     /// The probe table of one record.
@@ -455,7 +466,7 @@ impl Job<'_> {
 fn document(
     args: &Args,
     method: &str,
-    (settings, base, seconds, perplexity): (&Value, &Value, &Value, &Option<Value>),
+    (settings, base, seconds, perplexity, completions): (&Value, &Value, &Value, &Option<Value>, bool),
     done: &Done,
 ) -> Value {
     let table = whole_table(done);
@@ -480,6 +491,7 @@ fn document(
             "before": sentiment(&table, Side::Before),
             "after": sentiment(&table, Side::After),
         },
+        "completion": completions.then(|| completion(&table)),
         "perplexity": perplexity,
         "saved": done.saved,
         "exported": match done.exported.as_slice() {
@@ -508,6 +520,7 @@ fn text(job: &Job<'_>, done: &Done) -> String {
         let (before, after) = (Side::Before, Side::After);
         let protocols = [
             figures::counterfact(&counterfact(&table, before), &counterfact(&table, after)),
+            job.completions().then(|| figures::completion(&completion(&table))),
             figures::balanced(&balanced(&table, before), &balanced(&table, after)),
             figures::sentiment(&sentiment(&table, before), &sentiment(&table, after)),
         ];

@@ -70,6 +70,7 @@ const TOGETHER: usize = 32;
 /// A model or text that is wrong, a text without a passage that is long enough, a file that cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     within("--tokens", args.tokens as f64, 1.0, 1e6)?;
+    within("--count", args.count.unwrap_or(1) as f64, 1.0, 1e12)?;
     within("--passage", args.passage as f64, 2.0, 1e6)?;
     let sampling =
         Sampling { temperature: args.temperature, top_k: args.top_k, seed: args.seed, ..Sampling::default() };
@@ -84,43 +85,53 @@ pub fn run(args: &Args) -> Result<()> {
         let message = format!("--passage and --tokens are {length} together; the model's context is {context} tokens");
         return Err(Error::Config(message));
     }
-    let passages = passages(args, &model, length)?;
-    let edited = Edited::new(model.clone());
-    let bar = ProgressBar::new(passages.len() as u64);
+    let bar = match args.count {
+        Some(count) => ProgressBar::new(count as u64),
+        None => ProgressBar::no_length(),
+    };
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} completions {per_sec} {eta}") {
         bar.set_style(style);
     }
-    let (mut original, mut completions) = (vec![], vec![]);
-    for (batch, some) in passages.chunks(TOGETHER).enumerate() {
-        let prompts: Vec<Vec<u32>> = some.iter().map(|passage| passage.ids.clone()).collect();
+    let (mut made, mut waiting, mut batches) = (Made::default(), vec![], 0);
+    let most = args.count.unwrap_or(usize::MAX);
+    let edited = Edited::new(model.clone());
+    let mut complete = |waiting: &mut Vec<Passage>, made: &mut Made| -> Result<()> {
         // Each batch has a stream of its own, or all batches would draw alike.
-        let sampling = Sampling { seed: args.seed.wrapping_add((batch as u64) << 32), ..sampling.clone() };
-        let made = edited.generate(&prompts, args.tokens, &model.stop_tokens(), &sampling)?;
-        for (passage, made) in some.iter().zip(made) {
-            bar.inc(1);
-            let text = format!("{}{}", passage.text, model.tokenizer.decode(&made)?);
-            // What the file holds must be cut again at the very token: a completion that stopped early, broke the line, or whose first
-            // letters melt into the passage, is left out.
-            let again = model.tokenizer.encode(&text)?;
-            let whole = made.len() == args.tokens && again == [passage.ids.as_slice(), made.as_slice()].concat();
-            if whole && !text.contains('\n') && text.trim_end() == text {
-                original.push(passage.original.clone());
-                completions.push(text);
-            }
+        let sampling = Sampling { seed: args.seed.wrapping_add(batches << 32), ..sampling.clone() };
+        batches += 1;
+        made.add(&edited, std::mem::take(waiting), args.tokens, &sampling)?;
+        bar.set_position(made.completions.len().min(most) as u64);
+        Ok(())
+    };
+    let documents = Documents::open(&args.text, Split::Train, Path::new(""), &args.field)?;
+    documents.shuffled(args.seed, &mut |document| {
+        waiting.extend(Passage::of(document.trim(), args, &model)?);
+        if waiting.len() == TOGETHER {
+            complete(&mut waiting, &mut made)?;
         }
-        if args.count.is_some_and(|count| completions.len() >= count) {
-            break;
-        }
+        Ok(if made.completions.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    if !waiting.is_empty() && made.completions.len() < most {
+        complete(&mut waiting, &mut made)?;
     }
     bar.finish_and_clear();
-    let most = args.count.unwrap_or(usize::MAX);
+    let Made { mut original, mut completions, passages } = made;
     original.truncate(most);
     completions.truncate(most);
+    if passages == 0 {
+        return Err(Error::Input(format!(
+            "{}: no document of it has more than {length} tokens, which a passage and its completion want; lower --passage or --tokens",
+            args.text
+        )));
+    }
     if completions.is_empty() {
         return Err(Error::Input("no completion could be told apart from its passage again; try another seed".into()));
     }
     if args.count.is_some_and(|count| completions.len() < count) {
-        tracing::warn!("{} completions could be made, fewer than --count {most}; give more text", completions.len());
+        tracing::warn!(
+            "{} completions were made of the {passages} passages that the text has, fewer than --count {most}",
+            completions.len()
+        );
     }
     let count = completions.len();
     let document = json!({ "original": original, "completions": completions, "n_tokens": args.tokens });
@@ -131,6 +142,37 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
+/// What was made so far.
+#[derive(Default)]
+struct Made {
+    original: Vec<String>,
+    completions: Vec<String>,
+    /// How many passages were tried.
+    passages: usize,
+}
+
+impl Made {
+    /// Completes passages. What the file holds must be cut again at the very token: a completion that stopped early, broke the line, or whose
+    /// first letters melt into the passage, is left out.
+    fn add(&mut self, model: &Edited, passages: Vec<Passage>, tokens: usize, sampling: &Sampling) -> Result<()> {
+        let tokenizer = &model.base().tokenizer;
+        let prompts: Vec<Vec<u32>> = passages.iter().map(|passage| passage.ids.clone()).collect();
+        let made = model.generate(&prompts, tokens, &model.base().stop_tokens(), sampling)?;
+        self.passages += passages.len();
+        for (passage, made) in passages.into_iter().zip(made) {
+            let ids = [passage.ids.as_slice(), made.as_slice()].concat();
+            // As one text: some tokenizers drop the space at the beginning of what they are given.
+            let text = tokenizer.decode(&ids)?;
+            let whole = made.len() == tokens && text.starts_with(&passage.text) && tokenizer.encode(&text)? == ids;
+            if whole && !text.contains('\n') && text.trim_end() == text {
+                self.original.push(passage.original);
+                self.completions.push(text);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A passage, and the text that it goes on with.
 struct Passage {
     ids: Vec<u32>,
@@ -138,28 +180,16 @@ struct Passage {
     original: String,
 }
 
-/// The first passage of each document that is long enough, in an order drawn by the seed.
-fn passages(args: &Args, model: &Model, length: usize) -> Result<Vec<Passage>> {
-    let documents = Documents::open(&args.text, Split::Train, Path::new(""), &args.field)?;
-    // Not every passage gives a completion that can be used.
-    let most = args.count.map_or(usize::MAX, |count| count.saturating_mul(2).saturating_add(TOGETHER));
-    let mut passages = vec![];
-    documents.shuffled(args.seed, &mut |document| {
-        let document = document.trim();
-        let starts = model.tokenizer.starts(document)?;
-        if starts.len() > length {
-            // A token may begin before the space in front of its word.
-            let upto = |token: usize| document[..starts[token]].trim_end().to_owned();
-            let text = upto(args.passage);
-            passages.push(Passage { ids: model.tokenizer.encode(&text)?, text, original: upto(length) });
+impl Passage {
+    /// The beginning of a document; nothing where that is too short to be one.
+    fn of(document: &str, args: &Args, model: &Model) -> Result<Option<Self>> {
+        let (starts, length) = (model.tokenizer.starts(document)?, args.passage + args.tokens);
+        if starts.len() <= length {
+            return Ok(None);
         }
-        Ok(if passages.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-    })?;
-    if passages.is_empty() {
-        return Err(Error::Input(format!(
-            "{}: no document of it has more than {length} tokens, which a passage and its completion want; lower --passage or --tokens",
-            args.text
-        )));
+        // A token may begin before the space in front of its word.
+        let upto = |token: usize| document[..starts[token]].trim_end().to_owned();
+        let text = upto(args.passage);
+        Ok(Some(Passage { ids: model.tokenizer.encode(&text)?, text, original: upto(length) }))
     }
-    Ok(passages)
 }

@@ -51,9 +51,15 @@ impl EditedByMany {
             if left.is_empty() {
                 break base.clone();
             }
-            let chosen: Vec<EditRequest> = left.iter().flat_map(|&number| cases[number].iter().cloned()).collect();
-            let owners: Vec<usize> =
+            let mut chosen: Vec<EditRequest> = left.iter().flat_map(|&number| cases[number].iter().cloned()).collect();
+            let mut owners: Vec<usize> =
                 left.iter().flat_map(|&number| cases[number].iter().map(move |_| number)).collect();
+            // The same request again is made once.
+            if !editor.remembers() {
+                let stay = without_contradictions(&chosen).0;
+                owners = stay.iter().map(|&number| owners[number]).collect();
+                chosen = stay.into_iter().map(|number| chosen[number].clone()).collect();
+            }
             match with_one_edit(editor, base, &chosen) {
                 Ok(after) => break after,
                 Err(Error::Record { number, message }) if number < owners.len() => {

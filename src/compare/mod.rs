@@ -16,7 +16,7 @@ use crate::edit::generate::Sampling;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::case::{Case, FreeAnswer, FreeText, Size};
-use crate::evaluate::perplexity::perplexity;
+use crate::evaluate::perplexity::{RUIN, at_most_ruin, perplexity};
 use crate::evaluate::probes::Limits;
 use crate::evaluate::{ProbeRow, WatchedText, probe_table};
 use crate::parallel;
@@ -32,9 +32,6 @@ const TEXT: usize = 100;
 
 /// Essence texts of a case.
 const ESSENCES: usize = 5;
-
-/// The perplexity of a ruined model.
-const RUIN: f64 = 1e30;
 
 /// What is looked at in each case.
 #[derive(Debug, Clone, Copy)]
@@ -165,12 +162,6 @@ struct Changed {
     perplexity: Option<[f64; 2]>,
     /// See [`Case::right_after`].
     right_after: Vec<ProbeRow>,
-}
-
-/// A perplexity as files have it: that of a ruined model is a large number and takes part in means, for JSON has none for what is not
-/// finite.
-fn at_most_ruin(perplexity: f64) -> f64 {
-    if perplexity.is_nan() { RUIN } else { perplexity.min(RUIN) }
 }
 
 /// What a ruined model says: nothing. What is wrong with the machine stays an error.

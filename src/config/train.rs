@@ -65,7 +65,7 @@ pub struct Data {
     /// Tokens of it that are read.
     #[serde(default = "watched")]
     pub text_tokens: usize,
-    /// Edits of a validation, and of the test, after which it is read.
+    /// Models of a validation, and of the test, on which it is read; each has taken in what is edited together.
     #[serde(default = "cases")]
     pub text_cases: usize,
 }
@@ -136,7 +136,11 @@ impl Config {
 
     /// The name of the text that is watched, and the key that holds its texts; nothing where none is.
     pub fn text(&self) -> Option<(&str, &str)> {
-        let learnt = self.editor.text();
+        // An editor that changes no weight does nothing to running text.
+        if self.editor.remembers() {
+            return None;
+        }
+        let learnt = self.editor.text().filter(|text| text.weight > 0.0 && text.share > 0.0);
         let field = learnt.map_or("text", |text| text.field.as_str());
         let pocket = (self.model.path == pocket::NAME).then_some(pocket::NAME);
         let name = self.data.text.as_deref().or(learnt.map(|text| text.from.as_str())).or(pocket)?;
@@ -174,7 +178,11 @@ mod tests {
         let mut read = 0;
         for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if name.starts_with("mend") || name.starts_with("malmen") || name.starts_with("serac") {
+            if name.starts_with("mend")
+                || name.starts_with("malmen")
+                || name.starts_with("rledit")
+                || name.starts_with("serac")
+            {
                 Config::read(&path, &[]).unwrap();
                 read += 1;
             }

@@ -62,7 +62,8 @@ pub fn cut(record: &mut EditRecord, tokenizer: &Tokenizer) -> Result<()> {
     let mut cuts: Vec<usize> = (0..CUTS).map(|_| rng.random_range(1..=(passage / 2).max(1))).collect();
     cuts.sort_unstable();
     cuts.dedup();
-    record.rephrases = cuts.into_iter().map(|cut| whole[starts[cut]..].trim_start().to_owned()).collect();
+    record.rephrases =
+        cuts.into_iter().map(|cut| whole.get(starts[cut]..).unwrap_or("").trim_start().to_owned()).collect();
     record.rephrases.retain(|prompt| !prompt.is_empty());
     record.prompt = whole.to_owned();
     Ok(())

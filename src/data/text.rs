@@ -36,14 +36,20 @@ pub struct Documents {
 
 impl Documents {
     /// The text that a name leads to: a file in `folder` or from the working folder; a named set that `fetch` brings, or the embedded world:
-    /// of these the part `split`, unless the name says which (`wikitext/test`, `pocket/train`). `field` holds the text of a JSON record.
+    /// of these the part that goes with records of `split`, unless the name says which (`wikitext/test`, `pocket/train`). Of the embedded world
+    /// that is another part where records are validated or tested: what an edit does to the sentences of its own fact is no harm. `field`
+    /// holds the text of a JSON record.
     ///
     /// # Errors
     /// A named set that was not fetched; the line names the command that does.
     pub fn open(name: &str, split: Split, folder: &Path, field: &str) -> Result<Self> {
         let file = paths::find(name, folder, Path::is_file);
         let part = match (&file, name) {
-            (None, pocket::NAME | sets::WIKITEXT) => format!("{name}/{}", split.name()),
+            (None, sets::WIKITEXT) => format!("{name}/{}", split.name()),
+            (None, pocket::NAME) => {
+                let beside = if split == Split::Test { Split::Validation } else { Split::Train };
+                format!("{name}/{}", beside.name())
+            }
             _ => name.to_owned(),
         };
         let file = match file {

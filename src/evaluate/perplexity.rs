@@ -140,14 +140,19 @@ pub struct PerplexityRatio {
     pub cases: usize,
 }
 
-/// The largest ratio that is told: that of a ruined model, whose perplexity may be no number, takes part in what is drawn from ratios.
-const RUINED: f64 = 1e30;
+/// A perplexity, or a ratio of two, as files and figures have it: that of a ruined model is a large number and takes part in means, for JSON has
+/// none for what is not finite.
+pub fn at_most_ruin(perplexity: f64) -> f64 {
+    if perplexity.is_nan() { RUIN } else { perplexity.min(RUIN) }
+}
+
+/// The perplexity of a ruined model.
+pub const RUIN: f64 = 1e30;
 
 impl PerplexityRatio {
     /// Of the ratios of some models; nothing where there are none.
     pub fn of(ratios: &[f64]) -> Option<Self> {
-        let mut ratios: Vec<f64> =
-            ratios.iter().map(|ratio| if ratio.is_nan() { RUINED } else { ratio.min(RUINED) }).collect();
+        let mut ratios: Vec<f64> = ratios.iter().copied().map(at_most_ruin).collect();
         ratios.sort_by(f64::total_cmp);
         let middle = ratios.len() / 2;
         let worst = *ratios.last()?;

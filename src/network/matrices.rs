@@ -217,8 +217,9 @@ impl Matrices {
             return Ok(());
         }
         let all: u64 = tokens.iter().map(|tokens| *tokens as u64 * token).sum();
-        Err(Error::Input(format!(
-            "{} edits at once take {:.1} GB of keys and gradients, of {:.1} GB at hand; {fit} would fit (--mode sequential takes any number)",
+        // No edit is at fault: none is left out for it.
+        Err(Error::Config(format!(
+            "{} edits at once take {:.1} GB of keys and gradients, of {:.1} GB at hand; {fit} would fit at once",
             tokens.len(),
             all as f64 / 1e9,
             most as f64 / 1e9

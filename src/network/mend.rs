@@ -461,9 +461,6 @@ impl Mend {
     /// # Errors
     /// As [`NormalEquations::new`].
     pub fn solved(&self, captured: &[Captured]) -> Result<Vec<Solved>> {
-        if self.settings.normal.ridge == Ridge::Text && self.moments.is_empty() {
-            return Err(Error::Config("editor.ridge = \"text\" wants loss.text, whose keys it is made of".into()));
-        }
         let plain = self.clone().untracked();
         let wanted: Vec<_> = captured.iter().map(|some| plain.wanted(some)).collect();
         let slots = self.matrices.each.iter().enumerate().map(|(slot, at)| {
@@ -533,14 +530,13 @@ impl Mend {
             *normalizer =
                 Normalizer { count, mean, squares: Tensor::from_data(take("squares", length)?, (&device, dtype)) };
         }
-        self.moments = vec![];
-        for (slot, at) in self.matrices.each.iter().enumerate() {
-            let (name, width) = (format!("moments.{slot}"), self.matrices.shapes[at.shape][0]);
-            if let Some(data) = tensors.remove(&name) {
-                let moments = Moments::from_data(&data, width);
-                self.moments
-                    .push(Arc::new(moments.ok_or_else(|| Error::Input(format!("tensor \"{name}\" is broken")))?));
-            }
+        if self.settings.normal.ridge == Ridge::Text {
+            let slots = self.matrices.each.iter().enumerate().map(|(slot, at)| {
+                let (name, width) = (format!("moments.{slot}"), self.matrices.shapes[at.shape][0]);
+                let moments = tensors.remove(&name).and_then(|data| Moments::from_data(&data, width));
+                moments.map(Arc::new).ok_or_else(|| Error::Input(format!("tensor \"{name}\" is missing or broken")))
+            });
+            self.moments = slots.collect::<Result<_>>()?;
         }
         let named =
             tensors.into_iter().map(|(name, data)| (name.strip_prefix("network.").unwrap_or(&name).to_owned(), data));

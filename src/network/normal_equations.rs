@@ -24,9 +24,8 @@ use crate::error::{Error, Result};
 /// outputs of that text move. The equations are then those above with `e^λ C` for `e^λ I`.
 #[derive(Debug, Clone)]
 pub struct Moments {
-    /// C `[d_in, d_in]`
-    matrix: Mat<f64>,
-    inverse: Mat<f64>,
+    /// Of C `[d_in, d_in]`
+    factored: Llt<f64>,
 }
 
 impl Moments {
@@ -45,15 +44,20 @@ impl Moments {
         let factored = matrix.llt(Side::Lower);
         let factored =
             factored.map_err(|_| Error::Input("the keys of running text are not finite, or all 0".to_owned()))?;
-        let inverse = factored.solve(Mat::<f64>::identity(width, width));
-        Ok(Moments { matrix, inverse })
+        Ok(Moments { factored })
+    }
+
+    /// C X
+    fn times(&self, unknown: &Mat<f64>) -> Mat<f64> {
+        self.factored.L() * (self.factored.L().transpose() * unknown)
     }
 
     /// As archives hold them, `[d_in, d_in]` in f32.
     pub fn data(&self) -> TensorData {
-        let width = self.matrix.nrows();
-        let values = (0..width).flat_map(|row| (0..width).map(move |column| self.matrix[(row, column)] as f32));
-        TensorData::new(values.collect::<Vec<f32>>(), [width, width])
+        let width = self.factored.L().nrows();
+        let matrix = self.times(&Mat::identity(width, width));
+        let places = (0..width).flat_map(|row| (0..width).map(move |column| (row, column)));
+        TensorData::new(places.map(|place| matrix[place] as f32).collect::<Vec<f32>>(), [width, width])
     }
 
     /// Those of an archive; nothing where they are of another width, or no moments.
@@ -63,8 +67,7 @@ impl Moments {
         }
         let values: Vec<f64> = data.iter::<f64>().collect();
         let matrix = Mat::from_fn(width, width, |row, column| values[row * width + column]);
-        let inverse = matrix.llt(Side::Lower).ok()?.solve(Mat::<f64>::identity(width, width));
-        Some(Moments { matrix, inverse })
+        Some(Moments { factored: matrix.llt(Side::Lower).ok()? })
     }
 }
 
@@ -72,8 +75,8 @@ impl Moments {
 pub struct NormalEquations {
     /// K `[tokens, d_in]`
     keys: Mat<f64>,
-    /// K C⁻¹, or K where there is no C.
-    outputs: Mat<f64>,
+    /// K C⁻¹, where there are few tokens and a C.
+    outputs: Option<Mat<f64>>,
     /// Of `K C⁻¹ Kᵀ + e^λ I` where there are fewer tokens than the matrix is wide, else of `KᵀK + e^λ C`.
     system: Llt<f64>,
     /// e^λ
@@ -88,19 +91,28 @@ impl NormalEquations {
     /// Keys that are not finite; a damping so small that the system is singular.
     pub fn new(keys: &Tensor<2>, lambda: f64, moments: Option<Arc<Moments>>) -> Result<Self> {
         let (keys, damping) = (matrix(keys), lambda.exp());
-        let outputs = match &moments {
-            Some(moments) => &keys * &moments.inverse,
-            None => keys.clone(),
+        let of_few = moments.as_ref().filter(|_| few(&keys));
+        let outputs = of_few.map(|moments| moments.factored.solve(keys.transpose()).transpose().to_owned());
+        let mut system = match few(&keys) {
+            true => outputs.as_ref().unwrap_or(&keys) * keys.transpose(),
+            false => keys.transpose() * &keys,
         };
-        let mut system = if few(&keys) { &outputs * keys.transpose() } else { keys.transpose() * &keys };
         match moments.as_ref().filter(|_| !few(&keys)) {
-            Some(moments) => system += faer::Scale(damping) * &moments.matrix,
+            Some(moments) => {
+                let width = keys.ncols();
+                system += faer::Scale(damping) * moments.times(&Mat::identity(width, width));
+            }
             None => (0..system.nrows()).for_each(|index| system[(index, index)] += damping),
         }
         let system = system.llt(Side::Lower).map_err(|_| {
             Error::Input(format!("the keys of these edits do not determine a shift with a damping of {damping:.3e}"))
         })?;
         Ok(NormalEquations { keys, outputs, system, damping, moments })
+    }
+
+    /// What the unknown is multiplied by in a shift, transposed.
+    fn outputs(&self) -> &Mat<f64> {
+        self.outputs.as_ref().unwrap_or(&self.keys)
     }
 
     /// What is unknown in the shift of D `[tokens, d_out]`: `X = (K C⁻¹ Kᵀ + e^λ I)⁻¹ D`, of which `S = C⁻¹ KᵀX`; else `X = S`.
@@ -113,7 +125,7 @@ impl NormalEquations {
     pub fn gradients(&self, solution: &Mat<f64>, gradient: &Mat<f64>) -> (Mat<f64>, f64) {
         let moved = self.system.solve(gradient);
         let weighed = match self.moments.as_ref().filter(|_| !few(&self.keys)) {
-            Some(moments) => &moments.matrix * solution,
+            Some(moments) => moments.times(solution),
             None => solution.clone(),
         };
         let columns = 0..moved.ncols();
@@ -126,8 +138,8 @@ impl NormalEquations {
     pub fn squares(&self, solution: &Mat<f64>) -> (f64, Mat<f64>) {
         let (shift, gradient) = match few(&self.keys) {
             true => {
-                let shift = self.outputs.transpose() * solution;
-                let gradient = &self.outputs * &shift;
+                let shift = self.outputs().transpose() * solution;
+                let gradient = self.outputs() * &shift;
                 (shift, gradient)
             }
             false => (solution.clone(), solution.clone()),
@@ -138,7 +150,7 @@ impl NormalEquations {
     /// The shift of a solution `[…, d_out]`, which keeps its graph: `∂L/∂X` can be read of it.
     pub fn shift(&self, solution: Tensor<2>) -> Delta {
         if few(&self.keys) {
-            let outputs = tensor(&self.outputs, &solution.device().inner(), solution.dtype());
+            let outputs = tensor(self.outputs(), &solution.device().inner(), solution.dtype());
             Delta::LowRank { a: outputs.transpose(), b: solution }
         } else {
             Delta::Dense(solution)
@@ -193,7 +205,7 @@ mod tests {
 
     /// S of a solution, multiplied out.
     fn shift(equations: &NormalEquations, solution: &Mat<f64>) -> Mat<f64> {
-        if few(&equations.keys) { equations.outputs.transpose() * solution } else { solution.clone() }
+        if few(&equations.keys) { equations.outputs().transpose() * solution } else { solution.clone() }
     }
 
     fn apart(one: &Mat<f64>, other: &Mat<f64>) -> f64 {
@@ -209,7 +221,7 @@ mod tests {
                 let equations = with_moments(&keys, lambda, moments.as_ref());
                 let s = shift(&equations, &equations.solve(&wanted));
                 // (KᵀK + e^λ C) S = KᵀD
-                let held = moments.map_or_else(|| s.clone(), |moments| &moments.matrix * &s);
+                let held = moments.map_or_else(|| s.clone(), |moments| moments.times(&s));
                 let left = keys.transpose() * (&keys * &s) + faer::Scale(lambda.exp()) * &held;
                 assert!(apart(&left, &(keys.transpose() * &wanted)) < 1e-12);
             }
@@ -256,7 +268,7 @@ mod tests {
             assert!((squares - shift(&equations, &solution).squared_norm_l2()).abs() < 1e-9 * squares);
             let moved = shift(&equations, &(&solution + faer::Scale(1e-6) * &of_squares)).squared_norm_l2();
             assert!(((moved - squares) / 1e-6 / of_squares.squared_norm_l2() - 1.0).abs() < 1e-3);
-            let of_solution = if tokens < d_in { &equations.outputs * of_shift } else { of_shift };
+            let of_solution = if tokens < d_in { equations.outputs() * of_shift } else { of_shift };
             let (of_wanted, of_lambda) = equations.gradients(&solution, &of_solution);
             let step = 1e-5;
             for row in 0..tokens {

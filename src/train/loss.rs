@@ -122,8 +122,15 @@ mod tests {
     #[test]
     fn shipped_configs_name_classes_of_their_data() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
-        for name in ["mend-pocket", "serac-pocket", "serac-pocket-convsent", "serac-pocket-fc", "serac-pocket-qa-hard"]
-        {
+        for name in [
+            "mend-pocket",
+            "malmen-pocket",
+            "rledit-pocket",
+            "serac-pocket",
+            "serac-pocket-convsent",
+            "serac-pocket-fc",
+            "serac-pocket-qa-hard",
+        ] {
             let config = Config::read(&folder.join(format!("{name}.toml")), &[]).unwrap();
             let mix = match &config.editor {
                 Trained::Mend(mend) => &mend.loss.near.mix,

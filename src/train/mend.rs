@@ -4,6 +4,8 @@
 //! L = c_edit · −ln p(target | rephrase; W̃) + c_loc · KL(p(· | x_loc; W) ‖ p(· | x_loc; W̃)),   W̃ = W − α ũᵀδ̃
 //! ```
 //!
+//! Where `loss.text` names one, a third term keeps running text as it is ([`super::text`]).
+//!
 //! u and δ are constants of the outer loop, so one backward pass through the edited layers, with the deltas as factors
 //! `(x·A)·B`, gives the network's gradient exactly; no second derivative is needed.
 
@@ -35,7 +37,7 @@ use crate::model::tap::{NoTap, Tap};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
 use crate::network::matrices::{Captured, without_last};
-use crate::network::mend::{Aggregation, Mend, MendNetwork, MendSettings};
+use crate::network::mend::{Aggregation, Mend, MendNetwork, MendSettings, Ridge};
 use crate::network::parameters;
 use crate::parallel;
 use crate::sections::choice::{self, Choice, fields, refuse_at_zero};
@@ -306,6 +308,11 @@ impl MendTrainer {
     pub fn reading(self, beginning: &Beginning<'_>) -> Result<Self> {
         let open = |settings| Windows::open(settings, self.base.base(), beginning.folder, beginning.settings.seed);
         let text = self.loss.text.as_ref().map(open).transpose()?.flatten();
+        if text.is_none() && self.mend.settings.normal.ridge == Ridge::Text {
+            let message =
+                "editor.ridge = \"text\" is made of loss.text, which must be there with a weight and a share above 0";
+            return Err(Error::Config(message.into()));
+        }
         Ok(MendTrainer { text, ..self })
     }
 

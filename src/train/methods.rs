@@ -123,6 +123,11 @@ impl Trained {
         })
     }
 
+    /// Whether its edits are memories, which change no weight.
+    pub fn remembers(&self) -> bool {
+        matches!(self, Trained::Serac(_))
+    }
+
     /// The running text that it learns to leave alone.
     pub fn text(&self) -> Option<&TextSettings> {
         match self {

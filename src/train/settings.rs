@@ -23,7 +23,7 @@ pub struct TrainSettings {
     /// Records that share a forward pass.
     #[serde(default = "one")]
     pub edits_per_step: usize,
-    /// Records whose edits are applied together to one model: so many, or from so many to so many, drawn a step.
+    /// Records whose edits are applied together to one model: so many, or from so many to so many, drawn a pass.
     #[serde(default)]
     pub edits_together: Together,
     /// Passes whose gradients are averaged in an update.
@@ -105,7 +105,7 @@ impl From<usize> for Together {
 }
 
 impl Together {
-    /// How many it is in a step. Where it is one number nothing is drawn.
+    /// How many it is in a pass. Where it is one number nothing is drawn.
     pub fn draw(self, rng: &mut ChaCha8Rng) -> usize {
         if self.fewest == self.most { self.most } else { rng.random_range(self.fewest..=self.most) }
     }
@@ -223,8 +223,8 @@ impl TrainSettings {
         within("train.edits_per_step", self.edits_per_step as f64, 1.0, 1e6)?;
         within("train.accumulate", self.accumulate as f64, 1.0, 1e6)?;
         let Together { fewest, most } = self.edits_together;
-        within("train.edits_together", fewest as f64, 1.0, most as f64)?;
         within("train.edits_together", most as f64, 1.0, self.edits_per_step as f64)?;
+        within("train.edits_together", fewest as f64, 1.0, most as f64)?;
         within("train.validate_every", self.validate_every as f64, 1.0, 1e12)?;
         within("train.validation_records", self.validation_records as f64, 1.0, 1e9)?;
         within("train.learning_rate", self.learning_rate, 0.0, 10.0)?;

@@ -48,6 +48,10 @@ impl MendTrainer {
             }
             let (mut of_solutions, share) = self.gradients_of_solutions(&solved, &looked)?;
             terms += share;
+            // What comes behind a turn that went wrong would be errors, not numbers: the step is skipped for its terms.
+            if !(terms.nll + terms.kl + terms.text_kl).is_finite() {
+                break;
+            }
             if let Some(episode) = &self.episode {
                 for (solved, gradient) in solved.iter().zip(&mut of_solutions) {
                     let (squares, of_squares) = solved.squares();

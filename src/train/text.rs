@@ -32,7 +32,7 @@ pub struct TextSettings {
     pub from: String,
     /// c_text; with 0 there is no term.
     pub weight: f64,
-    /// Windows an edit that is learnt from: with 0.5, half of a step's records bear one.
+    /// Windows a record: with 0.5, half of the records of a pass bear one, and at least one does.
     pub share: f64,
     /// Tokens of a window at most. A document is cut into windows; one that is shorter is a window by itself.
     pub tokens: usize,
@@ -174,7 +174,7 @@ impl Windows {
             }
             Ok(if all.len() < settings.windows { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
-        if read < settings.tokens {
+        if all.len() < settings.windows && read < settings.tokens {
             return Err(Error::Input(format!(
                 "loss.text: {} holds {read} tokens, fewer than a window's {}; give a longer text, or lower loss.text.tokens",
                 settings.from, settings.tokens

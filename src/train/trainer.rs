@@ -86,7 +86,7 @@ pub struct EditTrainer<'a, E: LearnedEditor> {
     pub limits: Limits,
     /// A text that is read after the first edits of a validation.
     pub text: Option<&'a WatchedText>,
-    /// After how many.
+    /// After how many models, each with what is edited together.
     pub text_cases: usize,
     /// The archive's folder.
     pub folder: PathBuf,
@@ -371,7 +371,13 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         for together in requests.chunks(self.settings.edits_together.most) {
             // In the weights, so that a sequence costs the same at its end as at its beginning.
             edited = edited.without_changes();
-            edited = edited.with(self.editor.edit(&edited, together)?)?;
+            let edit = self.editor.edit(&edited, together)?;
+            let ruined = !edit.is_finite();
+            edited = edited.with(edit)?;
+            // No edit can be made on a model that has no numbers left.
+            if ruined {
+                break;
+            }
         }
         Ok(edited)
     }

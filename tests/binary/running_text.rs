@@ -162,7 +162,7 @@ fn more_edits_than_an_archive_was_chosen_for() {
     assert!(!stderr(&[&args[..6], &["sequential"]].concat()).contains("was validated with"));
     // A machine with too little memory says so before anything runs, and how much would do.
     let output = crate::common::emend().args(args).env("EMEND_MEMORY_GB", "0.00002").output().unwrap();
-    one_line_error(&output, 1, &["6 edits at once take", "would fit"]);
+    one_line_error(&output, 2, &["6 edits at once take", "would fit"]);
 }
 
 /// A training on edits that follow each other, and its archive in use.
