@@ -8,7 +8,7 @@
 //! ```
 //!
 //! W_{t−1} is a constant of turn t, as the base is in MALMEN; the KL term out of scope is held against it, running text against the model without
-//! any edit, in its own turn alone. An episode of one turn is MALMEN's step where `shift` is 0. [`super::solutions`] computes it.
+//! any edit, in its own turn alone. An episode of one turn is MALMEN's step where `shift` is 0. `train/solutions.rs` computes it.
 //!
 //! The published code adds ‖S‖² without a gradient, so that it changes nothing; here it has one.
 
