@@ -4,7 +4,7 @@ use std::env::var_os;
 use std::path::PathBuf;
 
 /// The models that tests look for under `$EMEND_MODELS`, else `~/.cache/emend-models`.
-const MODELS: [&str; 2] = ["all-minilm-l6-v2", "smollm2-135m"];
+const MODELS: [&str; 3] = ["all-minilm-l6-v2", "gemma3-270m", "smollm2-135m"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -75,7 +75,7 @@ fn edit(model: &Model) -> Edit {
     let at = Weight::decoder(5, Role::MlpDown);
     let spec = &model.decoder.spec;
     let random = |shape: [usize; 2]| Tensor::random(shape, Distribution::Normal(0.0, 0.01), &Device::flex());
-    let delta = Delta::LowRank { a: random([spec.mlp_width, 1]), b: random([1, spec.width]) };
+    let delta = Delta::LowRank { a: random([spec.mlp.width, 1]), b: random([1, spec.width]) };
     let change = WeightChange { matrices: BTreeMap::from([(at, delta)]), biases: BTreeMap::new() };
     let provenance = Provenance {
         method: "random".into(),

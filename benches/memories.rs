@@ -13,8 +13,9 @@ use emend::data::pocket;
 use emend::edit::memory::Recall;
 use emend::edit::score::score;
 use emend::edit::{EditRequest, Edited, Route};
+use emend::model::Model;
+use emend::model::load::hub;
 use emend::model::sentences::SentenceEncoder;
-use emend::model::{Model, hub};
 use emend::network::serac::{Serac, SeracSettings};
 use serde_json::json;
 

@@ -26,8 +26,8 @@ use crate::edit::score::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::stack::taps::GradientProbes;
 use crate::model::tap::{NoTap, Role, Tap, Weight};
-use crate::model::taps::GradientProbes;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::{Tokens, check_length};
 use crate::sections::choice::{self, fields};
@@ -412,7 +412,7 @@ impl Editor for FineTuning {
         let rows = texts.collect::<Result<Vec<_>>>()?;
         let cells: usize = rows.iter().map(|text| text.ids.len()).sum();
         let spec = &model.base().decoder.spec;
-        let change = parallel::run_products(cells * spec.width * spec.mlp_width, || self.tune(model, &rows))?;
+        let change = parallel::run_products(cells * spec.width * spec.mlp.width, || self.tune(model, &rows))?;
         Ok(Edit::new(self.provenance(model, requests), Change::Weights(change), BTreeMap::new()))
     }
 

@@ -16,7 +16,7 @@ use crate::edit::score::buckets;
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::spec::DecoderSpec;
+use crate::model::stack::spec::DecoderSpec;
 use crate::model::tap::NoTap;
 use crate::model::tokens::Tokens;
 use crate::sections::within;

@@ -26,8 +26,8 @@ use super::value::{Cone, NormOf, descend};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::stack::taps::{Recorder, cells};
 use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
-use crate::model::taps::{Recorder, cells};
 use crate::model::tokens::Tokens;
 use crate::parallel;
 

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::contexts::RequestInContexts;
 use crate::edit::{Edited, loss};
 use crate::error::{Error, Result};
-use crate::model::past::Past;
+use crate::model::stack::past::Past;
+use crate::model::stack::taps::{Recorder, cells};
 use crate::model::tap::{NoTap, Place, Site, Stack};
-use crate::model::taps::{Recorder, cells};
 use crate::model::tokens::Tokens;
 use crate::parallel;
 use crate::sections::within;
@@ -367,7 +367,7 @@ impl Rows {
     /// Multiplications and additions of its largest product with a weight.
     fn size(&self, model: &Edited) -> usize {
         let [rows, cells, width] = self.right.dims();
-        rows * cells * width * model.base().decoder.spec.mlp_width
+        rows * cells * width * model.base().decoder.spec.mlp.width
     }
 
     /// The logits at the reads, `[reads, vocabulary]`, with δ `[open, width]` added at the subjects.

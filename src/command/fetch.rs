@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::data::sets::{self, Bytes, NamedSet};
 use crate::fetch::{FetchError, FetchSettings, OnProgress, Progress};
-use crate::model::hub;
+use crate::model::load::hub;
 
 /// Bring models and named data sets into the cache, resumed when broken off and checked by SHA-256.
 ///
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<(), FetchError> {
 /// Brings a named data set or a model into the cache, or checks the one that is there, and gives its path.
 ///
 /// # Errors
-/// As `data::sets::fetch` and `model::hub::fetch`.
+/// As `data::sets::fetch` and `model::load::hub::fetch`.
 pub fn fetch(name: &str, settings: &FetchSettings, on_progress: &mut OnProgress<'_>) -> Result<PathBuf, FetchError> {
     if kind(name) == "data" {
         return sets::fetch(name, settings, on_progress);

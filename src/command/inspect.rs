@@ -9,8 +9,8 @@ use super::{inspect_facts, print};
 use crate::archive::{Archive, snapshot::Store};
 use crate::edit::{Change, Edit, EditRequest, Memory, WeightChange};
 use crate::error::{Error, Result};
-use crate::model::checkpoint::Checkpoint;
-use crate::model::{hub, pocket};
+use crate::model::load::checkpoint::Checkpoint;
+use crate::model::load::{hub, pocket};
 use crate::report::table::{cut, percent, table};
 
 /// Show an edit file, an archive, a model or a file of facts in one screen.
@@ -188,14 +188,14 @@ fn model(checkpoint: &Checkpoint) -> Result<(String, Value)> {
         types.join(", "),
         spec.layers,
         spec.width,
-        spec.heads,
-        spec.key_value_heads,
-        spec.head_width,
-        spec.mlp_width,
-        if spec.gated { ", gated" } else { "" },
+        spec.attention.heads,
+        spec.attention.key_value_heads,
+        spec.attention.head_width,
+        spec.mlp.width,
+        if spec.mlp.gated { ", gated" } else { "" },
         spec.vocabulary,
         spec.context,
-        if spec.tied_head { "tied" } else { "untied" },
+        if spec.head.tied { "tied" } else { "untied" },
     );
     let document = json!({
         "kind": "model",

@@ -10,9 +10,9 @@ use crate::data::load_with_form;
 use crate::data::record::{EditRecord, Probe, place_of_subject};
 use crate::edit::EditRequest;
 use crate::error::Result;
-use crate::model::checkpoint::Checkpoint;
+use crate::model::load::checkpoint::Checkpoint;
+use crate::model::load::{hub, pocket};
 use crate::model::tokenizer::{Continuation, Tokenizer};
-use crate::model::{hub, pocket};
 use crate::report::table::table;
 
 /// Bytes that tell a file of records from an edit.

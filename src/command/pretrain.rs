@@ -15,7 +15,7 @@ use crate::edit::Edited;
 use crate::edit::score::score;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::checkpoint::Checkpoint;
+use crate::model::load::checkpoint::Checkpoint;
 use crate::model::tokenizer::Tokenizer;
 use crate::train::pretrain::{END, pretrain, sentences, tokenizer};
 
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
     })?;
     bar.finish_and_clear();
 
-    crate::model::save::gpt2(&folder, &decoder, &learnt, end)?;
+    crate::model::load::save::gpt2(&folder, &decoder, &learnt, end)?;
     let model =
         Model::from_parts(Checkpoint::open(&folder)?, Tokenizer::open(&folder)?, &device, burn::tensor::DType::F32)?;
     let edited = Edited::new(Arc::new(model));

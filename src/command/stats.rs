@@ -13,7 +13,7 @@ use crate::data::text::Documents;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::spec::DecoderSpec;
+use crate::model::stack::spec::DecoderSpec;
 use crate::process::peak_memory;
 use crate::report::table::{percent, table};
 use crate::sections::within;
@@ -141,7 +141,7 @@ fn header(args: &Args, layers: Vec<usize>, row: usize, model: &Model, texts: &Do
         format: String::new(),
         model: model.fingerprint.clone(),
         tokenizer: model.tokenizer.fingerprint()?,
-        width: model.decoder.spec.mlp_width,
+        width: model.decoder.spec.mlp.width,
         layers,
         tokens: 0,
         row,

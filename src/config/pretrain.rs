@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::Result;
-use crate::model::spec::{Activation, Biases, DecoderSpec, NormKind, Positions};
+use crate::model::layers::mlp::Activation;
+use crate::model::layers::norm::{Gain, NormKind, NormSpec};
+use crate::model::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use crate::paths;
 use crate::sections::within;
 use crate::train::pretrain::PretrainSettings;
@@ -72,22 +74,29 @@ impl Config {
     /// The architecture.
     pub fn spec(&self) -> DecoderSpec {
         let model = &self.model;
+        let head_width = model.width / model.heads;
         DecoderSpec {
             vocabulary: model.vocabulary,
             width: model.width,
             layers: model.layers,
-            heads: model.heads,
-            key_value_heads: model.heads,
-            head_width: model.width / model.heads,
-            mlp_width: 4 * model.width,
             context: model.context,
-            norm: NormKind::LayerNorm,
-            norm_epsilon: 1e-5,
-            positions: Positions::Learned,
-            activation: Activation::GeluTanh,
-            gated: false,
-            biases: Biases { query_key_value: true, attention_out: true, mlp: true },
-            tied_head: true,
+            embedding_scale: 1.0,
+            positions: Positions::Learned { offset: 0 },
+            attention: AttentionSpec {
+                heads: model.heads,
+                key_value_heads: model.heads,
+                head_width,
+                scale: 1.0 / (head_width as f64).sqrt(),
+                cap: None,
+                query_key_norm: false,
+                bias: true,
+                out_bias: true,
+                local: None,
+            },
+            mlp: MlpSpec { width: 4 * model.width, activation: Activation::GeluTanh, gated: false, bias: true },
+            norm: NormSpec { kind: NormKind::LayerNorm, epsilon: 1e-5, gain: Gain::Whole },
+            block: BlockShape::PreNorm,
+            head: HeadSpec { tied: true, bias: false, cap: None },
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The embedded default data: a small world of real facts, which the embedded model (`model::pocket`) knows.
+//! The embedded default data: a small world of real facts, which the embedded model (`model::load::pocket`) knows.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::world::World;
 use crate::error::Result;
 
 /// World and model have one name in configs and on the command line.
-pub use crate::model::pocket::NAME;
+pub use crate::model::load::pocket::NAME;
 
 const WORLD: &[u8] = include_bytes!("../../data/pocket/world.json");
 

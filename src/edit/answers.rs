@@ -7,7 +7,7 @@ use super::Edited;
 use super::memory::{Answer, Consulted};
 use super::score::{Scored, score_weights};
 use crate::error::{Error, Result};
-use crate::model::past::Past;
+use crate::model::stack::past::Past;
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;

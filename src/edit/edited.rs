@@ -12,8 +12,8 @@ use super::memory::{Consulted, Recall, alike};
 use super::{Edit, EditRequest};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::decoder::Decoder;
-use crate::model::past::Past;
+use crate::model::stack::decoder::Decoder;
+use crate::model::stack::past::Past;
 use crate::model::tap::{Both, Span, Tap, Weight};
 use crate::model::tokens::Tokens;
 

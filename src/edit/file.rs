@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::change::{Change, Delta, WeightChange};
 use super::memory::Memory;
 use super::{Edit, Provenance};
-use crate::model::folder::{Stored, floats};
+use crate::model::load::folder::{Stored, floats};
 use crate::model::tap::Weight;
 
 const FORMAT: &str = "edit/1";

@@ -11,10 +11,10 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::Edited;
 use super::change::{Change, WeightChange};
 use crate::error::{Error, Result};
-use crate::model::checkpoint::Checkpoint;
-use crate::model::decoder::DecoderTensor;
-use crate::model::family::StoredAt;
-use crate::model::folder::{Stored, floats};
+use crate::model::family::{Columns, StoredAt};
+use crate::model::load::checkpoint::Checkpoint;
+use crate::model::load::folder::{Stored, floats};
+use crate::model::stack::decoder::DecoderTensor;
 
 /// What rounding to the stored type did to an edit.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -147,10 +147,12 @@ fn changed(name: &str, stored: Stored<'_>, changes: &[Placed]) -> Result<(Vec<u8
     let width = stored.shape.last().copied().unwrap_or(1);
     let mut delta = vec![0.0f32; before.len()];
     for (place, values, [rows, columns]) in changes {
-        let first = place.columns.as_ref().map_or(0, |columns| columns.start);
+        let runs = place.columns.unwrap_or(Columns::run(0, *columns)).runs(*columns);
+        let stored: Vec<usize> = runs.flat_map(|(_, from, length)| from..from + length).collect();
         for row in 0..*rows {
             for column in 0..*columns {
-                let index = if place.transposed { column * width + row } else { row * width + first + column };
+                let at = stored[column];
+                let index = if place.transposed { at * width + row } else { row * width + at };
                 delta[index] += values[row * columns + column];
             }
         }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{EditRequest, Edited};
 use crate::error::{Error, Result};
-use crate::model::past::Past;
+use crate::model::stack::past::Past;
 use crate::model::tap::NoTap;
 use crate::model::tokens::Tokens;
 

@@ -14,7 +14,8 @@ use super::Edited;
 use super::change::{Change, Delta};
 use super::hf::new_folder;
 use crate::error::{Error, Result};
-use crate::model::decoder::DecoderTensor;
+use crate::model::load::folder::Stored;
+use crate::model::stack::decoder::DecoderTensor;
 use crate::tensors;
 
 /// Writes adapter_config.json and adapter_model.safetensors into `folder`, whole or not at all. Gives the adapter's rank.
@@ -42,14 +43,20 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
             let place = family.place(DecoderTensor::Matrix(at.layer, at.role), spec);
             fan_in_fan_out = !place.transposed;
             // In a fused matrix the other roles' columns stay zero.
-            let b = match &place.columns {
+            let b = match place.columns {
                 None => b,
                 Some(columns) => {
                     let stored = checkpoint.full_name(&place).and_then(|name| checkpoint.stored(&name));
-                    let width = stored.and_then(|stored| stored.shape.last().copied()).unwrap_or(columns.end);
-                    let [rank, _] = b.dims();
+                    let [rank, count] = b.dims();
+                    let axis = |stored: Stored<'_>| {
+                        if place.transposed { stored.shape.first() } else { stored.shape.last() }.copied()
+                    };
+                    let width = stored.and_then(axis).unwrap_or(columns.end(count));
                     let whole = Tensor::<2>::zeros([rank, width], (&b.device(), b.dtype()));
-                    whole.slice_assign([0..rank, columns.clone()], b)
+                    columns.runs(count).fold(whole, |whole, (ours, from, length)| {
+                        let run = b.clone().slice([0..rank, ours..ours + length]);
+                        whole.slice_assign([0..rank, from..from + length], run)
+                    })
                 }
             };
             let module = format!("{}{}", family.prefixes()[0], family.module(at.layer, at.role));

@@ -1,6 +1,6 @@
 //! Files from the network: downloads that go on where they broke off and are checked before they count.
 //!
-//! This is the floor that `data::sets` and `model::hub` stand on. It knows addresses, lengths and checksums; what a
+//! This is the floor that `data::sets` and `model::load::hub` stand on. It knows addresses, lengths and checksums; what a
 //! data set or a model is, it does not know.
 
 mod download;

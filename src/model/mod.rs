@@ -1,22 +1,14 @@
 //! Frozen models with taps.
 
-mod attention;
 pub mod chat;
-pub mod checkpoint;
-pub mod decoder;
-pub mod encoder;
 pub mod family;
-pub mod folder;
-pub mod hub;
-pub mod past;
-pub mod pocket;
+pub mod layers;
+pub mod load;
 mod precision;
-pub mod save;
 pub mod sentences;
 pub mod separator;
-pub mod spec;
+pub mod stack;
 pub mod tap;
-pub mod taps;
 pub mod tokenizer;
 pub mod tokens;
 
@@ -24,9 +16,10 @@ pub use precision::Precision;
 
 use burn::tensor::{DType, Device};
 
-use crate::error::Result;
-use checkpoint::Checkpoint;
-use decoder::Decoder;
+use crate::error::{Error, Result};
+use load::checkpoint::Checkpoint;
+use load::{hub, pocket};
+use stack::decoder::Decoder;
 use tokenizer::Tokenizer;
 
 /// A model as it was loaded. Nothing changes it; edits stand beside it (`crate::edit::Edited`).
@@ -54,6 +47,14 @@ impl Model {
             let folder = hub::resolve(name)?;
             (Checkpoint::open(&folder)?, Tokenizer::open(&folder)?)
         };
+        // Added tokens may stand outside, as those of images do: a text without them can be read.
+        let (tokens, vocabulary) = (tokenizer.tokens(), checkpoint.spec().vocabulary);
+        if tokens > vocabulary {
+            let message = format!(
+                "the tokenizer has {tokens} tokens, the model a vocabulary of {vocabulary}: they belong to different models"
+            );
+            return Err(Error::file(checkpoint.origin(), message));
+        }
         Model::from_parts(checkpoint, tokenizer, device, dtype)
     }
 

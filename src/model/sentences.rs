@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use super::encoder::EncoderModel;
+use super::load::encoder::EncoderModel;
 use super::tap::NoTap;
 use super::tokens::Tokens;
 use crate::error::{Error, Result};

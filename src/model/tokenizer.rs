@@ -110,6 +110,11 @@ impl Tokenizer {
         Ok(ChatTemplate { text, origin, begin: token("bos_token"), end: token("eos_token"), special })
     }
 
+    /// How many tokens there are, without those that were added to them.
+    pub fn tokens(&self) -> usize {
+        self.inner.get_vocab_size(false)
+    }
+
     /// The model's chat template, with what the system says first.
     ///
     /// # Errors

@@ -10,9 +10,9 @@ use super::normal_equations::matrix as matrix_of;
 use crate::edit::score::{check_targets, target_log_probabilities};
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
-use crate::model::spec::DecoderSpec;
+use crate::model::stack::spec::DecoderSpec;
+use crate::model::stack::taps::{GradientProbes, Inputs, cells};
 use crate::model::tap::{NoTap, Role, Weight};
-use crate::model::taps::{GradientProbes, Inputs, cells};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
 use crate::process;
@@ -91,11 +91,11 @@ impl Matrices {
             for name in weights {
                 let role: Role = name.parse()?;
                 let cross = matches!(role, Role::CrossQuery | Role::CrossKey | Role::CrossValue | Role::CrossOut);
-                if layer >= spec.layers || cross || (role == Role::MlpGate && !spec.gated) {
+                if layer >= spec.layers || cross || (role == Role::MlpGate && !spec.mlp.gated) {
                     return Err(Error::Config(format!(
                         "editor: the model has no weight decoder.{layer}.{role}; it has layers 0 to {}{}",
                         spec.layers - 1,
-                        if spec.gated { "" } else { ", without mlp.gate" }
+                        if spec.mlp.gated { "" } else { ", without mlp.gate" }
                     )));
                 }
                 let weight = Weight::decoder(layer, role);

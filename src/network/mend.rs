@@ -20,7 +20,7 @@ use super::normal_equations::{Moments, NormalEquations, matrix, tensor};
 use super::parameters;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
-use crate::model::spec::DecoderSpec;
+use crate::model::stack::spec::DecoderSpec;
 use crate::model::tap::Weight;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;

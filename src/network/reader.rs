@@ -7,9 +7,10 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use super::tuned::{Tune, Tuned};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::decoder::Decoder;
-use crate::model::encoder::{Encoder, EncoderModel};
+use crate::model::load::encoder::EncoderModel;
 use crate::model::sentences::{SentenceEncoder, alike_together, normalized};
+use crate::model::stack::decoder::Decoder;
+use crate::model::stack::encoder::Encoder;
 use crate::model::tap::Span;
 use crate::model::tokens::Tokens;
 
@@ -165,7 +166,7 @@ impl Reader {
             Pretrained::Decoder(_) => span.rows[row].len - 1,
         };
         let cells: Vec<(usize, usize)> = (0..rows.len()).map(|row| (row, cell(row))).collect();
-        Ok(crate::model::taps::cells(hidden, &cells))
+        Ok(crate::model::stack::taps::cells(hidden, &cells))
     }
 
     /// `of` on all rows, in batches of like length side by side; gives its rows `[rows, width]` in their order.

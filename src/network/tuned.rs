@@ -7,8 +7,10 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::model::decoder::{Block, Decoder, Norm};
-use crate::model::encoder::Encoder;
+use crate::model::layers::norm::Norm;
+use crate::model::stack::block::Block;
+use crate::model::stack::decoder::Decoder;
+use crate::model::stack::encoder::Encoder;
 use crate::model::tap::{Role, Span, Stack, Tap, Weight};
 
 /// How much of a pretrained stack is trained.

@@ -10,8 +10,8 @@ use crate::data::text::Documents;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::chat::Chat;
+use crate::model::stack::taps::Recorder;
 use crate::model::tap::{Place, Site, Stack};
-use crate::model::taps::Recorder;
 use crate::model::tokens::Tokens;
 use crate::parallel;
 

@@ -76,7 +76,7 @@ impl Statistics {
                 ),
             ));
         }
-        let (found, width) = (header.width, model.decoder.spec.mlp_width);
+        let (found, width) = (header.width, model.decoder.spec.mlp.width);
         if found != width {
             return Err(Error::file(&path, format!("keys of width {found}, the model's are {width} wide")));
         }

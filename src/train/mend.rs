@@ -58,6 +58,10 @@ pub struct MendLossSettings {
     /// Of rephrases.
     #[serde(flatten)]
     pub rephrases: Rephrases,
+    /// At how many of a step's records the loss looks: a sample, for an edit among many is cheap and looking at it is not. All where
+    /// nothing is said. Edits that are made together with none of these are not made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looked_at: Option<usize>,
     /// Out-of-scope prompts a record.
     #[serde(default = "one")]
     pub out_of_scope: usize,
@@ -147,6 +151,11 @@ impl MendLossSettings {
         refuse_at_zero("loss", given, ("locality", self.locality), &["out_of_scope", "kl", "mix"])?;
         if self.edit == 0.0 && self.locality == 0.0 {
             return Err(Error::Config("loss.edit and loss.locality are both 0: there is nothing to learn".into()));
+        }
+        if self.looked_at == Some(0) {
+            return Err(Error::Config(
+                "loss.looked_at must be at least 1: the loss looks at so many of a step's records".into(),
+            ));
         }
         self.text.as_ref().map_or(Ok(()), TextSettings::check)
     }
@@ -373,10 +382,25 @@ impl MendTrainer {
         Ok((ids, cells.collect()))
     }
 
-    /// The texts that a record is trained on in a step.
-    fn texts(&self, record: &EditRecord, rng: &mut ChaCha8Rng) -> Result<RecordTexts> {
+    /// The records of a step at which the loss looks: its first; in an episode as many of each turn. Records are drawn, so any are as good.
+    fn looked_at(&self, records: usize, together: usize) -> Vec<bool> {
+        let most = self.loss.looked_at.unwrap_or(records);
+        let turns = records.div_ceil(together);
+        let looked_at = |number: usize| match self.episode {
+            Some(_) => number % together < most.div_ceil(turns),
+            None => number < most,
+        };
+        (0..records).map(looked_at).collect()
+    }
+
+    /// The texts that a record is trained on in a step; nothing but its own edit where it is not looked at.
+    fn texts(&self, record: &EditRecord, looked_at: bool, rng: &mut ChaCha8Rng) -> Result<RecordTexts> {
         let tokenizer = &self.base.base().tokenizer;
         let between = record.separator.as_deref();
+        let edit = tokenizer.continuation(&record.prompt, &record.target_new, between)?;
+        if !looked_at {
+            return Ok(RecordTexts { edit, in_scope: vec![], out_of_scope: vec![], windows: vec![] });
+        }
         let mut pool = self.in_scope(record);
         let in_scope = (0..self.loss.rephrases.in_scope.min(pool.len())).map(|_| {
             let prompt = pool.swap_remove(rng.random_range(0..pool.len()));
@@ -388,7 +412,7 @@ impl MendTrainer {
         }
         let near = draw_locality(record, self.near(), |class| self.weight(class), rng);
         Ok(RecordTexts {
-            edit: tokenizer.continuation(&record.prompt, &record.target_new, between)?,
+            edit,
             in_scope,
             out_of_scope: near.into_iter().map(|probe| self.out_of_scope(probe, between)).collect::<Result<_>>()?,
             windows: vec![],
@@ -581,7 +605,8 @@ impl<'a> Look<'a> {
     /// How the records of a step are looked at where each counts alike.
     pub fn at(model: &'a Edited, step: &[RecordTexts]) -> Self {
         let windows: usize = step.iter().map(|texts| texts.windows.len()).sum();
-        Look { model, record: 1.0 / step.len() as f64, window: (windows > 0).then(|| 1.0 / windows as f64) }
+        let records = step.iter().filter(|texts| texts.looked_at()).count();
+        Look { model, record: 1.0 / records as f64, window: (windows > 0).then(|| 1.0 / windows as f64) }
     }
 }
 
@@ -607,6 +632,11 @@ pub(super) struct RecordTexts {
 }
 
 impl RecordTexts {
+    /// Whether the loss looks at it; every record has a text in scope.
+    pub(super) fn looked_at(&self) -> bool {
+        !self.in_scope.is_empty()
+    }
+
     /// The rows that the model reads.
     fn rows(&self) -> impl Iterator<Item = &[u32]> {
         let own = std::iter::once(&self.edit).chain(&self.in_scope).map(read);
@@ -705,12 +735,18 @@ impl LearnedEditor for MendTrainer {
     }
 
     fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<StepLoss> {
-        let mut texts = records.iter().map(|record| self.texts(record, rng)).collect::<Result<Vec<_>>>()?;
-        if let Some(text) = &self.text {
-            let drawn = text.draw(records.len(), rng);
-            texts.iter_mut().zip(drawn).for_each(|(texts, windows)| texts.windows = windows);
-        }
         let together = self.together.draw(rng);
+        let looked_at = self.looked_at(records.len(), together);
+        let texts = records.iter().zip(looked_at).map(|(record, looked_at)| self.texts(record, looked_at, rng));
+        let mut texts = texts.collect::<Result<Vec<_>>>()?;
+        // Edits at none of which the loss looks add nothing to it.
+        let last = texts.iter().rposition(RecordTexts::looked_at).unwrap_or(0);
+        texts.truncate((last / together + 1) * together);
+        if let Some(text) = &self.text {
+            let looked_at: Vec<&mut RecordTexts> = texts.iter_mut().filter(|texts| texts.looked_at()).collect();
+            let drawn = text.draw(looked_at.len(), rng);
+            looked_at.into_iter().zip(drawn).for_each(|(texts, windows)| texts.windows = windows);
+        }
         self.lower_layers.prepare(texts.iter().flat_map(RecordTexts::rows))?;
         let (gradients, Terms { nll, kl, text_kl, squares }) = match self.mend.settings.aggregation {
             Aggregation::Sum => self.loss_of_sums(&texts, together)?,

@@ -16,8 +16,9 @@ use super::schedule::Schedule;
 use crate::data::world::World;
 use crate::edit::score::target_log_probabilities;
 use crate::error::{Error, Result};
-use crate::model::decoder::{Decoder, DecoderTensor, Weights};
-use crate::model::spec::DecoderSpec;
+use crate::model::stack::decoder::{Decoder, DecoderTensor};
+use crate::model::stack::spec::DecoderSpec;
+use crate::model::stack::weights::Weights;
 use crate::model::tap::{NoTap, Unseen};
 use crate::model::tokens::Tokens;
 use crate::sections::within;
@@ -159,10 +160,9 @@ struct Fresh<'a> {
     device: &'a Device,
 }
 
-impl Weights for Fresh<'_> {
+impl Weights<DecoderTensor> for Fresh<'_> {
     fn vector(&mut self, at: DecoderTensor, length: usize) -> Result<Tensor<1>> {
-        let gain =
-            matches!(at, DecoderTensor::FinalGamma | DecoderTensor::AttentionGamma(_) | DecoderTensor::MlpGamma(_));
+        let gain = matches!(at, DecoderTensor::Gamma(_));
         let value = if gain { 1.0 } else { 0.0 };
         Ok(Tensor::from_data(TensorData::new(vec![value; length], [length]), (self.device, DType::F32)))
     }

@@ -39,11 +39,11 @@ impl MendTrainer {
             let solved = self.mend.solved(&captured)?;
             // This edit's records, then the earlier ones it must not undo.
             let mut looked: Vec<(Look<'_>, &[RecordTexts])> =
-                in_parts(edit).into_iter().map(|part| (whole, part)).collect();
+                in_parts(looked_at(edit)).into_iter().map(|part| (whole, part)).collect();
             if let Some(episode) = &self.episode {
                 for age in 1..=episode.back_depth.min(number) {
                     let look = Look { record: whole.record * episode.decay.powi(age as i32), window: None, ..whole };
-                    looked.extend(in_parts(edits[number - age]).into_iter().map(|part| (look, part)));
+                    looked.extend(in_parts(looked_at(edits[number - age])).into_iter().map(|part| (look, part)));
                 }
             }
             let (mut of_solutions, share) = self.gradients_of_solutions(&solved, &looked)?;
@@ -135,6 +135,11 @@ impl MendTrainer {
         }
         Ok(())
     }
+}
+
+/// The records of an edit at which the loss looks: its first.
+fn looked_at(edit: &[RecordTexts]) -> &[RecordTexts] {
+    &edit[..edit.iter().take_while(|texts| texts.looked_at()).count()]
 }
 
 /// The records of an edit in parts that fit a pass, at least one a thread.

@@ -1,5 +1,6 @@
 //! Command lines, configs, records and places that are wrong: one clear line, the exit code as designed, nothing lost.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
@@ -67,6 +68,29 @@ fn editors_that_are_trained() {
         let args = ["apply", "--config", text(&config), "--prompt", "a", "--target", "b"];
         refused(&args, 2, &[&format!("editor.method = \"{method}\": `emend train` makes this editor")]);
     }
+}
+
+/// What is no folder in Hugging Face layout with a model of its tokenizer.
+#[test]
+fn models_of_other_formats() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("model-q4.gguf");
+    fs::write(&file, "GGUF").unwrap();
+    let predict =
+        |model: &Path, words: &[&str]| refused(&["predict", "--model", text(model), "--prompt", "hi"], 1, words);
+    predict(&file, &["model-q4.gguf", "Hugging Face layout"]);
+    predict(place.path(), &["no config.json", "GGUF"]);
+    fs::remove_file(&file).unwrap();
+    fs::write(place.path().join("pytorch_model.bin"), "").unwrap();
+    predict(place.path(), &["no config.json", "pickled", "safe_serialization"]);
+    fs::write(place.path().join("config.json"), "{}").unwrap();
+    predict(place.path(), &["no model.safetensors", "pickled", "safe_serialization"]);
+    let tiny = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(tiny("qwen3-tiny").join(name), place.path().join(name)).unwrap();
+    }
+    fs::copy(tiny("llama-tiny").join("tokenizer.json"), place.path().join("tokenizer.json")).unwrap();
+    predict(place.path(), &["the tokenizer has 320 tokens, the model a vocabulary of 64"]);
 }
 
 #[test]

@@ -16,8 +16,8 @@ use emend::apply::{Editor, Mode, apply};
 use emend::data::text::Documents;
 use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance};
 use emend::model::Model;
+use emend::model::stack::taps::{Recorder, Replace, cells};
 use emend::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
-use emend::model::taps::{Recorder, Replace, cells};
 use emend::model::tokens::Tokens;
 use emend::statistics::{Collect, Collected, Header, Moments, Source, Statistics, collect};
 use faer::{Mat, Scale};
@@ -55,7 +55,7 @@ fn header(model: &Model, row: usize, layers: &[usize]) -> Header {
         format: String::new(),
         model: model.fingerprint.clone(),
         tokenizer: model.tokenizer.fingerprint().unwrap(),
-        width: model.decoder.spec.mlp_width,
+        width: model.decoder.spec.mlp.width,
         layers: layers.to_vec(),
         tokens: 0,
         row,
@@ -337,7 +337,7 @@ fn memit_reaches_its_streams_and_requests_do_not_mix() {
     let Change::Weights(change) = &heavy.change else { unreachable!() };
     assert!(change.matrices.values().all(|delta| delta.norm() < 1e-6));
     // More requests than the width of the keys: the direct solution, dense deltas.
-    let many: Vec<EditRequest> = (0..model.decoder.spec.mlp_width + 3)
+    let many: Vec<EditRequest> = (0..model.decoder.spec.mlp.width + 3)
         .map(|number| {
             let subject = Some(format!("{number}"));
             EditRequest { subject, ..EditRequest::new(format!("The name of {number} is"), "Vell") }
@@ -397,7 +397,7 @@ fn attributions_sum_to_what_the_layer_brings() {
     let coarse = attributions(&base, &ids, answer, &layers, 200).unwrap();
     for (layer, found) in attributions(&base, &ids, answer, &layers, 400).unwrap() {
         let site = Site { stack: Stack::Decoder, layer, place: Place::MlpHidden };
-        let nothing = Tensor::<1>::zeros([model.decoder.spec.mlp_width], (&Device::flex(), DType::F64));
+        let nothing = Tensor::<1>::zeros([model.decoder.spec.mlp.width], (&Device::flex(), DType::F64));
         let without = p(&mut Replace { values: vec![(site, 0, ids.len() - 1, nothing)] });
         let (half, sum): (f64, f64) = (coarse[&layer].iter().sum(), found.iter().sum());
         let brought = whole - without;

@@ -1,10 +1,10 @@
 //! Encoders against tiny random models and MiniLM as PyTorch has them (tests/fixtures/README.md), and what embeddings do not depend on.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use emend::model::encoder::EncoderModel;
+use emend::model::load::encoder::EncoderModel;
 use emend::model::sentences::{SentenceEncoder, nearest, normalized};
+use emend::model::stack::taps::Recorder;
 use emend::model::tap::{NoTap, Place, Site, Stack};
-use emend::model::taps::Recorder;
 use emend::model::tokenizer::Tokenizer;
 use emend::model::tokens::Tokens;
 use proptest::prelude::*;

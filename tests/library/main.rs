@@ -3,6 +3,7 @@
 mod attribution;
 mod common;
 mod encoders;
+mod families;
 mod fine_tuning;
 mod golden;
 mod memory;

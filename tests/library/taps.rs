@@ -6,14 +6,12 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use emend::edit::generate::Sampling;
 use emend::edit::{Change, Delta, Edit, Edited, Provenance, RecordDeltas, WeightChange};
-use emend::model::past::Past;
+use emend::model::stack::past::Past;
+use emend::model::stack::taps::{Recorder, Replace};
 use emend::model::tap::{Both, NoTap, Place, Role, Site, Span, Stack, Tap, Weight};
-use emend::model::taps::{Recorder, Replace};
 use emend::model::tokens::Tokens;
 
-use crate::common::{Golden, difference, fixture, model, values};
-
-const MODELS: [&str; 3] = ["gpt2-tiny", "llama-tiny", "llama3-tiny"];
+use crate::common::{FAMILIES, Golden, difference, fixture, model, values};
 
 fn ids(name: &str) -> Vec<Vec<u32>> {
     Golden::open(fixture(name).join("golden.safetensors")).ids()
@@ -42,9 +40,15 @@ fn random(shape: [usize; 2], size: f64) -> Tensor<2> {
 fn edit(model: &Edited, rank: usize) -> Edit {
     let spec = &model.base().decoder.spec;
     let mut change = WeightChange::default();
-    for (layer, role) in
-        [(0, Role::Query), (0, Role::MlpDown), (1, Role::Key), (1, Role::Value), (1, Role::Out), (1, Role::MlpUp)]
-    {
+    let top = spec.layers - 1;
+    for (layer, role) in [
+        (0, Role::Query),
+        (0, Role::MlpDown),
+        (top, Role::Key),
+        (top, Role::Value),
+        (top, Role::Out),
+        (top, Role::MlpUp),
+    ] {
         let [d_in, d_out] = spec.shape(role);
         let delta = Delta::LowRank { a: random([d_in, rank], 0.3), b: random([rank, d_out], 0.3) };
         change.matrices.insert(Weight::decoder(layer, role), delta);
@@ -67,7 +71,7 @@ fn edit(model: &Edited, rank: usize) -> Edit {
 
 #[test]
 fn split_by_layer_is_the_whole_bit_for_bit() {
-    for name in MODELS {
+    for name in FAMILIES {
         let model = Edited::new(Arc::new(model(name, DType::F32)));
         let tokens = Tokens::new(ids(name));
         let whole = logits(&model, &tokens, &mut NoTap);
@@ -81,7 +85,7 @@ fn split_by_layer_is_the_whole_bit_for_bit() {
 
 #[test]
 fn split_by_position_is_the_whole_for_rows_split_at_different_places() {
-    for name in MODELS {
+    for name in FAMILIES {
         let base = Edited::new(Arc::new(model(name, DType::F32)));
         let model = base.with(edit(&base, 3)).unwrap();
         let rows = ids(name);
@@ -223,7 +227,7 @@ fn deltas_by_record_are_those_of_separate_runs() {
 
 #[test]
 fn cached_generation_is_uncached_generation_under_any_edit() {
-    for name in MODELS {
+    for name in FAMILIES {
         let base = Edited::new(Arc::new(model(name, DType::F32)));
         for model in [base.clone(), base.with(edit(&base, 2)).unwrap(), base.with(edit(&base, 40)).unwrap()] {
             let prompts: Vec<Vec<u32>> =
@@ -262,7 +266,7 @@ fn greedy_generation_is_that_of_pytorch() {
 
 #[test]
 fn an_edit_taken_away_leaves_the_base_bit_for_bit() {
-    for name in MODELS {
+    for name in FAMILIES {
         let base = Edited::new(Arc::new(model(name, DType::F32)));
         let tokens = Tokens::new(ids(name));
         let plain = logits(&base, &tokens, &mut NoTap);

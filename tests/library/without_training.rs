@@ -12,7 +12,7 @@ use emend::data::pocket as world;
 use emend::edit::generate::Sampling;
 use emend::edit::score::Scored;
 use emend::edit::{Edit, EditRequest, Edited};
-use emend::model::checkpoint::Checkpoint;
+use emend::model::load::checkpoint::Checkpoint;
 use emend::model::sentences::nearest;
 use emend::model::tap::NoTap;
 use emend::model::tokenizer::{Continuation, Tokenizer};

@@ -3,10 +3,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::encoder::{EncoderSpec, EncoderTensor};
-use super::super::spec::Activation;
+use super::super::stack::encoder::{EncoderSpec, EncoderTensor};
 use super::super::tap::Role;
-use super::{EncoderFamily, StoredAt, checked_encoder, read};
+use super::{EncoderFamily, StoredAt, activation, checked_encoder, read};
 
 pub(super) struct Bert;
 
@@ -17,7 +16,7 @@ struct Config {
     num_hidden_layers: usize,
     num_attention_heads: usize,
     intermediate_size: usize,
-    #[serde(default = "activation")]
+    #[serde(default = "gelu")]
     hidden_act: String,
     max_position_embeddings: usize,
     #[serde(default = "kinds")]
@@ -28,7 +27,7 @@ struct Config {
     position_embedding_type: String,
 }
 
-fn activation() -> String {
+fn gelu() -> String {
     "gelu".into()
 }
 
@@ -54,8 +53,7 @@ impl EncoderFamily for Bert {
         if config.position_embedding_type != "absolute" {
             return Err(format!("position_embedding_type \"{}\" is not supported", config.position_embedding_type));
         }
-        let activation = Activation::from_name(&config.hidden_act)
-            .ok_or_else(|| format!("hidden_act \"{}\" is not known here", config.hidden_act))?;
+        let activation = activation("hidden_act", &config.hidden_act)?;
         checked_encoder(EncoderSpec {
             vocabulary: config.vocab_size,
             width: config.hidden_size,

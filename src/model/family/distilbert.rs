@@ -3,10 +3,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::encoder::{EncoderSpec, EncoderTensor};
-use super::super::spec::Activation;
+use super::super::stack::encoder::{EncoderSpec, EncoderTensor};
 use super::super::tap::Role;
-use super::{EncoderFamily, StoredAt, checked_encoder, read};
+use super::{EncoderFamily, StoredAt, activation, checked_encoder, read};
 
 pub(super) struct DistilBert;
 
@@ -17,12 +16,12 @@ struct Config {
     n_layers: usize,
     n_heads: usize,
     hidden_dim: usize,
-    #[serde(default = "activation")]
+    #[serde(default = "gelu")]
     activation: String,
     max_position_embeddings: usize,
 }
 
-fn activation() -> String {
+fn gelu() -> String {
     "gelu".into()
 }
 
@@ -36,8 +35,7 @@ impl EncoderFamily for DistilBert {
 
     fn spec(&self, config: &Value) -> Result<EncoderSpec, String> {
         let config: Config = read(config)?;
-        let activation = Activation::from_name(&config.activation)
-            .ok_or_else(|| format!("activation \"{}\" is not known here", config.activation))?;
+        let activation = activation("activation", &config.activation)?;
         checked_encoder(EncoderSpec {
             vocabulary: config.vocab_size,
             width: config.dim,

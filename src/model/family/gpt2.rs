@@ -3,10 +3,10 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::decoder::DecoderTensor;
-use super::super::spec::{Activation, Biases, DecoderSpec, NormKind, Positions};
+use super::super::stack::decoder::{DecoderTensor, NormAt};
+use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::Role;
-use super::{Family, StoredAt, checked, head_width, read};
+use super::{Columns, Family, StoredAt, activation, by_root, checked, head_width, layer_norm, read};
 
 pub(super) struct Gpt2;
 
@@ -18,7 +18,7 @@ struct Config {
     n_layer: usize,
     n_head: usize,
     n_inner: Option<usize>,
-    #[serde(default = "activation")]
+    #[serde(default = "gelu_new")]
     activation_function: String,
     #[serde(default = "epsilon")]
     layer_norm_epsilon: f64,
@@ -30,15 +30,15 @@ struct Config {
     scale_attn_by_inverse_layer_idx: bool,
 }
 
-fn activation() -> String {
+pub(super) fn gelu_new() -> String {
     "gelu_new".into()
 }
 
-fn epsilon() -> f64 {
+pub(super) fn epsilon() -> f64 {
     1e-5
 }
 
-fn yes() -> bool {
+pub(super) fn yes() -> bool {
     true
 }
 
@@ -52,24 +52,34 @@ impl Family for Gpt2 {
         if !config.scale_attn_weights || config.scale_attn_by_inverse_layer_idx {
             return Err("attention that is not scaled by the root of the head width is not supported".into());
         }
-        let activation = Activation::from_name(&config.activation_function)
-            .ok_or_else(|| format!("activation_function \"{}\" is not known here", config.activation_function))?;
+        let head_width = head_width(config.n_embd, config.n_head)?;
         checked(DecoderSpec {
             vocabulary: config.vocab_size,
             width: config.n_embd,
             layers: config.n_layer,
-            heads: config.n_head,
-            key_value_heads: config.n_head,
-            head_width: head_width(config.n_embd, config.n_head)?,
-            mlp_width: config.n_inner.unwrap_or(config.n_embd.saturating_mul(4)),
             context: config.n_positions,
-            norm: NormKind::LayerNorm,
-            norm_epsilon: config.layer_norm_epsilon,
-            positions: Positions::Learned,
-            activation,
-            gated: false,
-            biases: Biases { query_key_value: true, attention_out: true, mlp: true },
-            tied_head: config.tie_word_embeddings,
+            embedding_scale: 1.0,
+            positions: Positions::Learned { offset: 0 },
+            attention: AttentionSpec {
+                heads: config.n_head,
+                key_value_heads: config.n_head,
+                head_width,
+                scale: by_root(head_width),
+                cap: None,
+                query_key_norm: false,
+                bias: true,
+                out_bias: true,
+                local: None,
+            },
+            mlp: MlpSpec {
+                width: config.n_inner.unwrap_or(config.n_embd.saturating_mul(4)),
+                activation: activation("activation_function", &config.activation_function)?,
+                gated: false,
+                bias: true,
+            },
+            norm: layer_norm(config.layer_norm_epsilon),
+            block: BlockShape::PreNorm,
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
         })
     }
 
@@ -77,9 +87,9 @@ impl Family for Gpt2 {
         let kind = |matrix: bool| if matrix { "weight" } else { "bias" };
         let linear = |layer, role, matrix| StoredAt {
             columns: match role {
-                Role::Query => Some(0..spec.width),
-                Role::Key => Some(spec.width..2 * spec.width),
-                Role::Value => Some(2 * spec.width..3 * spec.width),
+                Role::Query => Some(Columns::run(0, spec.width)),
+                Role::Key => Some(Columns::run(spec.width, spec.width)),
+                Role::Value => Some(Columns::run(2 * spec.width, spec.width)),
                 _ => None,
             },
             ..StoredAt::plain(format!("{}.{}", self.module(layer, role), kind(matrix)))
@@ -88,12 +98,9 @@ impl Family for Gpt2 {
             DecoderTensor::Embedding => StoredAt::plain("wte.weight"),
             DecoderTensor::Positions => StoredAt::plain("wpe.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
-            DecoderTensor::FinalGamma => StoredAt::plain("ln_f.weight"),
-            DecoderTensor::FinalBeta => StoredAt::plain("ln_f.bias"),
-            DecoderTensor::AttentionGamma(layer) => StoredAt::plain(format!("h.{layer}.ln_1.weight")),
-            DecoderTensor::AttentionBeta(layer) => StoredAt::plain(format!("h.{layer}.ln_1.bias")),
-            DecoderTensor::MlpGamma(layer) => StoredAt::plain(format!("h.{layer}.ln_2.weight")),
-            DecoderTensor::MlpBeta(layer) => StoredAt::plain(format!("h.{layer}.ln_2.bias")),
+            DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
+            DecoderTensor::Gamma(at) => StoredAt::plain(format!("{}.weight", norm(at))),
+            DecoderTensor::Beta(at) => StoredAt::plain(format!("{}.bias", norm(at))),
             DecoderTensor::Matrix(layer, role) => linear(layer, role, true),
             DecoderTensor::Bias(layer, role) => linear(layer, role, false),
         }
@@ -111,5 +118,18 @@ impl Family for Gpt2 {
             _ => "mlp.c_fc",
         };
         format!("h.{layer}.{name}")
+    }
+}
+
+/// Names that GPT-J and GPT-Neo share; norms that GPT-2 has not are named after its first.
+pub(super) fn norm(at: NormAt) -> String {
+    match at {
+        NormAt::Head => "ln_f".into(),
+        NormAt::Mlp(layer) => format!("h.{layer}.ln_2"),
+        NormAt::Attention(layer)
+        | NormAt::AttentionPost(layer)
+        | NormAt::MlpPost(layer)
+        | NormAt::Query(layer)
+        | NormAt::Key(layer) => format!("h.{layer}.ln_1"),
     }
 }

@@ -3,10 +3,12 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::decoder::DecoderTensor;
-use super::super::spec::{Activation, Biases, DecoderSpec, NormKind, Positions, Rotary, RotaryScaling};
+use super::super::layers::rotary::Pairs;
+use super::super::stack::decoder::{DecoderTensor, NormAt};
+use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::Role;
-use super::{Family, StoredAt, agreed, checked, head_width, read};
+use super::rope::{Rope, Ropes};
+use super::{Family, StoredAt, activation, by_root, checked, head_width, read, rms_norm};
 
 pub(super) struct Llama;
 
@@ -19,7 +21,7 @@ struct Config {
     num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
-    #[serde(default = "activation")]
+    #[serde(default = "silu")]
     hidden_act: String,
     max_position_embeddings: usize,
     #[serde(default = "epsilon")]
@@ -36,91 +38,12 @@ struct Config {
     mlp_bias: bool,
 }
 
-/// `rope_scaling` or `rope_parameters`.
-#[derive(Deserialize)]
-struct Rope {
-    rope_type: Option<String>,
-    /// What older files call `rope_type`. A file may have both.
-    #[serde(rename = "type")]
-    old_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
-    /// Models whose layers differ have a section for each kind of layer instead.
-    full_attention: Option<Value>,
-    sliding_attention: Option<Value>,
-}
-
-fn activation() -> String {
+pub(super) fn silu() -> String {
     "silu".into()
 }
 
-fn epsilon() -> f64 {
+pub(super) fn epsilon() -> f64 {
     1e-6
-}
-
-impl Config {
-    /// A key of `rope_scaling` and `rope_parameters`, which say the same where a file has both.
-    fn rope(&self, key: &str, value: fn(&Rope) -> Option<f64>) -> Result<Option<f64>, String> {
-        agreed(self.ropes().map(|(section, rope)| (format!("{section}.{key}"), value(rope))))
-    }
-
-    /// The sections that the file has, by their names.
-    fn ropes(&self) -> impl Iterator<Item = (&'static str, &Rope)> {
-        let scaling = self.rope_scaling.as_ref().map(|rope| ("rope_scaling", rope));
-        scaling.into_iter().chain(self.rope_parameters.as_ref().map(|rope| ("rope_parameters", rope)))
-    }
-
-    fn theta(&self) -> Result<f64, String> {
-        let own = ("rope_theta".to_owned(), self.rope_theta);
-        let sections = self.ropes().map(|(section, rope)| (format!("{section}.rope_theta"), rope.rope_theta));
-        Ok(agreed(std::iter::once(own).chain(sections))?.unwrap_or(10_000.0))
-    }
-
-    /// A number that the scaling cannot do without.
-    fn factor(&self, key: &str, value: fn(&Rope) -> Option<f64>) -> Result<f64, String> {
-        match self.rope(key, value)? {
-            Some(value) if value > 0.0 && value.is_finite() => Ok(value),
-            Some(value) => Err(format!("rope_scaling's {key} is {value}; it must be above 0")),
-            None => Err(format!("rope_scaling lacks \"{key}\"")),
-        }
-    }
-
-    fn scaling(&self) -> Result<RotaryScaling, String> {
-        let types = self.ropes().flat_map(|(section, rope)| {
-            [("rope_type", &rope.rope_type), ("type", &rope.old_type)]
-                .map(|(key, value)| (format!("{section}.{key}"), value.clone()))
-        });
-        if let Some((section, _)) =
-            self.ropes().find(|(_, rope)| rope.full_attention.is_some() || rope.sliding_attention.is_some())
-        {
-            return Err(format!("{section} differs by kind of layer, which is not known here"));
-        }
-        match agreed(types)?.as_deref() {
-            None if self.rope("factor", |rope| rope.factor)?.is_some_and(|factor| factor != 1.0) => {
-                Err("rope_scaling has a factor and no rope_type, which says how it scales; known are linear, llama3"
-                    .into())
-            }
-            None | Some("default") => Ok(RotaryScaling::None),
-            Some("linear") => Ok(RotaryScaling::Linear(self.factor("factor", |rope| rope.factor)?)),
-            Some("llama3") => {
-                let factor = self.factor("factor", |rope| rope.factor)?;
-                let low = self.factor("low_freq_factor", |rope| rope.low_freq_factor)?;
-                let high = self.factor("high_freq_factor", |rope| rope.high_freq_factor)?;
-                let original_context =
-                    self.factor("original_max_position_embeddings", |rope| rope.original_max_position_embeddings)?;
-                if low >= high {
-                    return Err("rope_scaling's low_freq_factor must be below its high_freq_factor".into());
-                }
-                Ok(RotaryScaling::Llama3 { factor, low, high, original_context })
-            }
-            Some(other) => {
-                Err(format!("rope_scaling of type \"{other}\" is not known here; known are default, linear, llama3"))
-            }
-        }
-    }
 }
 
 impl Family for Llama {
@@ -134,76 +57,96 @@ impl Family for Llama {
             Some(width) => width,
             None => head_width(config.hidden_size, config.num_attention_heads)?,
         };
-        let activation = Activation::from_name(&config.hidden_act)
-            .ok_or_else(|| format!("hidden_act \"{}\" is not known here", config.hidden_act))?;
-        let theta = config.theta()?;
-        if head_width % 2 != 0 || !(theta > 0.0 && theta.is_finite()) {
-            return Err(format!(
-                "rotary positions want an even head width and a theta above 0, not {head_width} and {theta}"
-            ));
-        }
-        let scaling = config.scaling()?;
+        let (scaling, parameters) = (config.rope_scaling.as_ref(), config.rope_parameters.as_ref());
+        let ropes = Ropes::new(config.rope_theta, scaling, parameters, config.max_position_embeddings);
         checked(DecoderSpec {
             vocabulary: config.vocab_size,
             width: config.hidden_size,
             layers: config.num_hidden_layers,
-            heads: config.num_attention_heads,
-            key_value_heads: config.num_key_value_heads.unwrap_or(config.num_attention_heads),
-            head_width,
-            mlp_width: config.intermediate_size,
-            context: config.max_position_embeddings,
-            norm: NormKind::RmsNorm,
-            norm_epsilon: config.rms_norm_eps,
-            positions: Positions::Rotary(Rotary { theta, width: head_width, scaling }),
-            activation,
-            gated: true,
-            biases: Biases {
-                query_key_value: config.attention_bias,
-                attention_out: config.attention_bias,
-                mlp: config.mlp_bias,
+            context: ropes.context()?,
+            embedding_scale: 1.0,
+            positions: Positions::Rotary(ropes.rotary(head_width, 10_000.0, Pairs::Halves)?),
+            attention: AttentionSpec {
+                heads: config.num_attention_heads,
+                key_value_heads: config.num_key_value_heads.unwrap_or(config.num_attention_heads),
+                head_width,
+                scale: by_root(head_width),
+                cap: None,
+                query_key_norm: false,
+                bias: config.attention_bias,
+                out_bias: config.attention_bias,
+                local: None,
             },
-            tied_head: config.tie_word_embeddings,
+            mlp: MlpSpec {
+                width: config.intermediate_size,
+                activation: activation("hidden_act", &config.hidden_act)?,
+                gated: true,
+                bias: config.mlp_bias,
+            },
+            norm: rms_norm(config.rms_norm_eps),
+            block: BlockShape::PreNorm,
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
         })
     }
 
     fn place(&self, tensor: DecoderTensor, _spec: &DecoderSpec) -> StoredAt {
-        match tensor {
-            DecoderTensor::Embedding | DecoderTensor::Positions => StoredAt::plain("embed_tokens.weight"),
-            DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
-            DecoderTensor::FinalGamma | DecoderTensor::FinalBeta => StoredAt::plain("norm.weight"),
-            DecoderTensor::AttentionGamma(layer) | DecoderTensor::AttentionBeta(layer) => {
-                StoredAt::plain(format!("layers.{layer}.input_layernorm.weight"))
-            }
-            DecoderTensor::MlpGamma(layer) | DecoderTensor::MlpBeta(layer) => {
-                StoredAt::plain(format!("layers.{layer}.post_attention_layernorm.weight"))
-            }
-            DecoderTensor::Matrix(layer, role) => StoredAt::transposed(format!("{}.weight", self.module(layer, role))),
-            DecoderTensor::Bias(layer, role) => StoredAt::plain(format!("{}.bias", self.module(layer, role))),
-        }
+        place(tensor)
     }
 
     fn prefixes(&self) -> &'static [&'static str] {
-        &["model.", ""]
+        PREFIXES
     }
 
     fn module(&self, layer: usize, role: Role) -> String {
-        let name = match role {
-            Role::Query => "self_attn.q_proj",
-            Role::Key => "self_attn.k_proj",
-            Role::Value => "self_attn.v_proj",
-            Role::Out => "self_attn.o_proj",
-            Role::MlpGate => "mlp.gate_proj",
-            Role::MlpDown => "mlp.down_proj",
-            _ => "mlp.up_proj",
-        };
-        format!("layers.{layer}.{name}")
+        module(layer, role)
     }
+}
+
+pub(super) const PREFIXES: &[&str] = &["model.", ""];
+
+/// Names that Llama's descendants share.
+pub(super) fn place(tensor: DecoderTensor) -> StoredAt {
+    match tensor {
+        DecoderTensor::Embedding | DecoderTensor::Positions => StoredAt::plain("embed_tokens.weight"),
+        DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
+        DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
+        DecoderTensor::Gamma(at) => StoredAt::plain(format!("{}.weight", norm(at))),
+        DecoderTensor::Beta(at) => StoredAt::plain(format!("{}.bias", norm(at))),
+        DecoderTensor::Matrix(layer, role) => StoredAt::transposed(format!("{}.weight", module(layer, role))),
+        DecoderTensor::Bias(layer, role) => StoredAt::plain(format!("{}.bias", module(layer, role))),
+    }
+}
+
+fn norm(at: NormAt) -> String {
+    match at {
+        NormAt::Head => "norm".into(),
+        NormAt::Attention(layer) => format!("layers.{layer}.input_layernorm"),
+        NormAt::Mlp(layer) => format!("layers.{layer}.post_attention_layernorm"),
+        NormAt::Query(layer) => format!("layers.{layer}.self_attn.q_norm"),
+        NormAt::Key(layer) => format!("layers.{layer}.self_attn.k_norm"),
+        NormAt::AttentionPost(layer) => format!("layers.{layer}.post_self_attn_layernorm"),
+        NormAt::MlpPost(layer) => format!("layers.{layer}.post_mlp_layernorm"),
+    }
+}
+
+pub(super) fn module(layer: usize, role: Role) -> String {
+    let name = match role {
+        Role::Query => "self_attn.q_proj",
+        Role::Key => "self_attn.k_proj",
+        Role::Value => "self_attn.v_proj",
+        Role::Out => "self_attn.o_proj",
+        Role::MlpGate => "mlp.gate_proj",
+        Role::MlpDown => "mlp.down_proj",
+        _ => "mlp.up_proj",
+    };
+    format!("layers.{layer}.{name}")
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
+    use super::super::super::layers::rotary::{Rotary, RotaryScaling};
     use super::*;
 
     /// The rotary scaling and θ of a config with these keys.
@@ -217,7 +160,7 @@ mod tests {
         }
         match Llama.spec(&config)?.positions {
             Positions::Rotary(rotary) => Ok(rotary),
-            Positions::Learned => unreachable!(),
+            Positions::Learned { .. } => unreachable!(),
         }
     }
 

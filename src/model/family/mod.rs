@@ -2,17 +2,28 @@
 
 mod bert;
 mod distilbert;
+mod falcon;
+mod gemma;
 mod gpt2;
+mod gpt_j;
+mod gpt_neo;
+mod gpt_neox;
 mod llama;
+mod mistral;
+mod opt;
+mod phi3;
+mod qwen;
+mod rope;
 
 use std::fmt::Debug;
-use std::ops::Range;
 
 use serde_json::Value;
 
-use super::decoder::DecoderTensor;
-use super::encoder::{EncoderSpec, EncoderTensor};
-use super::spec::DecoderSpec;
+use super::layers::mlp::Activation;
+use super::layers::norm::{Gain, NormKind, NormSpec};
+use super::stack::decoder::DecoderTensor;
+use super::stack::encoder::{EncoderSpec, EncoderTensor};
+use super::stack::spec::{DecoderSpec, Local, Positions};
 use super::tap::Role;
 use crate::error::Result;
 
@@ -24,7 +35,36 @@ pub struct StoredAt {
     /// Whether a matrix is stored `[d_out, d_in]`, as PyTorch's `Linear` does.
     pub transposed: bool,
     /// The columns that are ours, where the matrix `[d_in, d_out]` or bias `[d_out]` holds several roles side by side.
-    pub columns: Option<Range<usize>>,
+    pub columns: Option<Columns>,
+}
+
+/// Columns of a stored matrix: the first `width`, then again as many `every` columns, from `first` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Columns {
+    /// The first.
+    pub first: usize,
+    /// How many stand together.
+    pub width: usize,
+    /// From where some begin to where the next do.
+    pub every: usize,
+}
+
+impl Columns {
+    /// The one run of columns from `first` on.
+    pub fn run(first: usize, width: usize) -> Self {
+        Columns { first, width, every: first + width }
+    }
+
+    /// Where the columns of ours, `count` in all, stand: for each run its first column of ours, its first stored column, and its length.
+    pub fn runs(self, count: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let Columns { first, width, every } = self;
+        (0..count).step_by(width).map(move |ours| (ours, first + ours / width * every, width.min(count - ours)))
+    }
+
+    /// The stored column behind the last of ours.
+    pub fn end(self, count: usize) -> usize {
+        self.runs(count).map(|(_, stored, length)| stored + length).max().unwrap_or(0)
+    }
 }
 
 impl StoredAt {
@@ -34,6 +74,10 @@ impl StoredAt {
 
     fn transposed(name: impl Into<String>) -> Self {
         StoredAt { name: name.into(), transposed: true, columns: None }
+    }
+
+    fn at(self, columns: Option<Columns>) -> Self {
+        StoredAt { columns, ..self }
     }
 }
 
@@ -69,7 +113,42 @@ pub trait EncoderFamily: Sync {
     fn prefixes(&self) -> &'static [&'static str];
 }
 
-static FAMILIES: [&dyn Family; 2] = [&gpt2::Gpt2, &llama::Llama];
+static FAMILIES: [&dyn Family; 14] = [
+    &falcon::Falcon,
+    &gemma::Gemma(gemma::Generation::First),
+    &gemma::Gemma(gemma::Generation::Second),
+    &gemma::Gemma(gemma::Generation::Third),
+    &gpt2::Gpt2,
+    &gpt_j::GptJ,
+    &gpt_neo::GptNeo,
+    &gpt_neox::GptNeoX,
+    &llama::Llama,
+    &mistral::Mistral,
+    &opt::Opt,
+    &phi3::Phi3,
+    &qwen::Qwen(qwen::Generation::Second),
+    &qwen::Qwen(qwen::Generation::Third),
+];
+
+/// What is near a family that is known, and why it is not read.
+const NEAR: [(&str, &str); 14] = [
+    ("gemma3", "has a vision tower; a folder of its text part alone, of model_type \"gemma3_text\", is read"),
+    ("gemma3n", "has parts per layer that are not known here"),
+    ("mixtral", MIXTURE),
+    ("qwen2_moe", MIXTURE),
+    ("qwen3_moe", MIXTURE),
+    ("phimoe", MIXTURE),
+    ("olmoe", MIXTURE),
+    ("granitemoe", MIXTURE),
+    ("deepseek_v2", MIXTURE),
+    ("deepseek_v3", MIXTURE),
+    ("gpt_oss", MIXTURE),
+    ("llama4", MIXTURE),
+    ("mllama", "has a vision tower, which is not read here"),
+    ("qwen2_vl", "has a vision tower, which is not read here"),
+];
+
+const MIXTURE: &str = "is a mixture of experts: which experts a token meets would have to be edited too, and such models are not read here";
 static ENCODERS: [&dyn EncoderFamily; 2] = [&bert::Bert, &distilbert::DistilBert];
 
 /// The family of a decoder's config, by its `model_type`.
@@ -95,6 +174,9 @@ fn index_of(config: &Value, known: &[&str], what: &str) -> Result<usize, String>
     let Some(name) = config.get("model_type").and_then(Value::as_str) else {
         return Err(format!("\"model_type\" is missing; {what} are {names}"));
     };
+    if let Some((_, why)) = NEAR.iter().find(|(near, _)| *near == name) {
+        return Err(format!("model_type \"{name}\" {why}"));
+    }
     let index = known.iter().position(|known| *known == name);
     index.ok_or_else(|| format!("model_type \"{name}\" is not a family known here; {what} are {names}"))
 }
@@ -129,24 +211,100 @@ fn agreed<T: PartialEq + Debug>(found: impl Iterator<Item = (String, Option<T>)>
 
 /// The limits that keep a hostile config from asking for absurd memory, and the divisions that must come out even.
 fn checked(spec: DecoderSpec) -> Result<DecoderSpec, String> {
+    let attention = &spec.attention;
     let sizes = [
         ("layers", spec.layers, 10_000),
         ("width", spec.width, 1 << 20),
-        ("heads", spec.heads, 1 << 16),
-        ("key-value heads", spec.key_value_heads, 1 << 16),
-        ("head width", spec.head_width, 1 << 16),
-        ("MLP width", spec.mlp_width, 1 << 24),
+        ("heads", attention.heads, 1 << 16),
+        ("key-value heads", attention.key_value_heads, 1 << 16),
+        ("head width", attention.head_width, 1 << 16),
+        ("MLP width", spec.mlp.width, 1 << 24),
         ("vocabulary", spec.vocabulary, 1 << 26),
         ("context", spec.context, 1 << 30),
     ];
     check_sizes(&sizes)?;
-    if !spec.heads.is_multiple_of(spec.key_value_heads) {
-        return Err(format!("{} heads cannot share {} key-value heads evenly", spec.heads, spec.key_value_heads));
+    if !attention.heads.is_multiple_of(attention.key_value_heads) {
+        let (heads, shared) = (attention.heads, attention.key_value_heads);
+        return Err(format!("{heads} heads cannot share {shared} key-value heads evenly"));
     }
-    if !(spec.norm_epsilon > 0.0 && spec.norm_epsilon < 1.0) {
-        return Err(format!("the norm's epsilon is {}; it must lie between 0 and 1", spec.norm_epsilon));
+    if !(spec.norm.epsilon > 0.0 && spec.norm.epsilon < 1.0) {
+        return Err(format!("the norm's epsilon is {}; it must lie between 0 and 1", spec.norm.epsilon));
+    }
+    let global = match &spec.positions {
+        Positions::Rotary(rotary) => Some(rotary),
+        Positions::Learned { .. } => None,
+    };
+    for rotary in global.into_iter().chain(attention.local.iter().filter_map(|local| local.rotary.as_ref())) {
+        let (width, theta, most) = (rotary.width, rotary.theta, attention.head_width);
+        if width % 2 != 0 || width == 0 || width > most || !(theta > 0.0 && theta.is_finite()) {
+            return Err(format!(
+                "rotary positions want an even number of channels, at most a head's {most}, and a theta above 0, not {width} and {theta}"
+            ));
+        }
+    }
+    for (what, number) in [("attention's scale", attention.scale), ("the embedding's scale", spec.embedding_scale)] {
+        if !(number > 0.0 && number.is_finite()) {
+            return Err(format!("{what} is {number}; it must be above 0"));
+        }
+    }
+    for cap in attention.cap.into_iter().chain(spec.head.cap) {
+        if !(cap > 0.0 && cap.is_finite()) {
+            return Err(format!("a soft cap is {cap}; it must be above 0"));
+        }
     }
     Ok(spec)
+}
+
+/// Layers that see the last positions only; nothing where none does.
+///
+/// # Errors
+/// A window of 0 positions; another number of layers than the model has.
+fn local(layers: Vec<bool>, of: usize, window: Option<usize>) -> Result<Option<Local>, String> {
+    if layers.len() != of {
+        return Err(format!("{} layers have a kind of attention, the model has {of}", layers.len()));
+    }
+    match window {
+        Some(0) => Err("sliding_window is 0; a cell sees at least itself".into()),
+        Some(window) if layers.contains(&true) => Ok(Some(Local { window, layers, rotary: None })),
+        None if layers.contains(&true) => {
+            Err("some layers slide, and sliding_window, how far they see, is missing".into())
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Which layers slide, as `layer_types` has it; `or` says it of a layer where the config has none.
+///
+/// # Errors
+/// A kind of layer that is not known.
+fn sliding(kinds: Option<&[String]>, layers: usize, or: impl Fn(usize) -> bool) -> Result<Vec<bool>, String> {
+    let Some(kinds) = kinds else {
+        check_sizes(&[("layers", layers, 10_000)])?;
+        return Ok((0..layers).map(or).collect());
+    };
+    let slides = |kind: &String| match kind.as_str() {
+        "sliding_attention" => Ok(true),
+        "full_attention" => Ok(false),
+        other => Err(format!("layer_types has \"{other}\"; known are full_attention, sliding_attention")),
+    };
+    kinds.iter().map(slides).collect()
+}
+
+fn activation(key: &str, name: &str) -> Result<Activation, String> {
+    Activation::from_name(name).ok_or_else(|| format!("{key} \"{name}\" is not known here"))
+}
+
+fn layer_norm(epsilon: f64) -> NormSpec {
+    NormSpec { kind: NormKind::LayerNorm, epsilon, gain: Gain::Whole }
+}
+
+fn rms_norm(epsilon: f64) -> NormSpec {
+    NormSpec { kind: NormKind::RmsNorm, epsilon, gain: Gain::Whole }
+}
+
+/// Scores over √(head width).
+fn by_root(head_width: usize) -> f64 {
+    1.0 / (head_width as f64).sqrt()
 }
 
 /// The same limits for an encoder.

@@ -29,8 +29,9 @@ use super::reader::{Pretrained, Reader, Row};
 use super::tuned::Tuned;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::load::hub;
 use crate::model::sentences::{SentenceEncoder, normalized};
-use crate::model::{Model, hub};
 
 /// What configs, archives, edits and memories call it.
 pub(crate) const NAME: &str = "serac";

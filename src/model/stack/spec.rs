@@ -1,0 +1,147 @@
+//! What a decoder is made of. A family maps its Hugging Face config to this and nothing else.
+
+use crate::model::layers::mlp::Activation;
+use crate::model::layers::norm::NormSpec;
+use crate::model::layers::rotary::Rotary;
+use crate::model::tap::Role;
+
+/// The architecture of a decoder-only transformer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderSpec {
+    /// Entries of the vocabulary.
+    pub vocabulary: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Positions the model was made for.
+    pub context: usize,
+    /// What token embeddings are multiplied by.
+    pub embedding_scale: f64,
+    /// How positions enter.
+    pub positions: Positions,
+    /// Of every block.
+    pub attention: AttentionSpec,
+    /// Of every block.
+    pub mlp: MlpSpec,
+    /// Every norm's formula.
+    pub norm: NormSpec,
+    /// How attention and MLP of a block stand to each other, and where its norms are.
+    pub block: BlockShape,
+    /// The head.
+    pub head: HeadSpec,
+}
+
+/// Attention of every block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads; each serves `heads / key_value_heads` query heads.
+    pub key_value_heads: usize,
+    /// Width of a head.
+    pub head_width: usize,
+    /// What scores are multiplied by: `1 / √head_width` in most models.
+    pub scale: f64,
+    /// Scores are held within ±cap by `cap · tanh(score / cap)`.
+    pub cap: Option<f64>,
+    /// Whether queries and keys are normed, each head by itself, before they are turned.
+    pub query_key_norm: bool,
+    /// Whether the projections to queries, keys and values carry a bias.
+    pub bias: bool,
+    /// Whether the output projection does.
+    pub out_bias: bool,
+    /// Layers that see the last positions only.
+    pub local: Option<Local>,
+}
+
+/// Layers that see the last positions only.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Local {
+    /// Positions that such a layer sees, the cell's own included.
+    pub window: usize,
+    /// Which layers they are, by their numbers.
+    pub layers: Vec<bool>,
+    /// Their rotary embedding, where it is another one.
+    pub rotary: Option<Rotary>,
+}
+
+/// The MLP of every block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MlpSpec {
+    /// Width of the hidden layer.
+    pub width: usize,
+    /// The non-linearity.
+    pub activation: Activation,
+    /// Whether it is gated: `down(f(gate x) · up x)`, else `down(f(up x))`.
+    pub gated: bool,
+    /// Whether its projections carry a bias.
+    pub bias: bool,
+}
+
+/// How attention A and MLP M of a block stand to each other, and where its norms N are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockShape {
+    /// `y = x + A(N x)`, `y + M(N y)`
+    PreNorm,
+    /// `y = x + N A(N x)`, `y + N M(N y)`
+    PreAndPostNorm,
+    /// `x + A(N x) + M(N x)`, a norm each.
+    Parallel,
+    /// The same with one norm for both.
+    ParallelOneNorm,
+}
+
+/// The head.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadSpec {
+    /// Whether it is the embedding, transposed.
+    pub tied: bool,
+    /// Whether it carries a bias.
+    pub bias: bool,
+    /// Logits are held within ±cap by `cap · tanh(logit / cap)`.
+    pub cap: Option<f64>,
+}
+
+/// How positions enter.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Positions {
+    /// A learned vector for each position, added to the embedding; the first `offset` rows of the table are no position's.
+    Learned {
+        /// Rows before that of position 0.
+        offset: usize,
+    },
+    /// Rotated queries and keys.
+    Rotary(Rotary),
+}
+
+impl DecoderSpec {
+    /// `[d_in, d_out]` of a weight.
+    pub fn shape(&self, role: Role) -> [usize; 2] {
+        let attention = &self.attention;
+        let queries = attention.heads * attention.head_width;
+        let keys = attention.key_value_heads * attention.head_width;
+        match role {
+            Role::Query | Role::CrossQuery => [self.width, queries],
+            Role::Key | Role::Value | Role::CrossKey | Role::CrossValue => [self.width, keys],
+            Role::Out | Role::CrossOut => [queries, self.width],
+            Role::MlpGate | Role::MlpUp => [self.width, self.mlp.width],
+            Role::MlpDown => [self.mlp.width, self.width],
+        }
+    }
+
+    /// Whether a projection carries a bias.
+    pub fn has_bias(&self, role: Role) -> bool {
+        match role {
+            Role::Query | Role::Key | Role::Value => self.attention.bias,
+            Role::CrossQuery | Role::CrossKey | Role::CrossValue => self.attention.bias,
+            Role::Out | Role::CrossOut => self.attention.out_bias,
+            Role::MlpGate | Role::MlpUp | Role::MlpDown => self.mlp.bias,
+        }
+    }
+
+    /// Whether a layer sees the last positions only.
+    pub fn is_local(&self, layer: usize) -> bool {
+        self.attention.local.as_ref().is_some_and(|local| local.layers[layer])
+    }
+}
