@@ -211,3 +211,26 @@ fn edits_together_are_a_number_or_a_range() {
     let written = serde_json::to_value([Together::from(3), range]).unwrap();
     assert_eq!(written, serde_json::json!([3, [2, 4]]));
 }
+
+/// Each config that is shipped says what its command reads, with its includes.
+#[test]
+fn every_shipped_config_is_read() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let mut read = 0;
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".toml")) else {
+            continue;
+        };
+        let trained = ["mend-", "malmen-", "rledit-", "serac-"].iter().any(|method| name.starts_with(method));
+        let outcome = match name {
+            "pocket.toml" => emend::config::pretrain::Config::read(&path, &[]).map(|_| ()),
+            _ if name.starts_with("compare") => emend::config::compare::Config::read(&path, &[]).map(|_| ()),
+            _ if trained => emend::config::train::Config::read(&path, &[]).map(|_| ()),
+            _ => emend::config::apply::Config::read(&path, &[]).map(|_| ()),
+        };
+        assert!(outcome.is_ok(), "{}", outcome.unwrap_err());
+        read += 1;
+    }
+    assert!(read > 200);
+}
