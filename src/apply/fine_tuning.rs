@@ -175,7 +175,7 @@ impl FineTuningSettings {
 pub struct FineTuning {
     settings: FineTuningSettings,
     prepared: Prepared,
-    roles: Vec<Role>,
+    weights: Vec<Weight>,
     /// What the model is held to.
     texts: Vec<Vec<u32>>,
 }
@@ -201,11 +201,12 @@ impl FineTuning {
                 Some(file) => format!("editor.locality = \"{file}\": there is no text in it"),
             }));
         }
-        let roles = settings.weights.iter().map(|name| name.parse::<Role>()).collect::<Result<Vec<_>>>()?;
-        if settings.layers.is_empty() || roles.is_empty() {
+        let of = |&layer: &usize| settings.weights.iter().map(move |name| Weight::named(layer, name));
+        let weights = settings.layers.iter().flat_map(of).collect::<Result<Vec<_>>>()?;
+        if weights.is_empty() {
             return Err(Error::Config("editor.layers and editor.weights must name at least one each".into()));
         }
-        Ok(FineTuning { settings, prepared, roles, texts })
+        Ok(FineTuning { settings, prepared, weights, texts })
     }
 
     /// The cells at which the loss is read, each with its target.
@@ -307,17 +308,15 @@ impl FineTuning {
     fn tune(&self, model: &Edited, rows: &[Continuation]) -> Result<WeightChange> {
         let mut tuned = BTreeMap::new();
         let mut biases = BTreeMap::new();
-        for &layer in &self.settings.layers {
-            for &role in &self.roles {
-                let at = Weight::decoder(layer, role);
-                let linear = model.base().decoder.linear(at)?;
-                tuned.insert(at, TunedTensor::like(&linear.weight.val(), precision(model)));
-                if let Some(bias) = linear.bias.as_ref().filter(|_| self.settings.biases) {
-                    biases.insert(at, TunedTensor::like(&bias.val(), precision(model)));
-                }
+        for &at in &self.weights {
+            let linear = model.base().decoder.linear(at)?;
+            tuned.insert(at, TunedTensor::like(&linear.weight.val(), precision(model)));
+            if let Some(bias) = linear.bias.as_ref().filter(|_| self.settings.biases) {
+                biases.insert(at, TunedTensor::like(&bias.val(), precision(model)));
             }
         }
-        let lowest = self.settings.layers.iter().copied().min().unwrap_or(0);
+        let spec = &model.base().decoder.spec;
+        let lowest = self.weights.iter().map(|&at| spec.place(at)).min().unwrap_or(0);
         let edits = TuningTexts::new(model, lowest, rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()))?;
         let reads = self.reads(rows);
         let cells: Vec<(usize, usize)> = reads.iter().map(|(cell, _)| *cell).collect();

@@ -147,6 +147,10 @@ impl super::MethodSettings for KnowledgeNeuronsSettings {
         ("layers", &self.layers)
     }
 
+    fn causal(&self) -> bool {
+        true
+    }
+
     fn contexts(&mut self) -> Option<(&mut Vec<String>, &Sampled)> {
         Some((&mut self.context_templates, &self.context))
     }

@@ -53,6 +53,10 @@ impl super::MethodSettings for LookupSettings {
         ("layer", std::slice::from_ref(&self.layer))
     }
 
+    fn causal(&self) -> bool {
+        true
+    }
+
     fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {
         Ok(Box::new(Lookup::new(*self, prepared)?))
     }

@@ -43,6 +43,11 @@ pub trait MethodSettings: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether it needs a causal stack: the subject's or the prompt's last position, or the states of a prefix.
+    fn causal(&self) -> bool {
+        self.association().is_some()
+    }
+
     /// [`MethodSettings::association`], for its contexts to be filled in.
     fn association_mut(&mut self) -> Option<&mut Association> {
         None
@@ -100,6 +105,13 @@ impl EditorSettings {
     /// # Errors
     /// A layer that does not exist, statistics that are missing or of another model.
     pub fn check(&self, model: &Model, name: &str, folder: &Path) -> Result<()> {
+        if model.decoder.spec.source.is_some() && self.0.causal() {
+            let message = format!(
+                "this editor works on what a causal stack keeps of a prompt, and {name} has an encoder that reads it whole; mend, malmen, \
+                 rledit, ultraedit and fine_tuning edit it"
+            );
+            return Err(Error::Config(message));
+        }
         let count = model.decoder.spec.layers;
         let (key, layers) = self.0.layers();
         if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {

@@ -76,6 +76,7 @@ impl Config {
         let model = &self.model;
         let head_width = model.width / model.heads;
         DecoderSpec {
+            source: None,
             vocabulary: model.vocabulary,
             width: model.width,
             layers: model.layers,
@@ -96,7 +97,7 @@ impl Config {
             mlp: MlpSpec { width: 4 * model.width, activation: Activation::GeluTanh, gated: false, bias: true },
             norm: NormSpec { kind: NormKind::LayerNorm, epsilon: 1e-5, gain: Gain::Whole },
             block: BlockShape::PreNorm,
-            head: HeadSpec { tied: true, bias: false, cap: None },
+            head: HeadSpec { tied: true, bias: false, scale: 1.0, cap: None },
         }
     }
 }

@@ -30,6 +30,8 @@ pub enum Source {
         split: Split,
         /// The facts of that part.
         facts: Vec<usize>,
+        /// Those of them that are meant, by their places in `facts`, in the order in which [`Source::fixed`] has them.
+        order: Vec<usize>,
     },
     /// Records of a file.
     Records(Records),
@@ -92,6 +94,7 @@ impl Source {
     /// # Errors
     /// A file that is missing or broken; a named set that was not fetched names the command.
     pub fn open(name: &str, split: Split, folder: &Path) -> Result<Self> {
+        let (name, part) = part_of(name)?;
         let split = match name.strip_prefix(pocket::NAME) {
             Some("") => Some(split),
             Some(part) => Split::ALL.into_iter().find(|split| part.strip_prefix('/') == Some(split.name())),
@@ -100,9 +103,11 @@ impl Source {
         if let Some(split) = split {
             let world = pocket::world()?;
             let facts = world.split(split);
-            return Ok(Source::World { world, split, facts });
+            let mut order = fixed_order(facts.len());
+            order.truncate(part.end);
+            order.drain(..part.start.min(order.len()));
+            return Ok(Source::World { world, split, facts, order });
         }
-        let (name, part) = part_of(name)?;
         let mut records = load_records(&file(name, folder)?)?;
         let to = part.end.min(records.len());
         records.truncate(to);
@@ -130,7 +135,7 @@ impl Source {
     /// How many records one pass over the data has.
     pub fn len(&self) -> usize {
         match self {
-            Source::World { facts, .. } => facts.len(),
+            Source::World { order, .. } => order.len(),
             Source::Records(records) => records.all.len(),
         }
     }
@@ -157,8 +162,8 @@ impl Source {
         match self {
             Source::World { world, facts, .. } => {
                 hasher.update(world.fingerprint().as_bytes());
-                facts.iter().for_each(|&fact| {
-                    hasher.update(&(fact as u64).to_le_bytes());
+                self.places().into_iter().for_each(|place| {
+                    hasher.update(&(facts[place] as u64).to_le_bytes());
                 });
             }
             Source::Records(records) => {
@@ -178,7 +183,7 @@ impl Source {
         let draws = (from..from + count as u64).map(|number| {
             let (pass, place) = (number / length, (number % length) as usize);
             if order.0 != pass {
-                let mut indices: Vec<usize> = (0..self.len()).collect();
+                let mut indices = self.places();
                 indices.shuffle(&mut random::stream(seed, "order", pass));
                 order = (pass, indices);
             }
@@ -187,24 +192,34 @@ impl Source {
         draws.collect()
     }
 
+    /// The places of all records that are meant, in order.
+    fn places(&self) -> Vec<usize> {
+        match self {
+            Source::World { order, .. } => {
+                let mut places = order.clone();
+                places.sort_unstable();
+                places
+            }
+            Source::Records(records) => (0..records.all.len()).collect(),
+        }
+    }
+
     /// At most `limit` records for validation or test: always the same ones, whoever asks. They belong to the data.
     pub fn fixed(&self, limit: usize, per_class: usize) -> Vec<EditRecord> {
         match self {
             Source::Records(records) => records.all.iter().take(limit).cloned().collect(),
-            Source::World { .. } => {
-                let mut indices: Vec<usize> = (0..self.len()).collect();
-                indices.shuffle(&mut random::stream(0, "fixed order", 0));
-                indices.truncate(limit);
-                let record =
-                    |index: usize| self.record(index, per_class, &mut random::stream(0, "fixed record", index as u64));
-                indices.into_iter().map(record).collect()
+            Source::World { order, .. } => {
+                let record = |&index: &usize| {
+                    self.record(index, per_class, &mut random::stream(0, "fixed record", index as u64))
+                };
+                order.iter().take(limit).map(record).collect()
             }
         }
     }
 
     fn record(&self, index: usize, per_class: usize, rng: &mut ChaCha8Rng) -> EditRecord {
         match self {
-            Source::World { world, split, facts } => {
+            Source::World { world, split, facts, .. } => {
                 // A training never sees a subject of the other parts, not even as a neighbour.
                 let allowed = |fact: &super::world::Fact| *split != Split::Train || fact.split == Split::Train;
                 world.record(facts[index], per_class, allowed, rng)
@@ -212,6 +227,13 @@ impl Source {
             Source::Records(records) => records.drawn(index, per_class, rng),
         }
     }
+}
+
+/// The order in which so many facts are validated and tested: the data's own.
+fn fixed_order(facts: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..facts).collect();
+    order.shuffle(&mut random::stream(0, "fixed order", 0));
+    order
 }
 
 /// The file of a name, or what stands for standard input.
@@ -310,6 +332,11 @@ mod tests {
     #[test]
     fn the_facts_of_a_world_are_the_same_whoever_asks() {
         let world = Source::open("pocket/test", Split::Train, Path::new("")).unwrap();
+        let some = Source::open("pocket/test[10..25]", Split::Train, Path::new("")).unwrap();
+        assert_eq!(some.fixed(usize::MAX, 2), world.fixed(25, 2)[10..]);
+        let drawn = |source: &Source| source.draws(1, 0, source.len(), 0).into_iter().map(|record| record.subject);
+        let (some, all): (BTreeSet<_>, BTreeSet<_>) = (drawn(&some).collect(), drawn(&world).collect());
+        assert!(some.len() <= 15 && all.len() > 15 && some.is_subset(&all));
         let (few, more) = (world.fixed(20, 2), world.fixed(30, 3));
         for (few, more) in few.iter().zip(&more) {
             assert_eq!((&few.id, &few.prompt, &few.target_new), (&more.id, &more.prompt, &more.target_new));

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::stack::decoder::Decoder;
 use crate::model::stack::past::Past;
+use crate::model::stack::spec::DecoderSpec;
 use crate::model::tap::{Both, Span, Tap, Weight};
 use crate::model::tokens::Tokens;
 
@@ -156,7 +157,7 @@ impl Edited {
     pub fn with_change(&self, change: &WeightChange) -> Result<Edited> {
         let mut edited = self.clone();
         edited.lay(change, "a trial change")?;
-        edited.trial = lowest(change).into_iter().chain(self.trial).min();
+        edited.trial = self.lowest(change).into_iter().chain(self.trial).min();
         // Keys and values that were computed on one trial must not serve another.
         let number = TRIALS.fetch_add(1, Ordering::Relaxed);
         edited.weights_id = format!("{}/trial {number}", self.weights_id);
@@ -167,11 +168,11 @@ impl Edited {
     /// The same model whose edits hold no weight changes any more: these stand in the weights, and nobody takes them away one by one. In a long
     /// sequence that is what keeps memory from growing.
     pub fn without_changes(self) -> Edited {
-        let mut trial = self.trial;
+        let (mut trial, spec) = (self.trial, self.decoder.spec.clone());
         let edits = self.edits.into_iter().map(|edit| match &edit.change {
             Change::Memory(_) => edit,
             Change::Weights(change) => {
-                trial = lowest(change).into_iter().chain(trial).min();
+                trial = lowest(&spec, change).into_iter().chain(trial).min();
                 Arc::new(edit.without_change())
             }
         });
@@ -331,7 +332,7 @@ impl Edited {
 
     /// The number of layers.
     pub fn layers(&self) -> usize {
-        self.decoder.spec.layers
+        self.decoder.spec.depth()
     }
 
     /// The lowest layer whose result may differ between two stacks on one base; the number of layers if none does.
@@ -339,7 +340,7 @@ impl Edited {
         let common = self.edits.iter().zip(&other.edits).take_while(|(a, b)| a.id() == b.id()).count();
         let apart = self.edits[common..].iter().chain(&other.edits[common..]);
         let changed = apart.filter_map(|edit| match &edit.change {
-            Change::Weights(change) => lowest(change),
+            Change::Weights(change) => self.lowest(change),
             Change::Memory(_) => None,
         });
         let trials = [self, other].into_iter().filter_map(|model| model.trial);
@@ -377,15 +378,20 @@ impl Edited {
         self.decoder.head(hidden, positions)
     }
 
+    /// The lowest layer that a change reaches.
+    fn lowest(&self, change: &WeightChange) -> Option<usize> {
+        lowest(&self.decoder.spec, change)
+    }
+
     /// An empty past of this model.
     pub fn past(&self) -> Past {
         Past::new(self.weights_id.clone(), self.layers())
     }
 }
 
-/// The lowest layer that a change reaches.
-fn lowest(change: &WeightChange) -> Option<usize> {
-    change.matrices.keys().chain(change.biases.keys()).map(|at| at.layer).min()
+/// The lowest block, as a pass counts them, that a change reaches.
+fn lowest(spec: &DecoderSpec, change: &WeightChange) -> Option<usize> {
+    change.matrices.keys().chain(change.biases.keys()).map(|&at| spec.place(at)).min()
 }
 
 /// The hash of a base and of the edits on it; the base's own name where there are none.

@@ -131,10 +131,10 @@ fn changes(edited: &Edited) -> Result<BTreeMap<String, Vec<Placed>>> {
     }
     let sum = WeightChange::sum(parts.into_iter());
     for (at, delta) in &sum.matrices {
-        put(DecoderTensor::Matrix(at.layer, at.role), delta.dense())?;
+        put(DecoderTensor::Matrix(*at), delta.dense())?;
     }
     for (at, bias) in &sum.biases {
-        put(DecoderTensor::Bias(at.layer, at.role), bias.clone().unsqueeze())?;
+        put(DecoderTensor::Bias(*at), bias.clone().unsqueeze())?;
     }
     Ok(found)
 }

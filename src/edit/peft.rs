@@ -40,7 +40,7 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
         }
         for (at, delta) in &change.matrices {
             let (a, b) = factors(delta);
-            let place = family.place(DecoderTensor::Matrix(at.layer, at.role), spec);
+            let place = family.place(DecoderTensor::Matrix(*at), spec);
             fan_in_fan_out = !place.transposed;
             // In a fused matrix the other roles' columns stay zero.
             let b = match place.columns {
@@ -59,7 +59,7 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
                     })
                 }
             };
-            let module = format!("{}{}", family.prefixes()[0], family.module(at.layer, at.role));
+            let module = format!("{}{}", family.prefixes()[0], family.module(*at, spec));
             modules.entry(module).or_default().push((a, b));
         }
     }
@@ -91,7 +91,7 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
     }
     let config = json!({
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": if spec.source.is_some() { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" },
         "base_model_name_or_path": checkpoint.origin(),
         "r": rank,
         "lora_alpha": rank,

@@ -64,6 +64,7 @@ impl Model {
     /// Tensors that do not fit the config.
     pub fn from_parts(checkpoint: Checkpoint, tokenizer: Tokenizer, device: &Device, dtype: DType) -> Result<Self> {
         let decoder = checkpoint.decoder(device, dtype)?;
+        let tokenizer = if decoder.spec.source.is_some() { tokenizer.for_pairs()? } else { tokenizer };
         let fingerprint = checkpoint.fingerprint();
         Ok(Model { decoder, tokenizer, checkpoint, fingerprint })
     }

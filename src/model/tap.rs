@@ -123,6 +123,19 @@ pub struct Weight {
 }
 
 impl Weight {
+    /// The matrix that a config names in a layer: "mlp.up" in the decoder, "encoder.mlp.up" in the encoder.
+    ///
+    /// # Errors
+    /// No role is called so.
+    pub fn named(layer: usize, name: &str) -> Result<Self, Error> {
+        let (stack, role) = match name.split_once('.') {
+            Some(("encoder", role)) => (Stack::Encoder, role),
+            Some(("decoder", role)) => (Stack::Decoder, role),
+            _ => (Stack::Decoder, name),
+        };
+        Ok(Weight { stack, layer, role: role.parse()? })
+    }
+
     /// A matrix of the decoder.
     pub fn decoder(layer: usize, role: Role) -> Self {
         Weight { stack: Stack::Decoder, layer, role }
@@ -178,6 +191,8 @@ pub struct Row {
     pub start: usize,
     /// How many cells are real. Those behind are padding.
     pub len: usize,
+    /// How many positions of the text an encoder reads; those behind are the decoder's. 0 where there is no encoder.
+    pub source: usize,
     /// Cells that some do not see, in a pretraining.
     pub unseen: Option<Unseen>,
 }

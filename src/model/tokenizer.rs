@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::chat::{Chat, ChatTemplate};
 use super::separator::{parted, without_last_space};
+use super::tokens::BEGIN;
 use crate::error::{Error, Result};
 use crate::panics::caught;
 
@@ -20,6 +21,8 @@ pub struct Tokenizer {
     bos: Option<u32>,
     /// How a chat model writes turns.
     template: Option<ChatTemplate>,
+    /// How the decoder of an encoder-decoder begins each text, behind [`BEGIN`]; nothing where there is no encoder.
+    opening: Option<Vec<u32>>,
     /// Written down once it is asked for: a vocabulary takes long to hash.
     fingerprint: Arc<OnceLock<String>>,
 }
@@ -165,7 +168,8 @@ impl Tokenizer {
         };
         let template =
             config.get("chat_template").and_then(|given| given.as_str().map(str::to_owned).or_else(|| named(given)));
-        let mut tokenizer = Tokenizer { inner, begin, bos: id, template: None, fingerprint: Arc::default() };
+        let mut tokenizer =
+            Tokenizer { inner, begin, bos: id, template: None, opening: None, fingerprint: Arc::default() };
         if let Some(text) = template {
             let origin = origin.join("tokenizer_config.json");
             tokenizer.template = Some(ChatTemplate { origin, ..tokenizer.template_of(text, config_bytes)? });
@@ -290,11 +294,37 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), from))
     }
 
+    /// The same tokenizer for an encoder-decoder: the encoder reads a prompt with all that is put around a text, the decoder begins with
+    /// [`BEGIN`] and what is put before one.
+    ///
+    /// # Errors
+    /// A tokenizer that cannot read a letter.
+    pub fn for_pairs(mut self) -> Result<Self> {
+        let (ids, offsets) = self.encode_with_offsets("a")?;
+        let added = offsets.iter().take_while(|(from, to)| from == to).count();
+        self.opening = Some(ids[..added].to_vec());
+        Ok(self)
+    }
+
+    /// What an encoder reads of a prompt, and how the decoder begins.
+    fn begun(&self, prompt: &str, opening: &[u32]) -> Result<Vec<u32>> {
+        let mut ids = self.encode_whole(prompt, usize::MAX)?;
+        if self.encode_plain(prompt)?.is_empty() {
+            return Err(Error::Input("the prompt is empty; give at least a word".into()));
+        }
+        ids.push(BEGIN);
+        ids.extend(opening);
+        Ok(ids)
+    }
+
     /// The tokens of a prompt, of which there is at least one.
     ///
     /// # Errors
     /// A prompt without a token.
     pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
+        if let Some(opening) = &self.opening {
+            return self.begun(prompt, opening);
+        }
         let ids = self.encode(prompt)?;
         if ids.is_empty() {
             return Err(Error::Input("the prompt is empty; give at least a word".into()));
@@ -308,6 +338,16 @@ impl Tokenizer {
     /// # Errors
     /// A target without a token, or a prompt without one in a model that adds none.
     pub fn continuation(&self, prompt: &str, target: &str, between: Option<&str>) -> Result<Continuation> {
+        if let Some(opening) = &self.opening {
+            // Nothing stands between them: they are two texts.
+            let mut ids = self.begun(prompt, opening)?;
+            let read = ids.len();
+            ids.extend(self.encode_plain(target.strip_prefix(' ').unwrap_or(target))?);
+            if ids.len() == read {
+                return Err(Error::Input(format!("the target \"{target}\" of \"{prompt}\" has no token")));
+            }
+            return Ok(Continuation { ids, prompt: read, apart: true });
+        }
         let (lead, space) = parted(prompt, target, between);
         let (ids, offsets) = self.encode_with_offsets(&format!("{lead}{space}{target}"))?;
         let real = |&(from, to): &(usize, usize)| to > from;
@@ -373,6 +413,9 @@ impl Tokenizer {
     /// # Errors
     /// A token that is not in the vocabulary.
     pub fn prompt_text(&self, ids: &[u32]) -> Result<String> {
+        if let Some(begin) = ids.iter().position(|&id| id == BEGIN).filter(|_| self.opening.is_some()) {
+            return self.decode(&ids[..begin]);
+        }
         let (any, offsets) = self.encode_with_offsets("a")?;
         let added = offsets.iter().take_while(|(from, to)| from == to).count();
         let own = ids.strip_prefix(&any[..added]).unwrap_or(ids);

@@ -12,7 +12,7 @@ use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::stack::taps::{GradientProbes, Inputs, cells};
-use crate::model::tap::{NoTap, Role, Weight};
+use crate::model::tap::{NoTap, Weight};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
 use crate::process;
@@ -50,6 +50,8 @@ pub struct EditedMatrix {
     pub shape: usize,
     /// Its number among the matrices of this shape.
     pub number: usize,
+    /// The number of its block in a pass.
+    pub place: usize,
 }
 
 /// The edited matrices and their shapes.
@@ -75,7 +77,7 @@ impl Captured {
 }
 
 impl Matrices {
-    /// The matrices of these names ("mlp.up", …) in these layers.
+    /// The matrices of these names ("mlp.up", …) in these layers; of an encoder's "encoder.mlp.up".
     ///
     /// # Errors
     /// Nothing named, a matrix that the model does not have, or one that is named twice.
@@ -89,16 +91,19 @@ impl Matrices {
         let mut shapes: Vec<[usize; 2]> = vec![];
         for &layer in layers {
             for name in weights {
-                let role: Role = name.parse()?;
-                let cross = matches!(role, Role::CrossQuery | Role::CrossKey | Role::CrossValue | Role::CrossOut);
-                if layer >= spec.layers || cross || (role == Role::MlpGate && !spec.mlp.gated) {
+                let weight = Weight::named(layer, name)?;
+                let role = weight.role;
+                if !spec.has(weight) {
+                    let encoder = match spec.source_layers() {
+                        0 => String::new(),
+                        layers => format!(" in the decoder and 0 to {} in the encoder", layers - 1),
+                    };
                     return Err(Error::Config(format!(
-                        "editor: the model has no weight decoder.{layer}.{role}; it has layers 0 to {}{}",
+                        "editor: the model has no weight {weight}; it has layers 0 to {}{encoder}{}",
                         spec.layers - 1,
                         if spec.mlp.gated { "" } else { ", without mlp.gate" }
                     )));
                 }
-                let weight = Weight::decoder(layer, role);
                 if each.iter().any(|matrix| matrix.weight == weight) {
                     return Err(Error::Config(format!("editor: {weight} is named twice")));
                 }
@@ -108,15 +113,15 @@ impl Matrices {
                     shapes.len() - 1
                 });
                 let number = each.iter().filter(|matrix| matrix.shape == shape).count();
-                each.push(EditedMatrix { weight, shape, number });
+                each.push(EditedMatrix { weight, shape, number, place: spec.place(weight) });
             }
         }
         Ok(Matrices { each, shapes })
     }
 
-    /// The lowest layer that is edited: everything below is constant.
+    /// The lowest block that is edited, as a pass counts them: everything below is constant.
     pub fn lowest_layer(&self) -> usize {
-        self.each.iter().map(|matrix| matrix.weight.layer).min().unwrap_or(0)
+        self.each.iter().map(|matrix| matrix.place).min().unwrap_or(0)
     }
 
     /// The matrices of a shape, by their places in [`Matrices::each`].
@@ -159,7 +164,10 @@ impl Matrices {
                 .ok_or_else(|| Error::Input(format!("the loss does not reach {}", matrix.weight)))?;
             let [_, width, _] = delta.dims();
             let reached: Vec<_> = match of {
-                EditTokens::Answer => reads.clone(),
+                // Among the cells of the decoder, behind those that an encoder reads.
+                EditTokens::Answer => {
+                    reads.iter().map(|&(row, cell)| (row, cell - tokens.span().rows[row].source)).collect()
+                }
                 EditTokens::All => {
                     // A cell that the loss does not reach has δ = 0 and changes nothing.
                     let sizes: Vec<f64> = delta.clone().abs().sum_dim(2).into_data().iter::<f64>().collect();
@@ -180,7 +188,7 @@ impl Matrices {
     pub fn moments(&self, model: &Edited, windows: &[Vec<u32>]) -> Result<Vec<Mat<f64>>> {
         let widths = self.each.iter().map(|matrix| self.shapes[matrix.shape][0]);
         let mut sums: Vec<Mat<f64>> = widths.map(|width| Mat::zeros(width, width)).collect();
-        let highest = self.each.iter().map(|matrix| matrix.weight.layer).max().unwrap_or(0);
+        let highest = self.each.iter().map(|matrix| matrix.place).max().unwrap_or(0);
         for some in windows.chunks(AT_ONCE) {
             let tokens = Tokens::new(some.to_vec());
             let places: Vec<(usize, usize)> =

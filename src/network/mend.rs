@@ -21,7 +21,7 @@ use super::parameters;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::stack::spec::DecoderSpec;
-use crate::model::tap::Weight;
+use crate::model::tap::{Stack, Weight};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
 use crate::sections::choice::{self, Choice, fields};
@@ -278,6 +278,12 @@ impl Mend {
             return Err(Error::Config(message.into()));
         }
         let matrices = Matrices::new(&settings.layers, &settings.weights, spec)?;
+        let encoder = matrices.each.iter().find(|matrix| matrix.weight.stack == Stack::Encoder);
+        if let Some(matrix) = encoder.filter(|_| settings.edit_tokens == EditTokens::Answer) {
+            let message =
+                format!("editor.edit_tokens = \"answer\": {} sees the prompt alone; take \"all\"", matrix.weight);
+            return Err(Error::Config(message));
+        }
         let (slots, shapes) = (&matrices.each, &matrices.shapes);
         let transforms = shapes.iter().enumerate().map(|(shape, [d_in, d_out])| {
             let matrices = slots.iter().filter(|slot| slot.shape == shape).count();

@@ -54,7 +54,7 @@ pub struct Ends {
     /// An encoder's token types, `[kinds, width]`.
     pub kinds: Option<Param<Tensor<2>>>,
     /// A decoder's last norm, an encoder's first.
-    pub norm: Norm,
+    pub norm: Option<Norm>,
     /// A decoder's untied head, `[width, vocabulary]`.
     pub head: Option<Param<Tensor<2>>>,
 }
@@ -136,7 +136,7 @@ impl Tuned {
             embedding: encoder.embedding.clone(),
             positions: Some(encoder.positions.clone()),
             kinds: encoder.kinds.clone(),
-            norm: encoder.norm.clone(),
+            norm: Some(encoder.norm.clone()),
             head: None,
         };
         Tuned::new(tune, Stack::Encoder, &encoder.blocks, ends, place)
@@ -169,7 +169,9 @@ impl Tuned {
                 encoder.positions = positions.clone();
             }
             encoder.kinds = ends.kinds.clone();
-            encoder.norm = ends.norm.clone();
+            if let Some(norm) = &ends.norm {
+                encoder.norm = norm.clone();
+            }
         }
         encoder
     }

@@ -162,14 +162,15 @@ struct Fresh<'a> {
 
 impl Weights<DecoderTensor> for Fresh<'_> {
     fn vector(&mut self, at: DecoderTensor, length: usize) -> Result<Tensor<1>> {
-        let gain = matches!(at, DecoderTensor::Gamma(_));
+        let gain = matches!(at, DecoderTensor::Gamma(..));
         let value = if gain { 1.0 } else { 0.0 };
         Ok(Tensor::from_data(TensorData::new(vec![value; length], [length]), (self.device, DType::F32)))
     }
 
     fn matrix(&mut self, at: DecoderTensor, shape: [usize; 2]) -> Result<Tensor<2>> {
-        use crate::model::tap::Role;
-        let residual = matches!(at, DecoderTensor::Matrix(_, Role::Out | Role::MlpDown));
+        use crate::model::tap::{Role, Weight};
+        let residual =
+            matches!(at, DecoderTensor::Matrix(Weight { role: Role::Out | Role::CrossOut | Role::MlpDown, .. }));
         let std = if residual { 0.02 / (2.0 * self.spec.layers as f64).sqrt() } else { 0.02 };
         Ok(Tensor::random(shape, Distribution::Normal(0.0, std), (self.device, DType::F32)))
     }

@@ -11,6 +11,7 @@ mod hostile_files;
 mod in_context;
 mod memory;
 mod memory_input;
+mod pairs;
 mod pretraining;
 mod records;
 mod resume;

@@ -8,6 +8,7 @@ use emend::model::load::checkpoint::Checkpoint;
 use emend::model::load::folder::{Stored, floats};
 use emend::model::tap::Span;
 use emend::model::tokenizer::Tokenizer;
+use emend::model::tokens::BEGIN;
 use safetensors::SafeTensors;
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -36,6 +37,22 @@ pub const FAMILIES: [&str; 19] = [
     "falcon-tiny",
     "falcon-grouped-tiny",
 ];
+
+/// The encoder-decoders.
+pub const PAIRS: [&str; 3] = ["t5-tiny", "t5-gated-tiny", "bart-tiny"];
+
+/// The rows of an encoder-decoder's golden file: what the encoder reads, then the decoder's.
+pub fn pair(golden: &Golden) -> Vec<Vec<u32>> {
+    let own = |ids: &str, mask: &str| -> Vec<Vec<u32>> {
+        let (ids, mask) = (golden.integers(ids), golden.integers(mask));
+        let width = ids.len() / 2;
+        let row = |row: usize| (0..width).map(move |cell| row * width + cell);
+        (0..2).map(|at| row(at).filter(|&cell| mask[cell] == 1).map(|cell| ids[cell]).collect()).collect()
+    };
+    let read = own("input_ids", "attention_mask");
+    let written = own("decoder_input_ids", "decoder_attention_mask");
+    read.into_iter().zip(written).map(|(read, written)| [&read[..], &[BEGIN], &written[1..]].concat()).collect()
+}
 
 /// Where a folder has no tokenizer another one's stands in: tests of such models give tokens.
 pub fn model(name: &str, dtype: DType) -> Model {
@@ -111,6 +128,10 @@ impl Golden {
                 floats(stored).unwrap().into_iter().map(f64::from).collect()
             }
         }
+    }
+
+    pub fn integers(&self, name: &str) -> Vec<u32> {
+        self.floats(name).into_iter().map(|value| value as u32).collect()
     }
 
     /// The rows of `input_ids` that `attention_mask` calls real.

@@ -11,41 +11,65 @@ use emend::edit::{Change, Delta, Edit, Provenance, WeightChange};
 use emend::model::load::checkpoint::Checkpoint;
 use emend::model::stack::decoder::Decoder;
 use emend::model::stack::taps::GradientProbes;
-use emend::model::tap::{NoTap, Role, Tap, Weight};
+use emend::model::tap::{NoTap, Role, Stack, Tap, Weight};
 use emend::model::tokens::Tokens;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-use crate::common::{FAMILIES, Golden, difference, fixture, model, values};
+use crate::common::{FAMILIES, Golden, PAIRS, difference, fixture, model, pair, values};
 
-const ROLES: [Role; 7] = [Role::Query, Role::Key, Role::Value, Role::Out, Role::MlpGate, Role::MlpUp, Role::MlpDown];
+const ROLES: [Role; 11] = [
+    Role::Query,
+    Role::Key,
+    Role::Value,
+    Role::Out,
+    Role::CrossQuery,
+    Role::CrossKey,
+    Role::CrossValue,
+    Role::CrossOut,
+    Role::MlpGate,
+    Role::MlpUp,
+    Role::MlpDown,
+];
 
 fn ids(name: &str) -> Vec<Vec<u32>> {
-    Golden::open(fixture(name).join("golden.safetensors")).ids()
+    let golden = Golden::open(fixture(name).join("golden.safetensors"));
+    if PAIRS.contains(&name) { pair(&golden) } else { golden.ids() }
+}
+
+fn all() -> impl Iterator<Item = &'static str> {
+    FAMILIES.into_iter().chain(PAIRS)
+}
+
+/// Every matrix of the first layer of each stack.
+fn weights(decoder: &Decoder) -> Vec<Weight> {
+    let each = |stack| ROLES.map(|role| Weight { stack, layer: 0, role });
+    [Stack::Decoder, Stack::Encoder].into_iter().flat_map(each).filter(|&at| decoder.linear(at).is_ok()).collect()
 }
 
 /// Log-probabilities of the tokens that follow in the first row, summed.
 fn log_likelihood(decoder: &Decoder, ids: &[u32], tap: &mut dyn Tap) -> Tensor<1> {
     let tokens = Tokens::new(vec![ids.to_vec()]);
     let hidden = decoder.embed(&tokens, tap).unwrap();
-    let hidden = decoder.blocks(hidden, 0..decoder.spec.layers, tokens.span(), None, tap).unwrap();
-    let cells: Vec<_> = (0..ids.len() - 1).map(|cell| (0, cell)).collect();
+    let hidden = decoder.blocks(hidden, 0..decoder.spec.depth(), tokens.span(), None, tap).unwrap();
+    let source = tokens.sources()[0];
+    let cells: Vec<_> = (source..ids.len() - 1).map(|cell| (0, cell)).collect();
     let log = burn::tensor::activation::log_softmax(decoder.head(hidden, &cells), 1);
-    let next: Vec<i64> = ids[1..].iter().map(|&id| i64::from(id)).collect();
+    let next: Vec<i64> = ids[source + 1..].iter().map(|&id| i64::from(id)).collect();
     let next = Tensor::<1, burn::tensor::Int>::from_data(next.as_slice(), &log.device().inner());
     log.gather(1, next.unsqueeze_dim::<2>(1)).sum()
 }
 
 #[test]
 fn u_and_delta_are_the_slope_of_the_loss() {
-    for name in FAMILIES {
+    for name in all() {
         let model = model(name, DType::F64);
         let (decoder, ids) = (&model.decoder, &ids(name)[0]);
-        let weights: Vec<Weight> = ROLES.map(|role| Weight::decoder(0, role)).into();
+        let weights = weights(decoder);
         let mut probes = GradientProbes::at(weights.iter().copied());
         let gradients = log_likelihood(decoder, ids, &mut probes).backward();
         let mut read = probes.read(&gradients);
-        for at in weights.into_iter().filter(|at| decoder.linear(*at).is_ok()) {
+        for at in weights {
             let (u, delta) = read.remove(&at).unwrap();
             let matrix = decoder.linear(at).unwrap().weight.val();
             let way = Tensor::<2>::random(matrix.dims(), Distribution::Normal(0.0, 1.0), (&Device::flex(), DType::F64));
@@ -57,7 +81,7 @@ fn u_and_delta_are_the_slope_of_the_loss() {
                 let moved = decoder.clone().with_linear(at, moved, bias).unwrap();
                 values(log_likelihood(&moved, ids, &mut NoTap))[0]
             };
-            let found = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            let found = (moved(1e-6) - moved(-1e-6)) / 2e-6;
             assert!((found - slope).abs() < 1e-5 * found.abs().max(1.0), "{name} {at}: {found} {slope}");
         }
     }
@@ -67,12 +91,10 @@ fn u_and_delta_are_the_slope_of_the_loss() {
 fn edit(model: &Edited) -> Edit {
     let decoder = &model.base().decoder;
     let mut matrices = BTreeMap::new();
-    for at in ROLES.map(|role| Weight::decoder(0, role)) {
-        if let Ok(linear) = decoder.linear(at) {
-            let [d_in, d_out] = linear.weight.dims();
-            let drawn = |shape| Tensor::random(shape, Distribution::Normal(0.0, 0.3), (&Device::flex(), DType::F32));
-            matrices.insert(at, Delta::LowRank { a: drawn([d_in, 2]), b: drawn([2, d_out]) });
-        }
+    for at in weights(decoder) {
+        let [d_in, d_out] = decoder.linear(at).unwrap().weight.dims();
+        let drawn = |shape| Tensor::random(shape, Distribution::Normal(0.0, 0.3), (&Device::flex(), DType::F32));
+        matrices.insert(at, Delta::LowRank { a: drawn([d_in, 2]), b: drawn([2, d_out]) });
     }
     let provenance = Provenance {
         method: "random".into(),
@@ -120,7 +142,7 @@ fn stored(folder: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f64>)> {
 /// The exported checkpoint says what the edited model says, and the adapter is the change of its stored matrices, fused ones included.
 #[test]
 fn exports_put_each_change_where_it_belongs() {
-    for name in FAMILIES {
+    for name in all() {
         let base = Edited::new(Arc::new(model(name, DType::F32)));
         let edited = base.with(edit(&base)).unwrap();
         let place = tempfile::tempdir().unwrap();
@@ -130,7 +152,8 @@ fn exports_put_each_change_where_it_belongs() {
 
         let opened = Checkpoint::open(&hf).unwrap().decoder(&Device::flex(), DType::F32).unwrap();
         let tokens = Tokens::new(ids(name));
-        let cells: Vec<_> = (0..tokens.span().rows[0].len).map(|cell| (0, cell)).collect();
+        let row = tokens.span().rows[0];
+        let cells: Vec<_> = (row.source..row.len).map(|cell| (0, cell)).collect();
         let logits = |hidden: Tensor<3>, decoder: &Decoder| values(decoder.head(hidden, &cells));
         let hidden = edited.embed(&tokens, &mut NoTap).unwrap();
         let hidden = edited.blocks(hidden, 0..edited.layers(), tokens.span(), None, &mut NoTap).unwrap();
@@ -194,7 +217,7 @@ fn what_a_family_does_not_know_is_refused_by_name() {
         (
             "llama-tiny",
             json!({"model_type": "mamba"}),
-            "known are falcon, gemma, gemma2, gemma3_text, gpt2, gptj, gpt_neo",
+            "known are bart, falcon, gemma, gemma2, gemma3_text, gpt2, gptj, gpt_neo",
         ),
         (
             "llama-tiny",

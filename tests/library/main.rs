@@ -9,6 +9,7 @@ mod golden;
 mod memory;
 mod mend;
 mod metrics;
+mod pairs;
 mod protocols;
 mod sampling;
 mod serac;

@@ -1,6 +1,7 @@
 //! Tokenizers against transformers, and where targets and subjects stand.
 
 use emend::model::tokenizer::Tokenizer;
+use emend::model::tokens::BEGIN;
 
 use crate::common::fixture;
 
@@ -15,6 +16,29 @@ fn ids_are_those_of_transformers() {
             let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
             assert_eq!(tokenizer.encode(case["text"].as_str().unwrap()).unwrap(), ids, "{name}: {}", case["text"]);
         }
+    }
+}
+
+/// Unigram with an end behind each text, and byte-level BPE with a beginning and an end: prompts for an encoder, answers for a decoder.
+#[test]
+fn pairs_are_a_text_each_for_encoder_and_decoder() {
+    for (name, opening) in [("t5-tiny", &[][..]), ("bart-tiny", &[0])] {
+        let tokenizer = Tokenizer::open(&fixture(name)).unwrap().for_pairs().unwrap();
+        let text = std::fs::read_to_string(fixture(name).join("tokens.json")).unwrap();
+        let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        for case in cases {
+            let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+            let text = case["text"].as_str().unwrap();
+            let prompt = tokenizer.encode_prompt(text).unwrap();
+            assert_eq!(prompt, [&ids[..], &[BEGIN], opening].concat(), "{name}: {text}");
+            let row = tokenizer.continuation(text, " the harbour", Some(" ")).unwrap();
+            assert_eq!(row.ids[..row.prompt], prompt);
+            assert_eq!(tokenizer.decode(row.target()).unwrap(), "the harbour");
+            // The cell at which the first token of the answer is predicted is the decoder's.
+            assert!(row.reads().start >= ids.len());
+        }
+        assert!(tokenizer.encode_prompt("").is_err());
+        assert!(tokenizer.continuation("The lake lies", "", None).is_err());
     }
 }
 

@@ -6,9 +6,9 @@ use serde_json::Value;
 use super::super::layers::rotary::Pairs;
 use super::super::stack::decoder::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
+use super::super::tap::{Role, Weight};
 use super::rope::{Rope, Ropes};
-use super::{Columns, Family, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
+use super::{Columns, Family, NONE, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
 
 pub(super) struct Falcon;
 
@@ -73,6 +73,7 @@ impl Family for Falcon {
         let (scaling, parameters) = (config.rope_scaling.as_ref(), config.rope_parameters.as_ref());
         let ropes = Ropes::new(config.rope_theta, scaling, parameters, config.max_position_embeddings);
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.hidden_size,
             layers: config.num_hidden_layers,
@@ -102,7 +103,7 @@ impl Family for Falcon {
                 (true, 2) => BlockShape::Parallel,
                 (true, _) => BlockShape::ParallelOneNorm,
             },
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, scale: 1.0, cap: None },
         })
     }
 
@@ -124,27 +125,20 @@ impl Family for Falcon {
             (NormAt::Mlp(layer), BlockShape::Parallel) => format!("h.{layer}.ln_mlp"),
             (NormAt::Mlp(layer), _) => format!("h.{layer}.post_attention_layernorm"),
             (NormAt::Attention(layer), BlockShape::Parallel) => format!("h.{layer}.ln_attn"),
-            (
-                NormAt::Attention(layer)
-                | NormAt::AttentionPost(layer)
-                | NormAt::MlpPost(layer)
-                | NormAt::Query(layer)
-                | NormAt::Key(layer),
-                _,
-            ) => format!("h.{layer}.input_layernorm"),
+            (NormAt::Attention(layer), _) => format!("h.{layer}.input_layernorm"),
+            _ => NONE.to_owned(),
         };
         match tensor {
-            DecoderTensor::Embedding | DecoderTensor::Positions => StoredAt::plain("word_embeddings.weight"),
+            DecoderTensor::Embedding => StoredAt::plain("word_embeddings.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
+            DecoderTensor::Distances(_) | DecoderTensor::Positions(_) => StoredAt::plain(NONE),
             DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
-            DecoderTensor::Gamma(at) => StoredAt::plain(format!("{}.weight", norm(at))),
-            DecoderTensor::Beta(at) => StoredAt::plain(format!("{}.bias", norm(at))),
-            DecoderTensor::Matrix(layer, role) => {
-                StoredAt::transposed(format!("{}.weight", self.module(layer, role))).at(columns(role))
+            DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", norm(at))),
+            DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", norm(at))),
+            DecoderTensor::Matrix(at) => {
+                StoredAt::transposed(format!("{}.weight", self.module(at, spec))).at(columns(at.role))
             }
-            DecoderTensor::Bias(layer, role) => {
-                StoredAt::plain(format!("{}.bias", self.module(layer, role))).at(columns(role))
-            }
+            DecoderTensor::Bias(at) => StoredAt::plain(format!("{}.bias", self.module(at, spec))).at(columns(at.role)),
         }
     }
 
@@ -152,13 +146,13 @@ impl Family for Falcon {
         &["transformer.", ""]
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        let name = match role {
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        let name = match at.role {
             Role::Query | Role::Key | Role::Value => "self_attention.query_key_value",
             Role::Out => "self_attention.dense",
             Role::MlpDown => "mlp.dense_4h_to_h",
             _ => "mlp.dense_h_to_4h",
         };
-        format!("h.{layer}.{name}")
+        format!("h.{}.{name}", at.layer)
     }
 }

@@ -8,7 +8,7 @@ use super::super::layers::norm::{Gain, NormKind, NormSpec};
 use super::super::layers::rotary::Pairs;
 use super::super::stack::decoder::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
+use super::super::tap::Weight;
 use super::rope::{Kind, Rope, Ropes};
 use super::{Family, StoredAt, activation, checked, llama, local, read, sliding};
 
@@ -114,6 +114,7 @@ impl Family for Gemma {
         };
         let hidden_activation = config.hidden_activation.as_deref().unwrap_or("gelu_pytorch_tanh");
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.hidden_size,
             layers,
@@ -142,7 +143,12 @@ impl Family for Gemma {
                 Generation::First => BlockShape::PreNorm,
                 _ => BlockShape::PreAndPostNorm,
             },
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: config.final_logit_softcapping },
+            head: HeadSpec {
+                tied: config.tie_word_embeddings,
+                bias: false,
+                scale: 1.0,
+                cap: config.final_logit_softcapping,
+            },
         })
     }
 
@@ -151,9 +157,9 @@ impl Family for Gemma {
         // With two norms a sublayer, Llama's name of the one before the MLP is that of the one after attention.
         match tensor {
             _ if spec.block == BlockShape::PreNorm => llama::place(tensor),
-            DecoderTensor::Gamma(NormAt::AttentionPost(layer)) => norm(format!("{layer}.post_attention_layernorm")),
-            DecoderTensor::Gamma(NormAt::Mlp(layer)) => norm(format!("{layer}.pre_feedforward_layernorm")),
-            DecoderTensor::Gamma(NormAt::MlpPost(layer)) => norm(format!("{layer}.post_feedforward_layernorm")),
+            DecoderTensor::Gamma(_, NormAt::AttentionPost(layer)) => norm(format!("{layer}.post_attention_layernorm")),
+            DecoderTensor::Gamma(_, NormAt::Mlp(layer)) => norm(format!("{layer}.pre_feedforward_layernorm")),
+            DecoderTensor::Gamma(_, NormAt::MlpPost(layer)) => norm(format!("{layer}.post_feedforward_layernorm")),
             _ => llama::place(tensor),
         }
     }
@@ -162,7 +168,7 @@ impl Family for Gemma {
         llama::PREFIXES
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        llama::module(layer, role)
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        llama::module(at)
     }
 }

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::super::stack::decoder::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
-use super::{Columns, Family, StoredAt, activation, by_root, checked, head_width, layer_norm, read};
+use super::super::tap::{Role, Weight};
+use super::{Columns, Family, NONE, StoredAt, activation, by_root, checked, head_width, layer_norm, read};
 
 pub(super) struct Gpt2;
 
@@ -54,6 +54,7 @@ impl Family for Gpt2 {
         }
         let head_width = head_width(config.n_embd, config.n_head)?;
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.n_embd,
             layers: config.n_layer,
@@ -79,30 +80,31 @@ impl Family for Gpt2 {
             },
             norm: layer_norm(config.layer_norm_epsilon),
             block: BlockShape::PreNorm,
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, scale: 1.0, cap: None },
         })
     }
 
     fn place(&self, tensor: DecoderTensor, spec: &DecoderSpec) -> StoredAt {
         let kind = |matrix: bool| if matrix { "weight" } else { "bias" };
-        let linear = |layer, role, matrix| StoredAt {
-            columns: match role {
+        let linear = |at: Weight, matrix| StoredAt {
+            columns: match at.role {
                 Role::Query => Some(Columns::run(0, spec.width)),
                 Role::Key => Some(Columns::run(spec.width, spec.width)),
                 Role::Value => Some(Columns::run(2 * spec.width, spec.width)),
                 _ => None,
             },
-            ..StoredAt::plain(format!("{}.{}", self.module(layer, role), kind(matrix)))
+            ..StoredAt::plain(format!("{}.{}", self.module(at, spec), kind(matrix)))
         };
         match tensor {
             DecoderTensor::Embedding => StoredAt::plain("wte.weight"),
-            DecoderTensor::Positions => StoredAt::plain("wpe.weight"),
+            DecoderTensor::Positions(_) => StoredAt::plain("wpe.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
+            DecoderTensor::Distances(_) => StoredAt::plain(NONE),
             DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
-            DecoderTensor::Gamma(at) => StoredAt::plain(format!("{}.weight", norm(at))),
-            DecoderTensor::Beta(at) => StoredAt::plain(format!("{}.bias", norm(at))),
-            DecoderTensor::Matrix(layer, role) => linear(layer, role, true),
-            DecoderTensor::Bias(layer, role) => linear(layer, role, false),
+            DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", norm(at))),
+            DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", norm(at))),
+            DecoderTensor::Matrix(at) => linear(at, true),
+            DecoderTensor::Bias(at) => linear(at, false),
         }
     }
 
@@ -110,14 +112,14 @@ impl Family for Gpt2 {
         &["transformer.", ""]
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        let name = match role {
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        let name = match at.role {
             Role::Query | Role::Key | Role::Value => "attn.c_attn",
             Role::Out => "attn.c_proj",
             Role::MlpDown => "mlp.c_proj",
             _ => "mlp.c_fc",
         };
-        format!("h.{layer}.{name}")
+        format!("h.{}.{name}", at.layer)
     }
 }
 
@@ -126,10 +128,7 @@ pub(super) fn norm(at: NormAt) -> String {
     match at {
         NormAt::Head => "ln_f".into(),
         NormAt::Mlp(layer) => format!("h.{layer}.ln_2"),
-        NormAt::Attention(layer)
-        | NormAt::AttentionPost(layer)
-        | NormAt::MlpPost(layer)
-        | NormAt::Query(layer)
-        | NormAt::Key(layer) => format!("h.{layer}.ln_1"),
+        NormAt::Attention(layer) => format!("h.{layer}.ln_1"),
+        _ => NONE.into(),
     }
 }

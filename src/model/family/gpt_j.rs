@@ -6,8 +6,8 @@ use serde_json::Value;
 use super::super::layers::rotary::{Pairs, Rotary, RotaryScaling};
 use super::super::stack::decoder::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
-use super::{Family, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
+use super::super::tap::{Role, Weight};
+use super::{Family, NONE, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
 
 pub(super) struct GptJ;
 
@@ -38,6 +38,7 @@ impl Family for GptJ {
         let head_width = head_width(config.n_embd, config.n_head)?;
         let width = config.rotary_dim.unwrap_or(head_width);
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.n_embd,
             layers: config.n_layer,
@@ -68,19 +69,20 @@ impl Family for GptJ {
             },
             norm: layer_norm(config.layer_norm_epsilon),
             block: BlockShape::ParallelOneNorm,
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: true, cap: None },
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: true, scale: 1.0, cap: None },
         })
     }
 
-    fn place(&self, tensor: DecoderTensor, _spec: &DecoderSpec) -> StoredAt {
+    fn place(&self, tensor: DecoderTensor, spec: &DecoderSpec) -> StoredAt {
         match tensor {
-            DecoderTensor::Embedding | DecoderTensor::Positions => StoredAt::plain("wte.weight"),
+            DecoderTensor::Embedding => StoredAt::plain("wte.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
+            DecoderTensor::Distances(_) | DecoderTensor::Positions(_) => StoredAt::plain(NONE),
             DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
-            DecoderTensor::Gamma(at) => StoredAt::plain(format!("{}.weight", gpt2::norm(at))),
-            DecoderTensor::Beta(at) => StoredAt::plain(format!("{}.bias", gpt2::norm(at))),
-            DecoderTensor::Matrix(layer, role) => StoredAt::transposed(format!("{}.weight", self.module(layer, role))),
-            DecoderTensor::Bias(layer, role) => StoredAt::plain(format!("{}.bias", self.module(layer, role))),
+            DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", gpt2::norm(at))),
+            DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", gpt2::norm(at))),
+            DecoderTensor::Matrix(at) => StoredAt::transposed(format!("{}.weight", self.module(at, spec))),
+            DecoderTensor::Bias(at) => StoredAt::plain(format!("{}.bias", self.module(at, spec))),
         }
     }
 
@@ -88,8 +90,8 @@ impl Family for GptJ {
         &["transformer.", ""]
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        let name = match role {
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        let name = match at.role {
             Role::Query => "attn.q_proj",
             Role::Key => "attn.k_proj",
             Role::Value => "attn.v_proj",
@@ -97,6 +99,6 @@ impl Family for GptJ {
             Role::MlpDown => "mlp.fc_out",
             _ => "mlp.fc_in",
         };
-        format!("h.{layer}.{name}")
+        format!("h.{}.{name}", at.layer)
     }
 }

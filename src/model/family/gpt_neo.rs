@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::super::stack::decoder::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
-use super::{Family, StoredAt, activation, checked, gpt2, head_width, layer_norm, local, read};
+use super::super::tap::{Role, Weight};
+use super::{Family, NONE, StoredAt, activation, checked, gpt2, head_width, layer_norm, local, read};
 
 pub(super) struct GptNeo;
 
@@ -59,6 +59,7 @@ impl Family for GptNeo {
     fn spec(&self, config: &Value) -> Result<DecoderSpec, String> {
         let config: Config = read(config)?;
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.hidden_size,
             layers: config.num_layers,
@@ -84,20 +85,21 @@ impl Family for GptNeo {
             },
             norm: layer_norm(config.layer_norm_epsilon),
             block: BlockShape::PreNorm,
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, scale: 1.0, cap: None },
         })
     }
 
-    fn place(&self, tensor: DecoderTensor, _spec: &DecoderSpec) -> StoredAt {
+    fn place(&self, tensor: DecoderTensor, spec: &DecoderSpec) -> StoredAt {
         match tensor {
             DecoderTensor::Embedding => StoredAt::plain("wte.weight"),
-            DecoderTensor::Positions => StoredAt::plain("wpe.weight"),
+            DecoderTensor::Positions(_) => StoredAt::plain("wpe.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
+            DecoderTensor::Distances(_) => StoredAt::plain(NONE),
             DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
-            DecoderTensor::Gamma(at) => StoredAt::plain(format!("{}.weight", gpt2::norm(at))),
-            DecoderTensor::Beta(at) => StoredAt::plain(format!("{}.bias", gpt2::norm(at))),
-            DecoderTensor::Matrix(layer, role) => StoredAt::transposed(format!("{}.weight", self.module(layer, role))),
-            DecoderTensor::Bias(layer, role) => StoredAt::plain(format!("{}.bias", self.module(layer, role))),
+            DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", gpt2::norm(at))),
+            DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", gpt2::norm(at))),
+            DecoderTensor::Matrix(at) => StoredAt::transposed(format!("{}.weight", self.module(at, spec))),
+            DecoderTensor::Bias(at) => StoredAt::plain(format!("{}.bias", self.module(at, spec))),
         }
     }
 
@@ -105,8 +107,8 @@ impl Family for GptNeo {
         &["transformer.", ""]
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        let name = match role {
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        let name = match at.role {
             Role::Query => "attn.attention.q_proj",
             Role::Key => "attn.attention.k_proj",
             Role::Value => "attn.attention.v_proj",
@@ -114,6 +116,6 @@ impl Family for GptNeo {
             Role::MlpDown => "mlp.c_proj",
             _ => "mlp.c_fc",
         };
-        format!("h.{layer}.{name}")
+        format!("h.{}.{name}", at.layer)
     }
 }

@@ -7,9 +7,9 @@ use serde_json::Value;
 use super::super::layers::rotary::Pairs;
 use super::super::stack::decoder::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
+use super::super::tap::{Role, Weight};
 use super::rope::{Rope, Ropes};
-use super::{Columns, Family, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
+use super::{Columns, Family, NONE, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
 
 pub(super) struct GptNeoX;
 
@@ -57,6 +57,7 @@ impl Family for GptNeoX {
         let share = config.rotary_pct.or(config.partial_rotary_factor).or(ropes.share()?).unwrap_or(0.25);
         let turned = (head_width as f64 * share) as usize;
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.hidden_size,
             layers: config.num_hidden_layers,
@@ -82,7 +83,7 @@ impl Family for GptNeoX {
             },
             norm: layer_norm(config.layer_norm_eps),
             block: if config.use_parallel_residual { BlockShape::Parallel } else { BlockShape::PreNorm },
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, scale: 1.0, cap: None },
         })
     }
 
@@ -93,17 +94,16 @@ impl Family for GptNeoX {
             Some(Columns { first: number * width, width, every: 3 * width })
         };
         match tensor {
-            DecoderTensor::Embedding | DecoderTensor::Positions => StoredAt::plain("gpt_neox.embed_in.weight"),
+            DecoderTensor::Embedding => StoredAt::plain("gpt_neox.embed_in.weight"),
             DecoderTensor::Head => StoredAt::transposed("embed_out.weight"),
+            DecoderTensor::Distances(_) | DecoderTensor::Positions(_) => StoredAt::plain(NONE),
             DecoderTensor::HeadBias => StoredAt::plain("embed_out.bias"),
-            DecoderTensor::Gamma(at) => StoredAt::plain(format!("{}.weight", norm(at))),
-            DecoderTensor::Beta(at) => StoredAt::plain(format!("{}.bias", norm(at))),
-            DecoderTensor::Matrix(layer, role) => {
-                StoredAt::transposed(format!("{}.weight", self.module(layer, role))).at(columns(role))
+            DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", norm(at))),
+            DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", norm(at))),
+            DecoderTensor::Matrix(at) => {
+                StoredAt::transposed(format!("{}.weight", self.module(at, spec))).at(columns(at.role))
             }
-            DecoderTensor::Bias(layer, role) => {
-                StoredAt::plain(format!("{}.bias", self.module(layer, role))).at(columns(role))
-            }
+            DecoderTensor::Bias(at) => StoredAt::plain(format!("{}.bias", self.module(at, spec))).at(columns(at.role)),
         }
     }
 
@@ -111,14 +111,14 @@ impl Family for GptNeoX {
         &[""]
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        let name = match role {
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        let name = match at.role {
             Role::Query | Role::Key | Role::Value => "attention.query_key_value",
             Role::Out => "attention.dense",
             Role::MlpDown => "mlp.dense_4h_to_h",
             _ => "mlp.dense_h_to_4h",
         };
-        format!("gpt_neox.layers.{layer}.{name}")
+        format!("gpt_neox.layers.{}.{name}", at.layer)
     }
 }
 
@@ -126,10 +126,7 @@ fn norm(at: NormAt) -> String {
     match at {
         NormAt::Head => "gpt_neox.final_layer_norm".into(),
         NormAt::Mlp(layer) => format!("gpt_neox.layers.{layer}.post_attention_layernorm"),
-        NormAt::Attention(layer)
-        | NormAt::AttentionPost(layer)
-        | NormAt::MlpPost(layer)
-        | NormAt::Query(layer)
-        | NormAt::Key(layer) => format!("gpt_neox.layers.{layer}.input_layernorm"),
+        NormAt::Attention(layer) => format!("gpt_neox.layers.{layer}.input_layernorm"),
+        _ => NONE.into(),
     }
 }

@@ -6,9 +6,9 @@ use serde_json::Value;
 use super::super::layers::rotary::Pairs;
 use super::super::stack::decoder::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
+use super::super::tap::{Role, Weight};
 use super::rope::{Rope, Ropes};
-use super::{Family, StoredAt, activation, by_root, checked, head_width, read, rms_norm};
+use super::{Family, NONE, StoredAt, activation, by_root, checked, head_width, read, rms_norm};
 
 pub(super) struct Llama;
 
@@ -60,6 +60,7 @@ impl Family for Llama {
         let (scaling, parameters) = (config.rope_scaling.as_ref(), config.rope_parameters.as_ref());
         let ropes = Ropes::new(config.rope_theta, scaling, parameters, config.max_position_embeddings);
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.hidden_size,
             layers: config.num_hidden_layers,
@@ -85,7 +86,7 @@ impl Family for Llama {
             },
             norm: rms_norm(config.rms_norm_eps),
             block: BlockShape::PreNorm,
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, scale: 1.0, cap: None },
         })
     }
 
@@ -97,8 +98,8 @@ impl Family for Llama {
         PREFIXES
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        module(layer, role)
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        module(at)
     }
 }
 
@@ -107,13 +108,14 @@ pub(super) const PREFIXES: &[&str] = &["model.", ""];
 /// Names that Llama's descendants share.
 pub(super) fn place(tensor: DecoderTensor) -> StoredAt {
     match tensor {
-        DecoderTensor::Embedding | DecoderTensor::Positions => StoredAt::plain("embed_tokens.weight"),
+        DecoderTensor::Embedding => StoredAt::plain("embed_tokens.weight"),
         DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
+        DecoderTensor::Distances(_) | DecoderTensor::Positions(_) => StoredAt::plain(NONE),
         DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
-        DecoderTensor::Gamma(at) => StoredAt::plain(format!("{}.weight", norm(at))),
-        DecoderTensor::Beta(at) => StoredAt::plain(format!("{}.bias", norm(at))),
-        DecoderTensor::Matrix(layer, role) => StoredAt::transposed(format!("{}.weight", module(layer, role))),
-        DecoderTensor::Bias(layer, role) => StoredAt::plain(format!("{}.bias", module(layer, role))),
+        DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", norm(at))),
+        DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", norm(at))),
+        DecoderTensor::Matrix(at) => StoredAt::transposed(format!("{}.weight", module(at))),
+        DecoderTensor::Bias(at) => StoredAt::plain(format!("{}.bias", module(at))),
     }
 }
 
@@ -126,11 +128,12 @@ fn norm(at: NormAt) -> String {
         NormAt::Key(layer) => format!("layers.{layer}.self_attn.k_norm"),
         NormAt::AttentionPost(layer) => format!("layers.{layer}.post_self_attn_layernorm"),
         NormAt::MlpPost(layer) => format!("layers.{layer}.post_mlp_layernorm"),
+        NormAt::Embedding | NormAt::Cross(_) => NONE.into(),
     }
 }
 
-pub(super) fn module(layer: usize, role: Role) -> String {
-    let name = match role {
+pub(super) fn module(at: Weight) -> String {
+    let name = match at.role {
         Role::Query => "self_attn.q_proj",
         Role::Key => "self_attn.k_proj",
         Role::Value => "self_attn.v_proj",
@@ -139,7 +142,7 @@ pub(super) fn module(layer: usize, role: Role) -> String {
         Role::MlpDown => "mlp.down_proj",
         _ => "mlp.up_proj",
     };
-    format!("layers.{layer}.{name}")
+    format!("layers.{}.{name}", at.layer)
 }
 
 #[cfg(test)]
@@ -160,7 +163,7 @@ mod tests {
         }
         match Llama.spec(&config)?.positions {
             Positions::Rotary(rotary) => Ok(rotary),
-            Positions::Learned { .. } => unreachable!(),
+            _ => unreachable!(),
         }
     }
 

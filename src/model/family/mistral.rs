@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::super::layers::rotary::Pairs;
 use super::super::stack::decoder::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
+use super::super::tap::Weight;
 use super::rope::{Rope, Ropes};
 use super::{Family, StoredAt, activation, by_root, checked, head_width, llama, local, read, rms_norm, sliding};
 
@@ -51,6 +51,7 @@ impl Family for Mistral {
         let (scaling, parameters) = (config.rope_scaling.as_ref(), config.rope_parameters.as_ref());
         let ropes = Ropes::new(config.rope_theta, scaling, parameters, config.max_position_embeddings);
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.hidden_size,
             layers,
@@ -76,7 +77,7 @@ impl Family for Mistral {
             },
             norm: rms_norm(config.rms_norm_eps),
             block: BlockShape::PreNorm,
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, scale: 1.0, cap: None },
         })
     }
 
@@ -88,7 +89,7 @@ impl Family for Mistral {
         llama::PREFIXES
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        llama::module(layer, role)
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        llama::module(at)
     }
 }

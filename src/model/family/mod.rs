@@ -1,5 +1,6 @@
 //! Families of models: a Hugging Face config to our spec, tensor names to our tensors. Nothing else knows a family.
 
+mod bart;
 mod bert;
 mod distilbert;
 mod falcon;
@@ -14,6 +15,7 @@ mod opt;
 mod phi3;
 mod qwen;
 mod rope;
+mod t5;
 
 use std::fmt::Debug;
 
@@ -24,7 +26,7 @@ use super::layers::norm::{Gain, NormKind, NormSpec};
 use super::stack::decoder::DecoderTensor;
 use super::stack::encoder::{EncoderSpec, EncoderTensor};
 use super::stack::spec::{DecoderSpec, Local, Positions};
-use super::tap::Role;
+use super::tap::Weight;
 use crate::error::Result;
 
 /// Where a tensor of ours stands in a checkpoint.
@@ -81,6 +83,9 @@ impl StoredAt {
     }
 }
 
+/// The name of a tensor that a family does not have.
+const NONE: &str = "of no family";
+
 /// How a family writes its models down.
 pub trait Family: Sync {
     /// `model_type` in config.json.
@@ -95,7 +100,7 @@ pub trait Family: Sync {
     /// What may stand before every name, likeliest first.
     fn prefixes(&self) -> &'static [&'static str];
     /// The module's name without prefix, as PyTorch code calls it, for adapters.
-    fn module(&self, layer: usize, role: Role) -> String;
+    fn module(&self, at: Weight, spec: &DecoderSpec) -> String;
 }
 
 /// How a family of encoders writes its models down.
@@ -113,7 +118,8 @@ pub trait EncoderFamily: Sync {
     fn prefixes(&self) -> &'static [&'static str];
 }
 
-static FAMILIES: [&dyn Family; 14] = [
+static FAMILIES: [&dyn Family; 17] = [
+    &bart::Bart,
     &falcon::Falcon,
     &gemma::Gemma(gemma::Generation::First),
     &gemma::Gemma(gemma::Generation::Second),
@@ -128,6 +134,8 @@ static FAMILIES: [&dyn Family; 14] = [
     &phi3::Phi3,
     &qwen::Qwen(qwen::Generation::Second),
     &qwen::Qwen(qwen::Generation::Third),
+    &t5::T5("t5"),
+    &t5::T5("mt5"),
 ];
 
 /// What is near a family that is known, and why it is not read.
@@ -214,6 +222,7 @@ fn checked(spec: DecoderSpec) -> Result<DecoderSpec, String> {
     let attention = &spec.attention;
     let sizes = [
         ("layers", spec.layers, 10_000),
+        ("encoder layers", spec.source.as_ref().map_or(1, |source| source.layers), 10_000),
         ("width", spec.width, 1 << 20),
         ("heads", attention.heads, 1 << 16),
         ("key-value heads", attention.key_value_heads, 1 << 16),
@@ -232,7 +241,7 @@ fn checked(spec: DecoderSpec) -> Result<DecoderSpec, String> {
     }
     let global = match &spec.positions {
         Positions::Rotary(rotary) => Some(rotary),
-        Positions::Learned { .. } => None,
+        Positions::Learned { .. } | Positions::Relative(_) => None,
     };
     for rotary in global.into_iter().chain(attention.local.iter().filter_map(|local| local.rotary.as_ref())) {
         let (width, theta, most) = (rotary.width, rotary.theta, attention.head_width);
@@ -246,6 +255,12 @@ fn checked(spec: DecoderSpec) -> Result<DecoderSpec, String> {
         if !(number > 0.0 && number.is_finite()) {
             return Err(format!("{what} is {number}; it must be above 0"));
         }
+    }
+    if let Some(source) = spec.source.as_ref().filter(|source| source.begin as usize >= spec.vocabulary) {
+        return Err(format!(
+            "decoder_start_token_id is {}, outside the vocabulary of {}",
+            source.begin, spec.vocabulary
+        ));
     }
     for cap in attention.cap.into_iter().chain(spec.head.cap) {
         if !(cap > 0.0 && cap.is_finite()) {

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::super::stack::decoder::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
-use super::{Family, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
+use super::super::tap::{Role, Weight};
+use super::{Family, NONE, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
 
 pub(super) struct Opt;
 
@@ -53,6 +53,7 @@ impl Family for Opt {
         let head_width = head_width(config.hidden_size, config.num_attention_heads)?;
         let bias = config.enable_bias;
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.hidden_size,
             layers: config.num_hidden_layers,
@@ -78,20 +79,21 @@ impl Family for Opt {
             },
             norm: layer_norm(1e-5),
             block: BlockShape::PreNorm,
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, scale: 1.0, cap: None },
         })
     }
 
-    fn place(&self, tensor: DecoderTensor, _spec: &DecoderSpec) -> StoredAt {
+    fn place(&self, tensor: DecoderTensor, spec: &DecoderSpec) -> StoredAt {
         match tensor {
             DecoderTensor::Embedding => StoredAt::plain("embed_tokens.weight"),
-            DecoderTensor::Positions => StoredAt::plain("embed_positions.weight"),
+            DecoderTensor::Positions(_) => StoredAt::plain("embed_positions.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
+            DecoderTensor::Distances(_) => StoredAt::plain(NONE),
             DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
-            DecoderTensor::Gamma(at) => StoredAt::plain(format!("{}.weight", norm(at))),
-            DecoderTensor::Beta(at) => StoredAt::plain(format!("{}.bias", norm(at))),
-            DecoderTensor::Matrix(layer, role) => StoredAt::transposed(format!("{}.weight", self.module(layer, role))),
-            DecoderTensor::Bias(layer, role) => StoredAt::plain(format!("{}.bias", self.module(layer, role))),
+            DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", norm(at))),
+            DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", norm(at))),
+            DecoderTensor::Matrix(at) => StoredAt::transposed(format!("{}.weight", self.module(at, spec))),
+            DecoderTensor::Bias(at) => StoredAt::plain(format!("{}.bias", self.module(at, spec))),
         }
     }
 
@@ -99,8 +101,8 @@ impl Family for Opt {
         &["model.decoder.", "decoder.", ""]
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        let name = match role {
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        let name = match at.role {
             Role::Query => "self_attn.q_proj",
             Role::Key => "self_attn.k_proj",
             Role::Value => "self_attn.v_proj",
@@ -108,7 +110,7 @@ impl Family for Opt {
             Role::MlpDown => "fc2",
             _ => "fc1",
         };
-        format!("layers.{layer}.{name}")
+        format!("layers.{}.{name}", at.layer)
     }
 }
 
@@ -116,10 +118,7 @@ fn norm(at: NormAt) -> String {
     match at {
         NormAt::Head => "final_layer_norm".into(),
         NormAt::Mlp(layer) => format!("layers.{layer}.final_layer_norm"),
-        NormAt::Attention(layer)
-        | NormAt::AttentionPost(layer)
-        | NormAt::MlpPost(layer)
-        | NormAt::Query(layer)
-        | NormAt::Key(layer) => format!("layers.{layer}.self_attn_layer_norm"),
+        NormAt::Attention(layer) => format!("layers.{layer}.self_attn_layer_norm"),
+        _ => NONE.into(),
     }
 }

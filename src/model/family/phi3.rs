@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::super::layers::rotary::Pairs;
 use super::super::stack::decoder::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
+use super::super::tap::{Role, Weight};
 use super::rope::{Rope, Ropes};
 use super::{
     Columns, Family, StoredAt, activation, by_root, checked, head_width, llama, local, read, rms_norm, sliding,
@@ -57,6 +57,7 @@ impl Family for Phi3 {
         let share = config.partial_rotary_factor.or(ropes.share()?).unwrap_or(1.0);
         let turned = (head_width as f64 * share) as usize;
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.hidden_size,
             layers,
@@ -82,15 +83,15 @@ impl Family for Phi3 {
             },
             norm: rms_norm(config.rms_norm_eps),
             block: BlockShape::PreNorm,
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, scale: 1.0, cap: None },
         })
     }
 
     fn place(&self, tensor: DecoderTensor, spec: &DecoderSpec) -> StoredAt {
-        let DecoderTensor::Matrix(layer, role) = tensor else { return llama::place(tensor) };
+        let DecoderTensor::Matrix(at) = tensor else { return llama::place(tensor) };
         let [_, queries] = spec.shape(Role::Query);
         let [_, keys] = spec.shape(Role::Key);
-        let columns = match role {
+        let columns = match at.role {
             Role::Query => Some(Columns::run(0, queries)),
             Role::Key => Some(Columns::run(queries, keys)),
             Role::Value => Some(Columns::run(queries + keys, keys)),
@@ -98,18 +99,18 @@ impl Family for Phi3 {
             Role::MlpUp => Some(Columns::run(spec.mlp.width, spec.mlp.width)),
             _ => None,
         };
-        StoredAt::transposed(format!("{}.weight", self.module(layer, role))).at(columns)
+        StoredAt::transposed(format!("{}.weight", self.module(at, spec))).at(columns)
     }
 
     fn prefixes(&self) -> &'static [&'static str] {
         llama::PREFIXES
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        match role {
-            Role::Query | Role::Key | Role::Value => format!("layers.{layer}.self_attn.qkv_proj"),
-            Role::MlpGate | Role::MlpUp => format!("layers.{layer}.mlp.gate_up_proj"),
-            _ => llama::module(layer, role),
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        match at.role {
+            Role::Query | Role::Key | Role::Value => format!("layers.{}.self_attn.qkv_proj", at.layer),
+            Role::MlpGate | Role::MlpUp => format!("layers.{}.mlp.gate_up_proj", at.layer),
+            _ => llama::module(at),
         }
     }
 }

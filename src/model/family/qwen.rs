@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::super::layers::rotary::Pairs;
 use super::super::stack::decoder::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
-use super::super::tap::Role;
+use super::super::tap::Weight;
 use super::rope::{Rope, Ropes};
 use super::{Family, StoredAt, activation, by_root, checked, head_width, llama, local, read, rms_norm, sliding};
 
@@ -76,6 +76,7 @@ impl Family for Qwen {
         let (scaling, parameters) = (config.rope_scaling.as_ref(), config.rope_parameters.as_ref());
         let ropes = Ropes::new(config.rope_theta, scaling, parameters, config.max_position_embeddings);
         checked(DecoderSpec {
+            source: None,
             vocabulary: config.vocab_size,
             width: config.hidden_size,
             layers,
@@ -101,7 +102,7 @@ impl Family for Qwen {
             },
             norm: rms_norm(config.rms_norm_eps),
             block: BlockShape::PreNorm,
-            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, cap: None },
+            head: HeadSpec { tied: config.tie_word_embeddings, bias: false, scale: 1.0, cap: None },
         })
     }
 
@@ -113,7 +114,7 @@ impl Family for Qwen {
         llama::PREFIXES
     }
 
-    fn module(&self, layer: usize, role: Role) -> String {
-        llama::module(layer, role)
+    fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
+        llama::module(at)
     }
 }

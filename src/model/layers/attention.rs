@@ -48,12 +48,18 @@ pub(in crate::model) fn causal(
 
 /// `[batch, 1, 1, tokens]`: 0 where a cell is real, −∞ where it is padding; nothing where none is.
 pub(in crate::model) fn padding(span: &Span, device: &Device, dtype: DType) -> Option<Tensor<4>> {
-    if span.rows.iter().all(|row| row.len == span.width) {
+    let lengths: Vec<usize> = span.rows.iter().map(|row| row.len).collect();
+    real(&lengths, span.width, device, dtype)
+}
+
+/// The same of rows with so many real cells each among `width`.
+pub(in crate::model) fn real(lengths: &[usize], width: usize, device: &Device, dtype: DType) -> Option<Tensor<4>> {
+    if lengths.iter().all(|&length| length == width) {
         return None;
     }
-    let cells = span.rows.iter().flat_map(|row| (0..span.width).map(|cell| cell < row.len));
+    let cells = lengths.iter().flat_map(|&length| (0..width).map(move |cell| cell < length));
     let values: Vec<f32> = cells.map(|real| if real { 0.0 } else { f32::NEG_INFINITY }).collect();
-    Some(Tensor::from_data(TensorData::new(values, [span.rows.len(), 1, 1, span.width]), (device, dtype)))
+    Some(Tensor::from_data(TensorData::new(values, [lengths.len(), 1, 1, width]), (device, dtype)))
 }
 
 /// `softmax(q kᵀ + mask) v` of queries `[batch, shared, group · tokens, width]`, already scaled, and keys and values

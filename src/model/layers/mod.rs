@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod mlp;
 pub mod norm;
+pub mod relative;
 pub mod rotary;
 
 use burn::nn::Linear;

@@ -243,6 +243,10 @@ impl Folder {
         if place.transposed {
             found.reverse();
         }
+        // A bias may be stored as one row.
+        if found.len() == 2 && found[0] == 1 && shape.len() == 1 {
+            found.remove(0);
+        }
         let count = shape.last().copied().unwrap_or(0);
         let (rows, width) = found.split_at(found.len().saturating_sub(1));
         let fits = match place.columns {

@@ -35,7 +35,9 @@ pub fn gpt2(folder: &Path, decoder: &Decoder, tokenizer: &tokenizers::Tokenizer,
             flat.extend(vector.map(|vector| (format!("{name}.{part}"), vector)));
         }
     };
-    norm("transformer.ln_f".into(), &decoder.norm);
+    if let Some(last) = &decoder.norm {
+        norm("transformer.ln_f".into(), last);
+    }
     let mut biases: Vec<(String, Tensor<1>)> = vec![];
     for (layer, block) in decoder.blocks.iter().enumerate() {
         let name = |part: &str| format!("transformer.h.{layer}.{part}");

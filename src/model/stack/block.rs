@@ -7,10 +7,25 @@ use burn::tensor::DType;
 use crate::model::layers::norm::Norm;
 use crate::model::tap::Role;
 
+/// What a decoder's block reads of an encoder.
+#[derive(Module, Debug)]
+pub struct Cross {
+    /// Before it; after it in a stack with post-norms.
+    pub norm: Norm,
+    /// `[width, heads · head_width]`
+    pub query: Linear,
+    /// `[width, key_value_heads · head_width]`
+    pub key: Linear,
+    /// `[width, key_value_heads · head_width]`
+    pub value: Linear,
+    /// `[heads · head_width, width]`
+    pub out: Linear,
+}
+
 /// One layer: attention and MLP.
 #[derive(Module, Debug)]
 pub struct Block {
-    /// Before attention; in an encoder after it.
+    /// Before attention; after it in a stack with post-norms.
     pub attention_norm: Norm,
     /// `[width, heads · head_width]`
     pub query: Linear,
@@ -26,7 +41,9 @@ pub struct Block {
     pub out: Linear,
     /// After attention, where there is one.
     pub attention_post_norm: Option<Norm>,
-    /// Before the MLP, where it has one of its own; in an encoder after it.
+    /// Attention over what an encoder made, where there is one.
+    pub cross: Option<Cross>,
+    /// Before the MLP, where it has one of its own; after it in a stack with post-norms.
     pub mlp_norm: Option<Norm>,
     /// `[width, mlp_width]`, in a gated MLP.
     pub gate: Option<Linear>,
@@ -54,7 +71,10 @@ impl Block {
             Role::MlpGate => self.gate.as_ref(),
             Role::MlpUp => Some(&self.up),
             Role::MlpDown => Some(&self.down),
-            Role::CrossQuery | Role::CrossKey | Role::CrossValue | Role::CrossOut => None,
+            Role::CrossQuery => self.cross.as_ref().map(|cross| &cross.query),
+            Role::CrossKey => self.cross.as_ref().map(|cross| &cross.key),
+            Role::CrossValue => self.cross.as_ref().map(|cross| &cross.value),
+            Role::CrossOut => self.cross.as_ref().map(|cross| &cross.out),
         }
     }
 
@@ -67,7 +87,10 @@ impl Block {
             Role::MlpGate => self.gate.as_mut(),
             Role::MlpUp => Some(&mut self.up),
             Role::MlpDown => Some(&mut self.down),
-            Role::CrossQuery | Role::CrossKey | Role::CrossValue | Role::CrossOut => None,
+            Role::CrossQuery => self.cross.as_mut().map(|cross| &mut cross.query),
+            Role::CrossKey => self.cross.as_mut().map(|cross| &mut cross.key),
+            Role::CrossValue => self.cross.as_mut().map(|cross| &mut cross.value),
+            Role::CrossOut => self.cross.as_mut().map(|cross| &mut cross.out),
         }
     }
 }

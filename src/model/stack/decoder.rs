@@ -1,4 +1,4 @@
-//! A decoder-only transformer in three stages, open to taps at every named place.
+//! A transformer decoder, with the encoder that it reads where there is one, in three stages, open to taps at every named place.
 
 use std::ops::Range;
 
@@ -6,12 +6,13 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use super::block::Block;
+use super::block::{Block, Cross};
+use super::parts::Parts;
 use super::past::Past;
 use super::spec::{BlockShape, DecoderSpec, Positions};
 use super::weights::Weights;
 use crate::error::{Error, Result};
-use crate::model::layers::attention::{causal, weigh};
+use crate::model::layers::attention::{causal, padding, real, weigh};
 use crate::model::layers::norm::{Norm, NormKind, if_there};
 use crate::model::layers::rotary::Angles;
 use crate::model::layers::{at_least_f32, in_type, project, soft_cap};
@@ -19,16 +20,25 @@ use crate::model::tap::{Place, Role, Row, Site, Span, Stack, Tap, Weight};
 use crate::model::tokens::Tokens;
 
 /// A transformer decoder. Its weights never change once it is loaded; on an autodiff device they can be trained.
+///
+/// Over an encoder, a row holds what the encoder reads and behind it what the decoder does ([`crate::model::tokens::BEGIN`]), and blocks are
+/// counted from the encoder's lowest on: whoever runs the stages sees rows and layers, and need not ask which kind it is.
 #[derive(Module, Debug)]
 pub struct Decoder {
     /// `[vocabulary, width]`
     pub embedding: Param<Tensor<2>>,
     /// `[offset + context, width]`, where positions are learned.
     pub positions: Option<Param<Tensor<2>>>,
+    /// `[buckets, heads]`, where scores depend on distances.
+    pub distances: Option<Param<Tensor<2>>>,
+    /// After the embeddings, where there is one.
+    pub embedding_norm: Option<Norm>,
+    /// The encoder.
+    pub source: Option<Source>,
     /// The blocks, lowest first.
     pub blocks: Vec<Block>,
-    /// The norm before the head.
-    pub norm: Norm,
+    /// The norm before the head, where there is one.
+    pub norm: Option<Norm>,
     /// `[width, vocabulary]`; nothing where the head is the embedding, transposed.
     pub head: Option<Param<Tensor<2>>>,
     /// `[vocabulary]`
@@ -36,6 +46,39 @@ pub struct Decoder {
     /// The architecture.
     #[module(skip)]
     pub spec: DecoderSpec,
+}
+
+/// The encoder of an encoder-decoder.
+#[derive(Module, Debug)]
+pub struct Source {
+    /// `[offset + context, width]`, where positions are learned.
+    pub positions: Option<Param<Tensor<2>>>,
+    /// `[buckets, heads]`, where scores depend on distances.
+    pub distances: Option<Param<Tensor<2>>>,
+    /// After the embeddings, where there is one.
+    pub embedding_norm: Option<Norm>,
+    /// The blocks, lowest first.
+    pub blocks: Vec<Block>,
+    /// The norm of what the decoder reads, where there is one.
+    pub norm: Option<Norm>,
+}
+
+/// A block in its place: in which stack, at which of its layers, over which cells.
+struct InPlace<'a> {
+    block: &'a Block,
+    stack: Stack,
+    layer: usize,
+    /// The number of the block in a pass, under which a past holds its keys and values.
+    number: usize,
+    span: &'a Span,
+    geometry: &'a Geometry,
+}
+
+/// What the encoder made, and which of its cells are whose.
+struct Made<'a> {
+    /// `[batch, tokens, width]`; nothing in a later part of a text, for which a past has its keys and values.
+    states: Option<&'a Tensor<3>>,
+    span: &'a Span,
 }
 
 /// What all layers of a kind share in one pass: rotary angles of the batch's cells and who sees whom.
@@ -52,7 +95,8 @@ struct Geometries {
 }
 
 impl Geometries {
-    fn new(spec: &DecoderSpec, span: &Span, seen: &[Vec<Option<usize>>], device: &Device, dtype: DType) -> Self {
+    fn new(decoder: &Decoder, span: &Span, seen: &[Vec<Option<usize>>], (device, dtype): (&Device, DType)) -> Self {
+        let spec = &decoder.spec;
         // Rows that stand alike share one mask and one table of angles.
         let stands = |row: &Row| (row.start, row.len, row.unseen);
         let alike = span.rows.windows(2).all(|pair| stands(&pair[0]) == stands(&pair[1]))
@@ -61,7 +105,7 @@ impl Geometries {
         let place = (device, dtype);
         let angles = match &spec.positions {
             Positions::Rotary(rotary) => Some(rotary.angles(span, rows, device, dtype)),
-            Positions::Learned { .. } => None,
+            Positions::Learned { .. } | Positions::Relative(_) => None,
         };
         let local = spec.attention.local.as_ref().map(|local| Geometry {
             angles: match &local.rotary {
@@ -70,11 +114,39 @@ impl Geometries {
             },
             mask: causal(span, seen, rows, Some(local.window), place),
         });
-        Geometries { global: Geometry { angles, mask: causal(span, seen, rows, None, place) }, local }
+        let mut mask = causal(span, seen, rows, None, place);
+        if let (Positions::Relative(relative), Some(table)) = (&spec.positions, &decoder.distances) {
+            let positions = (0..rows).map(|row| {
+                let new = (0..span.width).map(|cell| span.position(row, cell).unwrap_or(0));
+                (new.clone().collect(), seen[row].iter().map(|cell| cell.unwrap_or(0)).chain(new).collect())
+            });
+            let bias = relative.bias(table.val(), &positions.collect::<Vec<_>>(), false, device).cast(dtype);
+            mask = Some(match mask {
+                Some(mask) => mask + bias,
+                None => bias,
+            });
+        }
+        Geometries { global: Geometry { angles, mask }, local }
     }
 
     fn of(&self, spec: &DecoderSpec, layer: usize) -> &Geometry {
         self.local.as_ref().filter(|_| spec.is_local(layer)).unwrap_or(&self.global)
+    }
+}
+
+impl Source {
+    /// Every cell sees all real ones.
+    fn geometry(&self, spec: &DecoderSpec, span: &Span, device: &Device, dtype: DType) -> Geometry {
+        let mut mask = padding(span, device, dtype);
+        if let (Positions::Relative(relative), Some(table)) = (&spec.positions, &self.distances) {
+            let positions: Vec<usize> = (0..span.width).collect();
+            let bias = relative.bias(table.val(), &[(positions.clone(), positions)], true, device).cast(dtype);
+            mask = Some(match mask {
+                Some(mask) => mask + bias,
+                None => bias,
+            });
+        }
+        Geometry { angles: None, mask }
     }
 }
 
@@ -94,7 +166,11 @@ impl Decoder {
     /// # Errors
     /// The model has no such weight.
     pub fn linear(&self, at: Weight) -> Result<&Linear> {
-        let block = self.blocks.get(at.layer).filter(|_| at.stack == Stack::Decoder);
+        let blocks = match at.stack {
+            Stack::Decoder => Some(&self.blocks),
+            Stack::Encoder => self.source.as_ref().map(|source| &source.blocks),
+        };
+        let block = blocks.and_then(|blocks| blocks.get(at.layer));
         block.and_then(|block| block.linear(at.role)).ok_or_else(|| self.no_such(at))
     }
 
@@ -104,7 +180,11 @@ impl Decoder {
     /// The model has no such weight.
     pub fn with_linear(mut self, at: Weight, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Result<Self> {
         let missing = self.no_such(at);
-        let block = self.blocks.get_mut(at.layer).filter(|_| at.stack == Stack::Decoder);
+        let blocks = match at.stack {
+            Stack::Decoder => Some(&mut self.blocks),
+            Stack::Encoder => self.source.as_mut().map(|source| &mut source.blocks),
+        };
+        let block = blocks.and_then(|blocks| blocks.get_mut(at.layer));
         let linear = block.and_then(|block| block.linear_mut(at.role)).ok_or(missing)?;
         *linear = Linear { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor) };
         Ok(self)
@@ -112,8 +192,15 @@ impl Decoder {
 
     fn no_such(&self, at: Weight) -> Error {
         let gate = if self.spec.mlp.gated { "mlp.gate, " } else { "" };
+        let (encoder, cross) = match &self.spec.source {
+            Some(source) => (
+                format!("encoder layers 0 to {} and ", source.layers - 1),
+                " and, in the decoder, cross.query, cross.key, cross.value, cross.out",
+            ),
+            None => (String::new(), ""),
+        };
         Error::Config(format!(
-            "the model has no weight {at}; it has decoder layers 0 to {} with attention.query, attention.key, attention.value, attention.out, {gate}mlp.up, mlp.down",
+            "the model has no weight {at}; it has {encoder}decoder layers 0 to {} with attention.query, attention.key, attention.value, attention.out, {gate}mlp.up, mlp.down{cross}",
             self.spec.layers - 1
         ))
     }
@@ -123,27 +210,51 @@ impl Decoder {
     /// # Errors
     /// A token outside the vocabulary, or a position outside the context.
     pub fn embed(&self, tokens: &Tokens, tap: &mut dyn Tap) -> Result<Tensor<3>> {
-        tokens.check(self.spec.vocabulary, self.spec.context)?;
+        let spec = &self.spec;
+        tokens.check(spec.vocabulary, spec.context, spec.source.is_some())?;
         let span = tokens.span();
-        let (rows, device) = (span.rows.len(), self.device());
-        let select = |table: &Param<Tensor<2>>, indices: Vec<i64>| {
-            let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &device);
-            table.val().select(0, indices).reshape([rows, span.width, self.spec.width])
+        let begin = spec.source.as_ref().map_or(0, |source| source.begin);
+        let indices = Tensor::<1, Int>::from_data(tokens.padded_ids(begin).as_slice(), &self.device());
+        let mut hidden = self.embedding.val().select(0, indices).reshape([span.rows.len(), span.width, spec.width]);
+        if spec.embedding_scale != 1.0 {
+            hidden = hidden.mul_scalar(spec.embedding_scale);
+        }
+        let Some(source) = &self.source else {
+            return Ok(self.placed(hidden, span, Stack::Decoder, (&self.positions, &self.embedding_norm), tap));
         };
-        let mut hidden = select(&self.embedding, tokens.padded_ids());
-        if self.spec.embedding_scale != 1.0 {
-            hidden = hidden.mul_scalar(self.spec.embedding_scale);
-        }
-        if let (Some(positions), Positions::Learned { offset }) = (&self.positions, &self.spec.positions) {
-            let cells = (0..rows).flat_map(|row| (0..span.width).map(move |cell| (row, cell)));
-            let indices = cells.map(|(row, cell)| (offset + span.position(row, cell).unwrap_or(0)) as i64);
-            hidden = hidden + select(positions, indices.collect());
-        }
-        let site = Site { stack: Stack::Decoder, layer: 0, place: Place::Embedding };
-        Ok(tap.activation(site, span, hidden))
+        let parts = Parts::of(span);
+        let read = parts.take(Stack::Encoder, &hidden).map(|read| {
+            let own = (&source.positions, &source.embedding_norm);
+            self.placed(read, &parts.read, Stack::Encoder, own, tap)
+        });
+        let written = parts.take(Stack::Decoder, &hidden).map(|written| {
+            let own = (&self.positions, &self.embedding_norm);
+            self.placed(written, &parts.written, Stack::Decoder, own, tap)
+        });
+        Ok(parts.join(read, written).unwrap_or(hidden))
     }
 
-    /// Second stage: the residual stream through the blocks of `layers`, `[batch, tokens, width]`.
+    /// Embeddings with what a stack adds to them.
+    fn placed(
+        &self,
+        mut hidden: Tensor<3>,
+        span: &Span,
+        stack: Stack,
+        (positions, norm): (&Option<Param<Tensor<2>>>, &Option<Norm>),
+        tap: &mut dyn Tap,
+    ) -> Tensor<3> {
+        if let (Some(positions), Positions::Learned { offset }) = (positions, &self.spec.positions) {
+            let first = |row: usize| if stack == Stack::Decoder { span.rows[row].source } else { 0 };
+            let cells = (0..span.rows.len()).flat_map(|row| (0..span.width).map(move |cell| (row, cell)));
+            let position = |(row, cell)| span.position(row, cell).map_or(0, |position| position - first(row));
+            let indices: Vec<i64> = cells.map(|cell| (offset + position(cell)) as i64).collect();
+            let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &self.device());
+            hidden = hidden.clone() + positions.val().select(0, indices).reshape(hidden.dims());
+        }
+        tap.activation(Site { stack, layer: 0, place: Place::Embedding }, span, if_there(norm, hidden))
+    }
+
+    /// Second stage: the residual stream through the blocks of `layers`, `[batch, tokens, width]`. Over an encoder its blocks are counted first.
     ///
     /// With a `past`, the cells also see the positions it holds, and this pass's keys and values are appended to it.
     ///
@@ -151,29 +262,75 @@ impl Decoder {
     /// A past that does not fit the batch or the layers.
     pub fn blocks(
         &self,
-        mut hidden: Tensor<3>,
+        hidden: Tensor<3>,
         layers: Range<usize>,
         span: &Span,
-        mut past: Option<&mut Past>,
+        past: Option<&mut Past>,
         tap: &mut dyn Tap,
     ) -> Result<Tensor<3>> {
         if layers.is_empty() {
             return Ok(hidden);
         }
+        let Some(source) = &self.source else { return self.decode(hidden, layers, span, None, past, tap) };
+        let (parts, depth) = (Parts::of(span), source.blocks.len());
+        let mut read = parts.take(Stack::Encoder, &hidden);
+        let mut written = parts.take(Stack::Decoder, &hidden);
+        if let Some(read) = &mut read {
+            for layer in layers.start.min(depth)..layers.end.min(depth) {
+                let block = &source.blocks[layer];
+                let dtype = block.dtype();
+                let geometry = source.geometry(&self.spec, &parts.read, &self.device(), dtype);
+                let place = InPlace {
+                    block,
+                    stack: Stack::Encoder,
+                    layer,
+                    number: layer,
+                    span: &parts.read,
+                    geometry: &geometry,
+                };
+                *read = self.block(in_type(read.clone(), dtype), &place, None, None, tap);
+            }
+        }
+        if let Some(cells) = written.take() {
+            let above = layers.start.max(depth)..layers.end.max(depth);
+            let states = read.clone().filter(|_| !above.is_empty()).map(|read| if_there(&source.norm, read));
+            let made = Made { states: states.as_ref(), span: &parts.read };
+            written = Some(match above.is_empty() {
+                true => cells,
+                false => self.decode(cells, above, &parts.written, Some(&made), past, tap)?,
+            });
+        }
+        Ok(parts.join(read, written).unwrap_or(hidden))
+    }
+
+    /// The decoder's cells through its blocks, which a pass counts behind the encoder's.
+    fn decode(
+        &self,
+        mut hidden: Tensor<3>,
+        layers: Range<usize>,
+        span: &Span,
+        made: Option<&Made<'_>>,
+        mut past: Option<&mut Past>,
+        tap: &mut dyn Tap,
+    ) -> Result<Tensor<3>> {
         let seen = match &past {
             Some(past) => past.cells(layers.clone(), span)?,
             None => vec![vec![]; span.rows.len()],
         };
-        let geometries_in = |dtype| Geometries::new(&self.spec, span, &seen, &self.device(), dtype);
-        let mut dtype = self.blocks[layers.start].dtype();
-        let mut geometries = geometries_in(dtype);
-        for layer in layers {
-            if self.blocks[layer].dtype() != dtype {
-                dtype = self.blocks[layer].dtype();
-                geometries = geometries_in(dtype);
-            }
+        let below = self.spec.source_layers();
+        let mut known: Option<(DType, Geometries)> = None;
+        for number in layers {
+            let layer = number - below;
+            let block = &self.blocks[layer];
+            let dtype = block.dtype();
+            let geometries = match known.take().filter(|(of, _)| *of == dtype) {
+                Some((_, geometries)) => geometries,
+                None => Geometries::new(self, span, &seen, (&self.device(), dtype)),
+            };
             let geometry = geometries.of(&self.spec, layer);
-            hidden = self.block(in_type(hidden, dtype), layer, span, geometry, past.as_deref_mut(), tap);
+            let place = InPlace { block, stack: Stack::Decoder, layer, number, span, geometry };
+            hidden = self.block(in_type(hidden, dtype), &place, made, past.as_deref_mut(), tap);
+            known = Some((dtype, geometries));
         }
         Ok(hidden)
     }
@@ -181,46 +338,108 @@ impl Decoder {
     fn block(
         &self,
         hidden: Tensor<3>,
-        layer: usize,
-        span: &Span,
-        geometry: &Geometry,
-        past: Option<&mut Past>,
+        at: &InPlace<'_>,
+        made: Option<&Made<'_>>,
+        mut past: Option<&mut Past>,
         tap: &mut dyn Tap,
     ) -> Tensor<3> {
-        let block = &self.blocks[layer];
-        let site = |place| Site { stack: Stack::Decoder, layer, place };
+        let (block, span, shape) = (at.block, at.span, self.spec.block);
+        let site = |place| Site { stack: at.stack, layer: at.layer, place };
+        let post = shape == BlockShape::PostNorm;
 
-        let normed = block.attention_norm.forward(hidden.clone());
-        let attention = self.attention(&normed, layer, span, geometry, past, tap);
+        let input = if post { hidden.clone() } else { block.attention_norm.forward(hidden.clone()) };
+        let attention = self.attention(&input, at, past.as_deref_mut(), tap);
         let attention = tap.activation(site(Place::AttentionOut), span, attention);
         let attention = if_there(&block.attention_post_norm, attention);
 
-        let (hidden, input) = match (self.spec.block, &block.mlp_norm) {
+        // What goes on past the MLP, and what it reads.
+        let (mut hidden, mut input) = match (shape, &block.mlp_norm) {
             (BlockShape::Parallel, Some(norm)) => (hidden.clone() + attention, norm.forward(hidden)),
-            (_, Some(norm)) => {
-                let hidden = hidden + attention;
-                (hidden.clone(), norm.forward(hidden))
+            (BlockShape::ParallelOneNorm, _) => (hidden + attention, input),
+            (BlockShape::PostNorm, _) => {
+                let hidden = block.attention_norm.forward(hidden + attention);
+                (hidden.clone(), hidden)
             }
-            (_, None) => (hidden + attention, normed),
+            (_, norm) => {
+                let hidden = hidden + attention;
+                (hidden.clone(), if_there(norm, hidden))
+            }
         };
-        let value = self.mlp(&input, layer, span, tap);
+        if let (Some(cross), Some(made)) = (&block.cross, made) {
+            let asks = if post { hidden.clone() } else { cross.norm.forward(hidden.clone()) };
+            let answer = self.cross(&asks, cross, at, made, past, tap);
+            hidden = hidden + answer;
+            if post {
+                hidden = cross.norm.forward(hidden);
+            }
+            input = if post { hidden.clone() } else { if_there(&block.mlp_norm, hidden.clone()) };
+        }
+        let value = self.mlp(&input, at, tap);
         let value = tap.activation(site(Place::MlpOut), span, value);
         let value = if_there(&block.mlp_post_norm, value);
-        tap.activation(site(Place::BlockOut), span, hidden + value)
+        let hidden = hidden + value;
+        let hidden = if post { if_there(&block.mlp_norm, hidden) } else { hidden };
+        tap.activation(site(Place::BlockOut), span, hidden)
+    }
+
+    /// Attention of the decoder's cells over what the encoder made, output projection included.
+    fn cross(
+        &self,
+        asks: &Tensor<3>,
+        cross: &Cross,
+        at: &InPlace<'_>,
+        made: &Made<'_>,
+        past: Option<&mut Past>,
+        tap: &mut dyn Tap,
+    ) -> Tensor<3> {
+        let spec = &self.spec.attention;
+        let (shared, width) = (spec.key_value_heads, spec.head_width);
+        let weight = |role| Weight { stack: at.stack, layer: at.layer, role };
+        let query = project(&cross.query, weight(Role::CrossQuery), at.span, asks, tap);
+        let [batch, tokens, _] = query.dims();
+        let query = query.mul_scalar(spec.scale).reshape([batch, tokens, spec.heads, width]);
+        let query = query.swap_dims(1, 2).reshape([batch, shared, spec.heads / shared * tokens, width]);
+        let heads = |x: Tensor<3>| {
+            let [batch, tokens, _] = x.dims();
+            x.reshape([batch, tokens, shared, width]).swap_dims(1, 2)
+        };
+        let mut lengths: Vec<usize> = made.span.rows.iter().map(|row| row.len).collect();
+        let [key, value] = match (made.states, &past) {
+            (Some(states), _) => {
+                let states = in_type(states.clone(), at.block.dtype());
+                let key = project(&cross.key, weight(Role::CrossKey), made.span, &states, tap);
+                let value = project(&cross.value, weight(Role::CrossValue), made.span, &states, tap);
+                let both = [heads(key), heads(value)];
+                if let Some(past) = past {
+                    past.keep_crossed(at.number, &lengths, both.clone());
+                }
+                both
+            }
+            (None, Some(past)) => match past.crossed(at.number) {
+                Some((both, sources)) => {
+                    lengths = sources.to_vec();
+                    both
+                }
+                None => return asks.clone().zeros_like(),
+            },
+            (None, None) => return asks.clone().zeros_like(),
+        };
+        let mask = real(&lengths, key.dims()[2], &self.device(), at.block.dtype());
+        let mixed = weigh([query, key, value], spec.heads, spec.cap, mask);
+        project(&cross.out, weight(Role::CrossOut), at.span, &mixed, tap)
     }
 
     /// Attention over the cells and the past, output projection included.
     fn attention(
         &self,
         normed: &Tensor<3>,
-        layer: usize,
-        span: &Span,
-        geometry: &Geometry,
+        place: &InPlace<'_>,
         past: Option<&mut Past>,
         tap: &mut dyn Tap,
     ) -> Tensor<3> {
-        let (block, spec) = (&self.blocks[layer], &self.spec.attention);
-        let at = |role| Weight::decoder(layer, role);
+        let InPlace { block, stack, layer, number, span, geometry } = *place;
+        let spec = &self.spec.attention;
+        let at = |role| Weight { stack, layer, role };
         let query = project(&block.query, at(Role::Query), span, normed, tap);
         let key = project(&block.key, at(Role::Key), span, normed, tap);
         let value = project(&block.value, at(Role::Value), span, normed, tap);
@@ -242,22 +461,23 @@ impl Decoder {
         let key = turn(key.reshape([batch, tokens, shared, width])).swap_dims(1, 2);
         let value = value.reshape([batch, tokens, shared, width]).swap_dims(1, 2);
         let (key, value) = match past {
-            Some(past) => past.append(layer, span, key, value),
+            Some(past) => past.append(number, span, key, value),
             None => (key, value),
         };
         let mixed = weigh([query, key, value], spec.heads, spec.cap, geometry.mask.clone());
         project(&block.out, at(Role::Out), span, &mixed, tap)
     }
 
-    fn mlp(&self, input: &Tensor<3>, layer: usize, span: &Span, tap: &mut dyn Tap) -> Tensor<3> {
-        let (block, spec) = (&self.blocks[layer], &self.spec.mlp);
-        let at = |role| Weight::decoder(layer, role);
+    fn mlp(&self, input: &Tensor<3>, place: &InPlace<'_>, tap: &mut dyn Tap) -> Tensor<3> {
+        let InPlace { block, stack, layer, span, .. } = *place;
+        let spec = &self.spec.mlp;
+        let at = |role| Weight { stack, layer, role };
         let up = project(&block.up, at(Role::MlpUp), span, input, tap);
         let key = match &block.gate {
             Some(gate) => spec.activation.apply(project(gate, at(Role::MlpGate), span, input, tap)) * up,
             None => spec.activation.apply(up),
         };
-        let site = Site { stack: Stack::Decoder, layer, place: Place::MlpHidden };
+        let site = Site { stack, layer, place: Place::MlpHidden };
         let key = tap.activation(site, span, key);
         project(&block.down, at(Role::MlpDown), span, &key, tap)
     }
@@ -267,8 +487,13 @@ impl Decoder {
         let [rows, cells, width] = hidden.dims();
         let index: Vec<i64> = positions.iter().map(|(row, cell)| (row * cells + cell) as i64).collect();
         let index = Tensor::<1, Int>::from_data(index.as_slice(), &self.device());
-        let read = in_type(hidden.reshape([rows * cells, width]).select(0, index), self.norm.gamma.val().dtype());
-        let read = self.norm.forward(read.unsqueeze_dim(0)).squeeze_dim::<2>(0);
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        let dtype = self.norm.as_ref().map_or(head.val().dtype(), |norm| norm.gamma.val().dtype());
+        let read = in_type(hidden.reshape([rows * cells, width]).select(0, index), dtype);
+        let mut read = if_there(&self.norm, read.unsqueeze_dim(0)).squeeze_dim::<2>(0);
+        if self.spec.head.scale != 1.0 {
+            read = read.mul_scalar(self.spec.head.scale);
+        }
         let logits = match &self.head {
             Some(head) => read.matmul(head.val()),
             None => read.matmul(self.embedding.val().transpose()),
@@ -287,26 +512,32 @@ pub enum DecoderTensor {
     /// Token embedding `[vocabulary, width]`.
     Embedding,
     /// Learned positions `[offset + context, width]`.
-    Positions,
+    Positions(Stack),
+    /// What distances add to scores `[buckets, heads]`.
+    Distances(Stack),
     /// Untied head `[width, vocabulary]`.
     Head,
     /// Its bias `[vocabulary]`.
     HeadBias,
     /// γ of a norm.
-    Gamma(NormAt),
+    Gamma(Stack, NormAt),
     /// β of a norm.
-    Beta(NormAt),
+    Beta(Stack, NormAt),
     /// A weight matrix.
-    Matrix(usize, Role),
+    Matrix(Weight),
     /// Its bias.
-    Bias(usize, Role),
+    Bias(Weight),
 }
 
-/// The norms of a decoder, those of blocks by their layer.
+/// The norms of a stack, those of blocks by their layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormAt {
-    /// Before the head.
+    /// After the embeddings.
+    Embedding,
+    /// After the last block: before the head, or of what a decoder reads.
     Head,
+    /// Of attention over what an encoder made.
+    Cross(usize),
     /// Before attention.
     Attention(usize),
     /// After attention.
@@ -329,16 +560,12 @@ impl Decoder {
     pub fn build(spec: DecoderSpec, weights: &mut dyn Weights<DecoderTensor>) -> Result<Self> {
         let (width, vocabulary) = (spec.width, spec.vocabulary);
         let embedding = Param::from_tensor(weights.matrix(DecoderTensor::Embedding, [vocabulary, width])?);
-        let positions = match spec.positions {
-            Positions::Learned { offset } => {
-                let shape = [offset + spec.context, width];
-                Some(Param::from_tensor(weights.matrix(DecoderTensor::Positions, shape)?))
-            }
-            Positions::Rotary(_) => None,
+        let source = match &spec.source {
+            Some(source) => Some(Source::build(Stack::Encoder, &spec, source.layers, weights)?),
+            None => None,
         };
-        let blocks =
-            (0..spec.layers).map(|layer| Decoder::build_block(&spec, layer, weights)).collect::<Result<_>>()?;
-        let norm = norm(&spec, NormAt::Head, weights)?;
+        let Source { positions, distances, embedding_norm, blocks, norm } =
+            Source::build(Stack::Decoder, &spec, spec.layers, weights)?;
         let head = match spec.head.tied {
             true => None,
             false => Some(Param::from_tensor(weights.matrix(DecoderTensor::Head, [width, vocabulary])?)),
@@ -347,61 +574,103 @@ impl Decoder {
             true => Some(Param::from_tensor(weights.vector(DecoderTensor::HeadBias, vocabulary)?)),
             false => None,
         };
-        Ok(Decoder { embedding, positions, blocks, norm, head, head_bias, spec })
+        Ok(Decoder { embedding, positions, distances, embedding_norm, source, blocks, norm, head, head_bias, spec })
     }
 }
 
-fn norm(spec: &DecoderSpec, at: NormAt, weights: &mut dyn Weights<DecoderTensor>) -> Result<Norm> {
+impl Source {
+    /// What a stack has between embedding and head.
+    fn build(
+        stack: Stack,
+        spec: &DecoderSpec,
+        layers: usize,
+        weights: &mut dyn Weights<DecoderTensor>,
+    ) -> Result<Self> {
+        let (mut positions, mut distances) = (None, None);
+        match &spec.positions {
+            Positions::Learned { offset } => {
+                let shape = [offset + spec.context, spec.width];
+                positions = Some(Param::from_tensor(weights.matrix(DecoderTensor::Positions(stack), shape)?));
+            }
+            Positions::Relative(relative) => {
+                let shape = [relative.buckets, spec.attention.heads];
+                distances = Some(Param::from_tensor(weights.matrix(DecoderTensor::Distances(stack), shape)?));
+            }
+            Positions::Rotary(_) => {}
+        }
+        let post = spec.block == BlockShape::PostNorm;
+        let mut norm_if =
+            |there: bool, at: NormAt| if there { norm(spec, stack, at, weights).map(Some) } else { Ok(None) };
+        let embedding_norm = norm_if(post, NormAt::Embedding)?;
+        let last = norm_if(!post, NormAt::Head)?;
+        let blocks = (0..layers).map(|layer| block(spec, stack, layer, weights)).collect::<Result<_>>()?;
+        Ok(Source { positions, distances, embedding_norm, blocks, norm: last })
+    }
+}
+
+fn norm(spec: &DecoderSpec, stack: Stack, at: NormAt, weights: &mut dyn Weights<DecoderTensor>) -> Result<Norm> {
     let width = match at {
         NormAt::Query(_) | NormAt::Key(_) => spec.attention.head_width,
         _ => spec.width,
     };
-    let gamma = weights.vector(DecoderTensor::Gamma(at), width)?;
+    let gamma = weights.vector(DecoderTensor::Gamma(stack, at), width)?;
     let beta = match spec.norm.kind {
-        NormKind::LayerNorm => Some(weights.vector(DecoderTensor::Beta(at), width)?),
+        NormKind::LayerNorm => Some(weights.vector(DecoderTensor::Beta(stack, at), width)?),
         NormKind::RmsNorm => None,
     };
     Ok(Norm::new(spec.norm, gamma, beta))
 }
 
-impl Decoder {
-    fn build_block(spec: &DecoderSpec, layer: usize, weights: &mut dyn Weights<DecoderTensor>) -> Result<Block> {
-        let mut linear = |role| -> Result<Linear> {
-            let [d_in, d_out] = spec.shape(role);
-            let weight = Param::from_tensor(weights.matrix(DecoderTensor::Matrix(layer, role), [d_in, d_out])?);
-            let bias = match spec.has_bias(role) {
-                true => Some(Param::from_tensor(weights.vector(DecoderTensor::Bias(layer, role), d_out)?)),
-                false => None,
-            };
-            Ok(Linear { weight, bias })
+fn block(spec: &DecoderSpec, stack: Stack, layer: usize, weights: &mut dyn Weights<DecoderTensor>) -> Result<Block> {
+    let mut linear = |role| -> Result<Linear> {
+        let ([d_in, d_out], at) = (spec.shape(role), Weight { stack, layer, role });
+        let weight = Param::from_tensor(weights.matrix(DecoderTensor::Matrix(at), [d_in, d_out])?);
+        let bias = match spec.has_bias(role) {
+            true => Some(Param::from_tensor(weights.vector(DecoderTensor::Bias(at), d_out)?)),
+            false => None,
         };
-        let (query, key, value, out) =
-            (linear(Role::Query)?, linear(Role::Key)?, linear(Role::Value)?, linear(Role::Out)?);
-        let gate = if spec.mlp.gated { Some(linear(Role::MlpGate)?) } else { None };
-        let (up, down) = (linear(Role::MlpUp)?, linear(Role::MlpDown)?);
-        let mut norm_if = |there: bool, at: NormAt| if there { norm(spec, at, weights).map(Some) } else { Ok(None) };
-        let each_head = spec.attention.query_key_norm;
-        let (query_norm, key_norm) =
-            (norm_if(each_head, NormAt::Query(layer))?, norm_if(each_head, NormAt::Key(layer))?);
-        let post = spec.block == BlockShape::PreAndPostNorm;
-        let (attention_post_norm, mlp_post_norm) =
-            (norm_if(post, NormAt::AttentionPost(layer))?, norm_if(post, NormAt::MlpPost(layer))?);
-        let mlp_norm = norm_if(spec.block != BlockShape::ParallelOneNorm, NormAt::Mlp(layer))?;
-        let attention_norm = norm(spec, NormAt::Attention(layer), weights)?;
-        Ok(Block {
-            attention_norm,
-            query,
-            key,
-            value,
-            query_norm,
-            key_norm,
-            out,
-            attention_post_norm,
-            mlp_norm,
-            gate,
-            up,
-            down,
-            mlp_post_norm,
-        })
-    }
+        Ok(Linear { weight, bias })
+    };
+    let (query, key, value, out) = (linear(Role::Query)?, linear(Role::Key)?, linear(Role::Value)?, linear(Role::Out)?);
+    let crossed = match spec.source.is_some() && stack == Stack::Decoder {
+        true => Some([
+            linear(Role::CrossQuery)?,
+            linear(Role::CrossKey)?,
+            linear(Role::CrossValue)?,
+            linear(Role::CrossOut)?,
+        ]),
+        false => None,
+    };
+    let gate = if spec.mlp.gated { Some(linear(Role::MlpGate)?) } else { None };
+    let (up, down) = (linear(Role::MlpUp)?, linear(Role::MlpDown)?);
+    let mut norm_if = |there: bool, at: NormAt| if there { norm(spec, stack, at, weights).map(Some) } else { Ok(None) };
+    let each_head = spec.attention.query_key_norm;
+    let (query_norm, key_norm) = (norm_if(each_head, NormAt::Query(layer))?, norm_if(each_head, NormAt::Key(layer))?);
+    let post = spec.block == BlockShape::PreAndPostNorm;
+    let (attention_post_norm, mlp_post_norm) =
+        (norm_if(post, NormAt::AttentionPost(layer))?, norm_if(post, NormAt::MlpPost(layer))?);
+    let mlp_norm = norm_if(spec.block != BlockShape::ParallelOneNorm, NormAt::Mlp(layer))?;
+    let cross = match crossed {
+        Some([query, key, value, out]) => {
+            Some(Cross { norm: norm(spec, stack, NormAt::Cross(layer), weights)?, query, key, value, out })
+        }
+        None => None,
+    };
+    let attention_norm = norm(spec, stack, NormAt::Attention(layer), weights)?;
+    Ok(Block {
+        attention_norm,
+        query,
+        key,
+        value,
+        query_norm,
+        key_norm,
+        out,
+        attention_post_norm,
+        cross,
+        mlp_norm,
+        gate,
+        up,
+        down,
+        mlp_post_norm,
+    })
 }

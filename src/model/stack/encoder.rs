@@ -131,6 +131,7 @@ impl Encoder {
                 key_norm: None,
                 out,
                 attention_post_norm: None,
+                cross: None,
                 mlp_norm: Some(norm(weights, EncoderTensor::MlpGamma(layer), EncoderTensor::MlpBeta(layer))?),
                 gate: None,
                 up,
@@ -147,14 +148,14 @@ impl Encoder {
     /// # Errors
     /// A token outside the vocabulary, or a position outside the context.
     pub fn embed(&self, tokens: &Tokens, second: &[usize], tap: &mut dyn Tap) -> Result<Tensor<3>> {
-        tokens.check(self.spec.vocabulary, self.spec.context)?;
+        tokens.check(self.spec.vocabulary, self.spec.context, false)?;
         let (span, device) = (tokens.span(), self.embedding.val().device());
         let (rows, width) = (span.rows.len(), span.width);
         let select = |table: &Param<Tensor<2>>, indices: Vec<i64>| {
             let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &device.clone().inner());
             table.val().select(0, indices)
         };
-        let words = select(&self.embedding, tokens.padded_ids()).reshape([rows, width, self.spec.width]);
+        let words = select(&self.embedding, tokens.padded_ids(0)).reshape([rows, width, self.spec.width]);
         let places = select(&self.positions, (0..width as i64).collect()).unsqueeze_dim::<3>(0);
         let mut hidden = words + places;
         if let Some(kinds) = &self.kinds {

@@ -15,6 +15,9 @@ use crate::model::tap::Span;
 pub struct Past {
     owner: String,
     layers: Vec<Option<Layer>>,
+    /// Where a decoder reads an encoder: keys and values of what that made, a layer, and how many of its cells are real, a row.
+    crossed: Vec<Option<[Tensor<4>; 2]>>,
+    sources: Vec<usize>,
 }
 
 #[derive(Debug, Clone)]
@@ -28,7 +31,7 @@ pub(super) struct Layer {
 impl Past {
     /// An empty past of a model with `layers` layers, known by `owner`.
     pub fn new(owner: impl Into<String>, layers: usize) -> Self {
-        Past { owner: owner.into(), layers: vec![None; layers] }
+        Past { owner: owner.into(), layers: vec![None; layers], crossed: vec![None; layers], sources: vec![] }
     }
 
     /// Refuses a past that another model computed.
@@ -48,7 +51,8 @@ impl Past {
     /// The number of positions a row has seen, by the cells of the first layer that holds any.
     pub fn len(&self, row: usize) -> usize {
         let layer = self.layers.iter().flatten().next();
-        layer.map_or(0, |layer| layer.cells[row].iter().flatten().count())
+        let source = self.sources.get(row).copied().unwrap_or(0);
+        source + layer.map_or(0, |layer| layer.cells[row].iter().flatten().count())
     }
 
     /// Whether nothing was computed yet.
@@ -70,10 +74,19 @@ impl Past {
                 }
             })
         });
-        Past { owner: self.owner.clone(), layers: layers.collect() }
+        let crossed = self.crossed.iter().map(|crossed| {
+            crossed.as_ref().map(|[keys, values]| {
+                let index: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+                let index = Tensor::<1, burn::tensor::Int>::from_data(index.as_slice(), &keys.device());
+                [keys.clone().select(0, index.clone()), values.clone().select(0, index)]
+            })
+        });
+        let sources =
+            if self.sources.is_empty() { vec![] } else { rows.iter().map(|&row| self.sources[row]).collect() };
+        Past { owner: self.owner.clone(), layers: layers.collect(), crossed: crossed.collect(), sources }
     }
 
-    /// Its first `cells` cells.
+    /// Its first `cells` cells; all of what an encoder made.
     pub fn truncated(&self, cells: usize) -> Past {
         let layers = self.layers.iter().map(|layer| {
             layer.as_ref().filter(|_| cells > 0).map(|layer| {
@@ -85,7 +98,18 @@ impl Past {
                 }
             })
         });
-        Past { owner: self.owner.clone(), layers: layers.collect() }
+        Past { layers: layers.collect(), ..self.clone() }
+    }
+
+    /// Keeps keys and values of what an encoder made of so many cells a row.
+    pub(super) fn keep_crossed(&mut self, layer: usize, sources: &[usize], crossed: [Tensor<4>; 2]) {
+        self.sources = sources.to_vec();
+        self.crossed[layer] = Some(crossed);
+    }
+
+    /// The same again, and how many of its cells are real.
+    pub(super) fn crossed(&self, layer: usize) -> Option<([Tensor<4>; 2], &[usize])> {
+        Some((self.crossed[layer].clone()?, &self.sources))
     }
 
     /// The cells that every layer of `layers` holds before this pass, row by row.

@@ -2,17 +2,20 @@
 
 use crate::model::layers::mlp::Activation;
 use crate::model::layers::norm::NormSpec;
+use crate::model::layers::relative::Relative;
 use crate::model::layers::rotary::Rotary;
-use crate::model::tap::Role;
+use crate::model::tap::{Role, Stack, Weight};
 
-/// The architecture of a decoder-only transformer.
+/// The architecture of a decoder, and of the encoder that it reads where there is one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderSpec {
+    /// The encoder; nothing in a decoder-only model.
+    pub source: Option<SourceSpec>,
     /// Entries of the vocabulary.
     pub vocabulary: usize,
     /// Width of the residual stream.
     pub width: usize,
-    /// Number of blocks.
+    /// Number of the decoder's blocks.
     pub layers: usize,
     /// Positions the model was made for.
     pub context: usize,
@@ -30,6 +33,15 @@ pub struct DecoderSpec {
     pub block: BlockShape,
     /// The head.
     pub head: HeadSpec,
+}
+
+/// The encoder of an encoder-decoder. It shares embedding, widths, norms and the kind of positions with the decoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceSpec {
+    /// Number of its blocks.
+    pub layers: usize,
+    /// The token that begins what the decoder reads.
+    pub begin: u32,
 }
 
 /// Attention of every block.
@@ -90,6 +102,8 @@ pub enum BlockShape {
     Parallel,
     /// The same with one norm for both.
     ParallelOneNorm,
+    /// `y = N(x + A(x))`, `N(y + M(y))`; a norm after the embeddings, none before the head.
+    PostNorm,
 }
 
 /// The head.
@@ -99,6 +113,8 @@ pub struct HeadSpec {
     pub tied: bool,
     /// Whether it carries a bias.
     pub bias: bool,
+    /// What is multiplied by the head.
+    pub scale: f64,
     /// Logits are held within ±cap by `cap · tanh(logit / cap)`.
     pub cap: Option<f64>,
 }
@@ -113,6 +129,8 @@ pub enum Positions {
     },
     /// Rotated queries and keys.
     Rotary(Rotary),
+    /// A learned number for each head and distance, added to scores (Raffel et al., 2020); far distances share one.
+    Relative(Relative),
 }
 
 impl DecoderSpec {
@@ -138,6 +156,40 @@ impl DecoderSpec {
             Role::Out | Role::CrossOut => self.attention.out_bias,
             Role::MlpGate | Role::MlpUp | Role::MlpDown => self.mlp.bias,
         }
+    }
+
+    /// Blocks of the encoder; 0 where there is none.
+    pub fn source_layers(&self) -> usize {
+        self.source.as_ref().map_or(0, |source| source.layers)
+    }
+
+    /// Blocks in all. A pass counts the encoder's first.
+    pub fn depth(&self) -> usize {
+        self.source_layers() + self.layers
+    }
+
+    /// The number of a weight's block in a pass.
+    pub fn place(&self, at: Weight) -> usize {
+        match at.stack {
+            Stack::Encoder => at.layer,
+            Stack::Decoder => self.source_layers() + at.layer,
+        }
+    }
+
+    /// Whether the model has a weight of this name.
+    pub fn has(&self, at: Weight) -> bool {
+        let layers = match at.stack {
+            Stack::Encoder => self.source_layers(),
+            Stack::Decoder => self.layers,
+        };
+        let there = match at.role {
+            Role::MlpGate => self.mlp.gated,
+            Role::CrossQuery | Role::CrossKey | Role::CrossValue | Role::CrossOut => {
+                self.source.is_some() && at.stack == Stack::Decoder
+            }
+            _ => true,
+        };
+        at.layer < layers && there
     }
 
     /// Whether a layer sees the last positions only.
