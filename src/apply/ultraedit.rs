@@ -126,10 +126,10 @@ impl Editor for UltraEdit {
             let key = hats.clone().slice([0..tokens, 0..d_in]);
             let gradient = hats.slice([0..tokens, d_in..d_in + d_out]);
             let wanted = gradient * key.square().sum_dim(1).mul_scalar(-self.settings.edit_rate);
-            let equations = NormalEquations::new(&keys, self.settings.ridge.ln(), None)?;
+            let equations = NormalEquations::new(&keys, false, self.settings.ridge.ln(), None)?;
             let solution = equations.solve(&matrix(&wanted));
             let solution = tensor(&solution, &keys.device(), keys.dtype());
-            change.matrices.insert(edited.weight, equations.shift(solution).smaller());
+            change.matrices.insert(edited.weight, equations.shift(&[solution]).smaller());
             let count = Tensor::<2>::full([1, 1], own.count, (&keys.device(), keys.dtype()));
             let figures = [count, own.mean.unsqueeze_dim(1), own.squares.unsqueeze_dim(1)];
             state.extend(names.into_iter().zip(figures));

@@ -16,13 +16,15 @@ use crate::edit::score::score;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::load::checkpoint::Checkpoint;
+use crate::model::load::save;
 use crate::model::tokenizer::Tokenizer;
-use crate::train::pretrain::{END, pretrain, sentences, tokenizer};
+use crate::train::pretrain::{END, PAIR_TOKENS, pair_tokenizer, pairs, pretrain, sentences, tokenizer};
 
 /// Make a small model that knows a world of facts.
 ///
-/// Learns a tokenizer and a GPT-2 from the sentences of a world file, and writes config.json, tokenizer.json and
-/// model.safetensors (16 bits) beside it. `configs/pocket.toml` rebuilds the model that is part of the program.
+/// Learns a tokenizer and a GPT-2, or a T5, from the sentences of a world file, and writes config.json, tokenizer.json and
+/// model.safetensors (16 bits) beside it. `configs/pocket.toml` and `configs/pocket-t5.toml` rebuild the models that are
+/// part of the program.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file
@@ -59,9 +61,19 @@ pub fn run(args: &Args) -> Result<()> {
         (None, None) => PathBuf::from("."),
     };
     crate::files::check_writable(&folder)?;
-    let learnt = tokenizer(&world, config.model.vocabulary)?;
-    let end = learnt.token_to_id(END).unwrap_or(0);
-    let rows = sentences(&world, &learnt)?;
+    let of_pairs = config.model.encoder_layers > 0;
+    let (learnt, rows) = match of_pairs {
+        true => {
+            let learnt = pair_tokenizer(&world, config.model.vocabulary)?;
+            let rows = pairs(&world, &learnt)?;
+            (learnt, rows)
+        }
+        false => {
+            let learnt = tokenizer(&world, config.model.vocabulary)?;
+            let rows = sentences(&world, &learnt)?;
+            (learnt, rows)
+        }
+    };
 
     let bar = ProgressBar::new(config.train.max_steps as u64);
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} {msg}") {
@@ -79,7 +91,10 @@ pub fn run(args: &Args) -> Result<()> {
     })?;
     bar.finish_and_clear();
 
-    crate::model::load::save::gpt2(&folder, &decoder, &learnt, end)?;
+    match of_pairs {
+        true => save::t5(&folder, &decoder, &learnt, PAIR_TOKENS)?,
+        false => save::gpt2(&folder, &decoder, &learnt, learnt.token_to_id(END).unwrap_or(0))?,
+    }
     let model =
         Model::from_parts(Checkpoint::open(&folder)?, Tokenizer::open(&folder)?, &device, burn::tensor::DType::F32)?;
     let edited = Edited::new(Arc::new(model));
@@ -102,7 +117,7 @@ pub fn run(args: &Args) -> Result<()> {
         .map(|file| file.len())
         .sum();
     let several = |text: &str| {
-        let encoded = edited.base().tokenizer.encode(&format!(" {text}"));
+        let encoded = edited.base().tokenizer.encode_plain(&format!(" {text}"));
         encoded.map(|ids| ids.len() > 1).unwrap_or(false)
     };
     let share_of = |texts: std::collections::BTreeSet<&String>| {

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::layers::mlp::Activation;
 use crate::model::layers::norm::{Gain, NormKind, NormSpec};
-use crate::model::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
+use crate::model::layers::relative::Relative;
+use crate::model::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions, SourceSpec};
 use crate::paths;
 use crate::sections::within;
 use crate::train::pretrain::PretrainSettings;
@@ -24,10 +25,13 @@ pub struct Config {
     pub train: PretrainSettings,
 }
 
-/// `[model]`: a GPT-2.
+/// `[model]`: a GPT-2, or a T5 where there are encoder layers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
+    /// Blocks of an encoder; 0 for none.
+    #[serde(default)]
+    pub encoder_layers: usize,
     /// Entries of the vocabulary.
     pub vocabulary: usize,
     /// Blocks.
@@ -58,6 +62,11 @@ impl Config {
         let model = &config.model;
         within("model.vocabulary", model.vocabulary as f64, 257.0, 65_536.0)?;
         within("model.layers", model.layers as f64, 1.0, 100.0)?;
+        within("model.encoder_layers", model.encoder_layers as f64, 0.0, 100.0)?;
+        if model.encoder_layers > 0 && (config.train.prompt_weight > 0.0 || config.train.recall.share > 0.0) {
+            let message = "model.encoder_layers: what an encoder reads is not predicted, and seen as a whole: train.prompt_weight and train.recall are 0";
+            return Err(Error::Config(message.into()));
+        }
         within("model.heads", model.heads as f64, 1.0, 1024.0)?;
         within("model.width", model.width as f64, model.heads as f64, 65_536.0)?;
         within("model.context", model.context as f64, 8.0, 65_536.0)?;
@@ -75,6 +84,32 @@ impl Config {
     pub fn spec(&self) -> DecoderSpec {
         let model = &self.model;
         let head_width = model.width / model.heads;
+        if model.encoder_layers > 0 {
+            return DecoderSpec {
+                source: Some(SourceSpec { layers: model.encoder_layers, begin: 0 }),
+                vocabulary: model.vocabulary,
+                width: model.width,
+                layers: model.layers,
+                context: model.context,
+                embedding_scale: 1.0,
+                positions: Positions::Relative(Relative { buckets: 32, farthest: 128 }),
+                attention: AttentionSpec {
+                    heads: model.heads,
+                    key_value_heads: model.heads,
+                    head_width,
+                    scale: 1.0,
+                    cap: None,
+                    query_key_norm: false,
+                    bias: false,
+                    out_bias: false,
+                    local: None,
+                },
+                mlp: MlpSpec { width: 4 * model.width, activation: Activation::Relu, gated: false, bias: false },
+                norm: NormSpec { kind: NormKind::RmsNorm, epsilon: 1e-6, gain: Gain::Whole },
+                block: BlockShape::PreNorm,
+                head: HeadSpec { tied: true, bias: false, scale: (model.width as f64).powf(-0.5), cap: None },
+            };
+        }
         DecoderSpec {
             source: None,
             vocabulary: model.vocabulary,

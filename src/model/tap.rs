@@ -85,6 +85,13 @@ const ROLES: [(Role, &str); 11] = [
     (Role::MlpDown, "mlp.down"),
 ];
 
+impl Role {
+    /// Each of them.
+    pub fn all() -> impl Iterator<Item = Role> {
+        ROLES.iter().map(|(role, _)| *role)
+    }
+}
+
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = ROLES.iter().find(|(role, _)| role == self).map_or("", |(_, name)| name);

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::gradient_transform::{Nonlinearity, Normalization};
 use super::matrices::EditTokens;
-use super::mend::{Aggregation, MendSettings, Normal, Rates, Raw, Ridge, Running};
+use super::mend::{Aggregation, Keys, MendSettings, Normal, Rates, Raw, Ridge, Running};
 use crate::error::Result;
 use crate::sections::choice;
 
@@ -44,6 +44,9 @@ pub struct MalmenSettings {
     /// What e^λ is times.
     #[serde(default)]
     pub ridge: Ridge,
+    /// The keys at which changes are asked for.
+    #[serde(default)]
+    pub keys: Keys,
     /// Standard deviation of V at the start, times √(d_in + d_out).
     #[serde(default = "initial_spread")]
     pub initial_spread: f64,
@@ -85,7 +88,7 @@ impl MalmenSettings {
             nonlinearity: self.nonlinearity,
             edit_tokens: self.edit_tokens,
             aggregation: Aggregation::NormalEquations,
-            normal: Normal { initial_damping: self.initial_damping, ridge: self.ridge },
+            normal: Normal { initial_damping: self.initial_damping, ridge: self.ridge, keys: self.keys },
             normalization: self.normalization,
             running: self.running.clone(),
             raw: Raw::default(),

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::gradient_transform::{GradientTransform, Nonlinearity, Normalization, Normalizer};
 use super::learned::Stored;
 use super::matrices::{AT_ONCE, Captured, EditTokens, Matrices};
-use super::normal_equations::{Moments, NormalEquations, matrix, tensor};
+use super::normal_equations::{Gradients, Moments, NormalEquations, OfSolution, matrix, tensor};
 use super::parameters;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
@@ -93,6 +93,19 @@ pub struct Normal {
     pub initial_damping: f64,
     /// What e^λ is times.
     pub ridge: Ridge,
+    /// The keys at which changes are asked for.
+    pub keys: Keys,
+}
+
+/// The keys at which changes are asked for. One edit without damping is MEND's update with either, where that is read at its own key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keys {
+    /// The tokens' own, as published: `D = −α (u·ũ) δ̃` at u. What a rephrase finds of an edit is what its key has of u.
+    #[default]
+    Raw,
+    /// The network's: `D = −α ‖ũ‖² δ̃` at ũ. One edit without damping is MEND's `−α ũᵀδ̃`, and the network learns at which keys an edit is to be found.
+    Transformed,
 }
 
 /// What holds a shift back.
@@ -436,10 +449,9 @@ impl Mend {
         self.rates_tensor().narrow(0, slot, 1).mul_scalar(sign)
     }
 
-    /// The change of the output that each token of each matrix asks for at its own key, `D = −α (u·ũ) δ̃`, `[tokens, d_out]`; differentiable
-    /// as [`Mend::deltas`].
-    pub fn wanted(&self, captured: &Captured) -> BTreeMap<usize, Tensor<2>> {
-        let mut wanted = BTreeMap::new();
+    /// What each token of each matrix brings to the normal equations; differentiable as [`Mend::deltas`].
+    pub fn asked(&self, captured: &Captured) -> BTreeMap<usize, Asked> {
+        let mut asked = BTreeMap::new();
         for (shape, [d_in, d_out]) in self.matrices.shapes.iter().enumerate() {
             let Some((mine, z)) = self.transformed(captured, shape) else { continue };
             let mut first = 0;
@@ -448,12 +460,18 @@ impl Mend {
                 let tokens = u.dims()[0];
                 let own = z.clone().slice([first..first + tokens, 0..d_in + d_out]);
                 first += tokens;
-                let along = own.clone().slice([0..tokens, 0..*d_in]) * u.cast(own.dtype());
+                let key = own.clone().slice([0..tokens, 0..*d_in]);
+                let raw = u.cast(own.dtype());
+                let (keys, at) = match self.settings.normal.keys {
+                    Keys::Raw => (None, raw),
+                    Keys::Transformed => (Some(key.clone()), key.clone()),
+                };
                 let direction = own.slice([0..tokens, *d_in..d_in + d_out]);
-                wanted.insert(slot, direction * along.sum_dim(1) * self.rate(slot).unsqueeze());
+                let wanted = direction * (key * at).sum_dim(1) * self.rate(slot).unsqueeze();
+                asked.insert(slot, Asked { keys, wanted });
             }
         }
-        wanted
+        asked
     }
 
     /// λ of a matrix.
@@ -468,13 +486,19 @@ impl Mend {
     /// As [`NormalEquations::new`].
     pub fn solved(&self, captured: &[Captured]) -> Result<Vec<Solved>> {
         let plain = self.clone().untracked();
-        let wanted: Vec<_> = captured.iter().map(|some| plain.wanted(some)).collect();
+        let asked: Vec<_> = captured.iter().map(|some| plain.asked(some)).collect();
         let slots = self.matrices.each.iter().enumerate().map(|(slot, at)| {
-            let keys = Tensor::cat(captured.iter().map(|some| some.factors[slot].0.clone()).collect(), 0);
-            let all: Vec<Tensor<2>> = wanted.iter().filter_map(|wanted| wanted.get(&slot).cloned()).collect();
-            let equations = NormalEquations::new(&keys, self.damping(slot), self.moments.get(slot).cloned())?;
-            let solution = equations.solve(&matrix(&Tensor::cat(all, 0)));
-            Ok(Solved { weight: at.weight, equations, solution, place: (keys.device(), keys.dtype()) })
+            let own = || asked.iter().filter_map(|asked| asked.get(&slot));
+            let raw = Tensor::cat(captured.iter().map(|some| some.factors[slot].0.clone()).collect(), 0);
+            let place = (raw.device(), raw.dtype());
+            let learned: Vec<Tensor<2>> = own().filter_map(|asked| asked.keys.clone()).collect();
+            let keys = if learned.is_empty() { raw } else { Tensor::cat(learned, 0) };
+            let wanted = matrix(&Tensor::cat(own().map(|asked| asked.wanted.clone()).collect(), 0));
+            let transformed = self.settings.normal.keys == Keys::Transformed;
+            let moments = self.moments.get(slot).cloned();
+            let equations = NormalEquations::new(&keys, transformed, self.damping(slot), moments)?;
+            let solution = equations.solve(&wanted);
+            Ok(Solved { weight: at.weight, equations, wanted, solution, place })
         });
         slots.collect()
     }
@@ -586,36 +610,49 @@ pub struct Solved {
     /// The matrix.
     pub weight: Weight,
     equations: NormalEquations,
+    /// D
+    wanted: Mat<f64>,
     solution: Mat<f64>,
     place: (Device, DType),
 }
 
+/// What tokens bring to the normal equations of a matrix.
+pub struct Asked {
+    /// Their keys `[tokens, d_in]`, where these are the network's.
+    pub keys: Option<Tensor<2>>,
+    /// D, the change of the output that each asks for at its key, `[tokens, d_out]`.
+    pub wanted: Tensor<2>,
+}
+
 impl Solved {
-    /// The solution as a tensor of a device.
-    pub fn unknown(&self, device: &Device) -> Tensor<2> {
-        tensor(&self.solution, device, self.place.1)
+    /// What the shift is made of, as tensors of a device ([`NormalEquations::parts`]).
+    pub fn parts(&self, device: &Device) -> Vec<Tensor<2>> {
+        self.equations.parts(&self.solution, device, self.place.1)
     }
 
     /// The shift itself.
     pub fn change(&self) -> Delta {
-        self.shift(self.unknown(&self.place.0))
+        self.shift(&self.parts(&self.place.0))
     }
 
-    /// `‖S‖²` and its gradient with respect to the solution.
-    pub fn squares(&self) -> (f64, Tensor<2>) {
+    /// `‖S‖²` and its gradient with respect to the parts.
+    pub fn squares(&self) -> (f64, Vec<Tensor<2>>) {
         let (squares, gradient) = self.equations.squares(&self.solution);
-        (squares, tensor(&gradient, &self.place.0, self.place.1))
+        let gradients = std::iter::once(gradient.unknown).chain(gradient.outputs);
+        (squares, gradients.map(|gradient| tensor(&gradient, &self.place.0, self.place.1)).collect())
     }
 
-    /// The shift of a solution, as [`NormalEquations::shift`].
-    pub fn shift(&self, solution: Tensor<2>) -> Delta {
-        self.equations.shift(solution)
+    /// The shift of its parts, as [`NormalEquations::shift`].
+    pub fn shift(&self, parts: &[Tensor<2>]) -> Delta {
+        self.equations.shift(parts)
     }
 
-    /// `∂L/∂D [tokens, d_out]` and `∂L/∂λ` from the loss's gradient with respect to the solution.
-    pub fn gradients(&self, gradient: &Tensor<2>) -> (Tensor<2>, f64) {
-        let (wanted, damping) = self.equations.gradients(&self.solution, &matrix(gradient));
-        (tensor(&wanted, &self.place.0, self.place.1), damping)
+    /// What the loss's gradients with respect to the parts are towards what tokens asked for, and `∂L/∂λ`.
+    pub fn gradients(&self, of_parts: &[Tensor<2>]) -> (Asked, f64) {
+        let of = OfSolution { unknown: matrix(&of_parts[0]), outputs: of_parts.get(1).map(matrix) };
+        let Gradients { wanted, keys, damping } = self.equations.gradients(&self.wanted, &self.solution, &of);
+        let tensor = |gradient: Mat<f64>| tensor(&gradient, &self.place.0, self.place.1);
+        (Asked { keys: keys.map(tensor), wanted: tensor(wanted) }, damping)
     }
 }
 

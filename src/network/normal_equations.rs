@@ -71,8 +71,28 @@ impl Moments {
     }
 }
 
+/// The loss's gradient with respect to what a shift is made of.
+pub struct OfSolution {
+    /// ∂L/∂X
+    pub unknown: Mat<f64>,
+    /// ∂L/∂A, where keys are learned and tokens are few.
+    pub outputs: Option<Mat<f64>>,
+}
+
+/// The loss's gradient with respect to what the equations are made of.
+pub struct Gradients {
+    /// ∂L/∂D `[tokens, d_out]`
+    pub wanted: Mat<f64>,
+    /// ∂L/∂K `[tokens, d_in]`, where keys are learned.
+    pub keys: Option<Mat<f64>>,
+    /// ∂L/∂λ
+    pub damping: f64,
+}
+
 /// The system of one matrix, factored.
 pub struct NormalEquations {
+    /// Whether keys are learned.
+    learned: bool,
     /// K `[tokens, d_in]`
     keys: Mat<f64>,
     /// K C⁻¹, where there are few tokens and a C.
@@ -85,11 +105,11 @@ pub struct NormalEquations {
 }
 
 impl NormalEquations {
-    /// The system of keys `[tokens, d_in]` with the damping e^λ, of I or of the moments.
+    /// The system of keys `[tokens, d_in]`, which may be learned, with the damping e^λ, of I or of the moments.
     ///
     /// # Errors
     /// Keys that are not finite; a damping so small that the system is singular.
-    pub fn new(keys: &Tensor<2>, lambda: f64, moments: Option<Arc<Moments>>) -> Result<Self> {
+    pub fn new(keys: &Tensor<2>, learned: bool, lambda: f64, moments: Option<Arc<Moments>>) -> Result<Self> {
         let (keys, damping) = (matrix(keys), lambda.exp());
         let of_few = moments.as_ref().filter(|_| few(&keys));
         let outputs = of_few.map(|moments| moments.factored.solve(keys.transpose()).transpose().to_owned());
@@ -107,7 +127,7 @@ impl NormalEquations {
         let system = system.llt(Side::Lower).map_err(|_| {
             Error::Input(format!("the keys of these edits do not determine a shift with a damping of {damping:.3e}"))
         })?;
-        Ok(NormalEquations { keys, outputs, system, damping, moments })
+        Ok(NormalEquations { learned, keys, outputs, system, damping, moments })
     }
 
     /// What the unknown is multiplied by in a shift, transposed.
@@ -122,8 +142,23 @@ impl NormalEquations {
 
     /// `∂L/∂D` and `∂L/∂λ` from the solution X and `∂L/∂X`: with `M = (…)⁻¹ ∂L/∂X`, `∂L/∂D` is M itself where there are few tokens, else
     /// `K M`; and `∂L/∂λ` is `−e^λ ⟨M, X⟩`, else `−e^λ ⟨M, C X⟩`.
-    pub fn gradients(&self, solution: &Mat<f64>, gradient: &Mat<f64>) -> (Mat<f64>, f64) {
-        let moved = self.system.solve(gradient);
+    ///
+    /// Where keys are learned, ∂L/∂K too. A shift of few tokens is `A X` with `A = C⁻¹Kᵀ`: from ∂L/∂A as well,
+    /// `∂L/∂K = (C⁻¹ ∂L/∂A)ᵀ − (M Xᵀ + X Mᵀ) Aᵀ`; else `(D − K S) Mᵀ − K M Sᵀ`.
+    pub fn gradients(&self, wanted: &Mat<f64>, solution: &Mat<f64>, of: &OfSolution) -> Gradients {
+        let moved = self.system.solve(&of.unknown);
+        let keys = self.learned.then(|| match &of.outputs {
+            Some(outputs) => {
+                let held = self.moments.as_ref().map(|moments| moments.factored.solve(outputs));
+                let along = &moved * solution.transpose();
+                let both = &along + along.transpose();
+                held.as_ref().unwrap_or(outputs).transpose() - both * self.outputs()
+            }
+            None => {
+                let left = wanted - &self.keys * solution;
+                left * moved.transpose() - &self.keys * &moved * solution.transpose()
+            }
+        });
         let weighed = match self.moments.as_ref().filter(|_| !few(&self.keys)) {
             Some(moments) => moments.times(solution),
             None => solution.clone(),
@@ -131,30 +166,35 @@ impl NormalEquations {
         let columns = 0..moved.ncols();
         let along: f64 = columns.map(|column| moved.col(column).transpose() * weighed.col(column)).sum();
         let wanted = if few(&self.keys) { moved } else { &self.keys * moved };
-        (wanted, -self.damping * along)
+        Gradients { wanted, keys, damping: -self.damping * along }
     }
 
-    /// `‖S‖²` and `∂‖S‖²/∂X`.
-    pub fn squares(&self, solution: &Mat<f64>) -> (f64, Mat<f64>) {
-        let (shift, gradient) = match few(&self.keys) {
-            true => {
-                let shift = self.outputs().transpose() * solution;
-                let gradient = self.outputs() * &shift;
-                (shift, gradient)
-            }
-            false => (solution.clone(), solution.clone()),
-        };
-        (shift.squared_norm_l2(), faer::Scale(2.0) * gradient)
-    }
-
-    /// The shift of a solution `[…, d_out]`, which keeps its graph: `∂L/∂X` can be read of it.
-    pub fn shift(&self, solution: Tensor<2>) -> Delta {
-        if few(&self.keys) {
-            let outputs = tensor(self.outputs(), &solution.device().inner(), solution.dtype());
-            Delta::LowRank { a: outputs.transpose(), b: solution }
-        } else {
-            Delta::Dense(solution)
+    /// `‖S‖²` and its gradient.
+    pub fn squares(&self, solution: &Mat<f64>) -> (f64, OfSolution) {
+        let double = |gradient: Mat<f64>| faer::Scale(2.0) * gradient;
+        if !few(&self.keys) {
+            return (solution.squared_norm_l2(), OfSolution { unknown: double(solution.clone()), outputs: None });
         }
+        let shift = self.outputs().transpose() * solution;
+        let unknown = double(self.outputs() * &shift);
+        let outputs = self.learned.then(|| double(&shift * solution.transpose()));
+        (shift.squared_norm_l2(), OfSolution { unknown, outputs })
+    }
+
+    /// What a shift is made of, as tensors: X, and where keys are learned and tokens are few `A = C⁻¹Kᵀ`.
+    pub fn parts(&self, solution: &Mat<f64>, device: &Device, dtype: DType) -> Vec<Tensor<2>> {
+        let outputs = (self.learned && few(&self.keys)).then(|| tensor(self.outputs(), device, dtype).transpose());
+        std::iter::once(tensor(solution, device, dtype)).chain(outputs).collect()
+    }
+
+    /// The shift of its parts, which keep their graph: the loss's gradients with respect to them can be read of it.
+    pub fn shift(&self, parts: &[Tensor<2>]) -> Delta {
+        let solution = parts[0].clone();
+        if !few(&self.keys) {
+            return Delta::Dense(solution);
+        }
+        let known = || tensor(self.outputs(), &solution.device().inner(), solution.dtype()).transpose();
+        Delta::LowRank { a: parts.get(1).cloned().unwrap_or_else(known), b: solution }
     }
 }
 
@@ -194,7 +234,7 @@ mod tests {
     }
 
     fn with_moments(keys: &Mat<f64>, lambda: f64, moments: Option<&Arc<Moments>>) -> NormalEquations {
-        NormalEquations::new(&tensor(keys, &Device::flex(), DType::F64), lambda, moments.cloned()).unwrap()
+        NormalEquations::new(&tensor(keys, &Device::flex(), DType::F64), true, lambda, moments.cloned()).unwrap()
     }
 
     /// None, and those of other keys.
@@ -266,10 +306,33 @@ mod tests {
             let of_shift = weights.transpose() * (&weights * shift(&equations, &solution) - &target);
             let (squares, of_squares) = equations.squares(&solution);
             assert!((squares - shift(&equations, &solution).squared_norm_l2()).abs() < 1e-9 * squares);
+            let of_squares = of_squares.unknown;
             let moved = shift(&equations, &(&solution + faer::Scale(1e-6) * &of_squares)).squared_norm_l2();
             assert!(((moved - squares) / 1e-6 / of_squares.squared_norm_l2() - 1.0).abs() < 1e-3);
-            let of_solution = if tokens < d_in { equations.outputs() * of_shift } else { of_shift };
-            let (of_wanted, of_lambda) = equations.gradients(&solution, &of_solution);
+            let of = match tokens < d_in {
+                true => OfSolution {
+                    unknown: equations.outputs() * &of_shift,
+                    outputs: Some(&of_shift * solution.transpose()),
+                },
+                false => OfSolution { unknown: of_shift, outputs: None },
+            };
+            let Gradients { wanted: of_wanted, keys: of_keys, damping: of_lambda } =
+                equations.gradients(&wanted, &solution, &of);
+            let of_keys = of_keys.unwrap();
+            for row in 0..tokens {
+                for column in 0..d_in {
+                    let moved = |by: f64| {
+                        let mut moved = keys.clone();
+                        moved[(row, column)] += by;
+                        let equations = with_moments(&moved, lambda, moments.as_ref());
+                        let s = shift(&equations, &equations.solve(&wanted));
+                        (&weights * s - &target).squared_norm_l2() / 2.0
+                    };
+                    let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+                    let found = of_keys[(row, column)];
+                    assert!((slope - found).abs() < 1e-6 * slope.abs().max(1.0), "{slope} {found}");
+                }
+            }
             let step = 1e-5;
             for row in 0..tokens {
                 for column in 0..5 {

@@ -1,4 +1,5 @@
-//! Makes a small model that knows a world of facts: a byte-level BPE and a GPT-2 trained on sentences that tell the facts.
+//! Makes a small model that knows a world of facts: a byte-level BPE, and a GPT-2 trained on sentences that tell the facts or a T5 trained to
+//! answer their prompts.
 
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
@@ -9,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, TokenizerBuilder};
 
 use super::gradients;
@@ -16,16 +18,19 @@ use super::schedule::Schedule;
 use crate::data::world::World;
 use crate::edit::score::target_log_probabilities;
 use crate::error::{Error, Result};
-use crate::model::stack::decoder::{Decoder, DecoderTensor};
+use crate::model::stack::decoder::{Decoder, DecoderTensor, NormAt};
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::stack::weights::Weights;
-use crate::model::tap::{NoTap, Unseen};
-use crate::model::tokens::Tokens;
+use crate::model::tap::{NoTap, Stack, Unseen};
+use crate::model::tokens::{BEGIN, Tokens};
 use crate::sections::within;
 use crate::{parallel, random};
 
 /// The token that begins and ends every sentence.
 pub const END: &str = "<|endoftext|>";
+
+/// The tokens of a T5: what begins what the decoder reads, and what ends every text.
+pub const PAIR_TOKENS: [&str; 2] = ["<pad>", "</s>"];
 
 /// `[train]` of a pretraining: how the model learns.
 #[derive(Debug, Clone, Deserialize)]
@@ -88,7 +93,7 @@ impl PretrainSettings {
 /// A sentence as tokens, and where its answer begins.
 #[derive(Debug, Clone)]
 pub struct Sentence {
-    /// From [`END`] to [`END`].
+    /// From [`END`] to [`END`]; for an encoder-decoder the prompt, [`BEGIN`], the answer and the end.
     pub ids: Vec<u32>,
     /// The first token of the answer.
     pub answer: usize,
@@ -124,19 +129,60 @@ pub fn sentences(world: &World, tokenizer: &tokenizers::Tokenizer) -> Result<Vec
     Ok(sentences)
 }
 
+/// Every fact by a prompt it may be learnt with, for an encoder, and its object, for a decoder.
+///
+/// # Errors
+/// What the tokenizer says.
+pub fn pairs(world: &World, tokenizer: &tokenizers::Tokenizer) -> Result<Vec<Sentence>> {
+    let encode = |text: &str| tokenizer.encode(text, true).map_err(|error| Error::Training(error.to_string()));
+    let mut pairs = vec![];
+    for (index, fact) in world.facts().iter().enumerate() {
+        let answer = encode(&fact.object)?;
+        for prompt in world.prompts(index).0 {
+            let mut ids = encode(&prompt)?.get_ids().to_vec();
+            ids.push(BEGIN);
+            let begin = ids.len();
+            ids.extend(answer.get_ids());
+            pairs.push(Sentence { ids, answer: begin, subject: [0, 0] });
+        }
+    }
+    Ok(pairs)
+}
+
 /// A byte-level BPE of `size` entries, [`END`] among them, learnt from the prompts and, each fact once, its sentence.
 ///
 /// # Errors
 /// What the trainer says.
 pub fn tokenizer(world: &World, size: usize) -> Result<tokenizers::Tokenizer> {
+    learnt(world, size, &[END], false)
+}
+
+/// The same for an encoder-decoder: [`PAIR_TOKENS`] among them, a space before every text and an end behind it.
+///
+/// # Errors
+/// What the trainer says.
+pub fn pair_tokenizer(world: &World, size: usize) -> Result<tokenizers::Tokenizer> {
+    let mut tokenizer = learnt(world, size, &PAIR_TOKENS, true)?;
+    let end = tokenizer.token_to_id(PAIR_TOKENS[1]).unwrap_or(0);
+    let behind = TemplateProcessing::builder()
+        .try_single(format!("$A {}", PAIR_TOKENS[1]))
+        .map(|builder| builder.special_tokens(vec![(PAIR_TOKENS[1], end)]).clone())
+        .map_err(|error| error.to_string())
+        .and_then(|builder| builder.build().map_err(|error| error.to_string()));
+    let behind = behind.map_err(|error| Error::Training(format!("the tokenizer cannot be made: {error}")))?;
+    tokenizer.with_post_processor(Some(behind));
+    Ok(tokenizer)
+}
+
+fn learnt(world: &World, size: usize, special: &[&str], space: bool) -> Result<tokenizers::Tokenizer> {
     let wrong = |error: tokenizers::Error| Error::Training(format!("the tokenizer cannot be learnt: {error}"));
     let mut trainer = BpeTrainerBuilder::new()
         .show_progress(false)
         .vocab_size(size)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-        .special_tokens(vec![AddedToken::from(END, true)])
+        .special_tokens(special.iter().map(|token| AddedToken::from(*token, true)).collect())
         .build();
-    let byte_level = ByteLevel::new(false, true, true);
+    let byte_level = ByteLevel::new(space, true, true);
     let mut tokenizer = TokenizerBuilder::default()
         .with_model(BPE::default())
         .with_normalizer(None::<tokenizers::NormalizerWrapper>)
@@ -154,7 +200,7 @@ pub fn tokenizer(world: &World, size: usize) -> Result<tokenizers::Tokenizer> {
     Ok(tokenizer.into())
 }
 
-/// Weights drawn as GPT-2's: N(0, 0.02), residual outputs divided by √(2·layers), norms 1, biases 0.
+/// Weights drawn as GPT-2's: N(0, 0.02²), residual outputs divided by √(2·layers), norms 1, biases 0. The last gain takes back what the head scales by.
 struct Fresh<'a> {
     spec: &'a DecoderSpec,
     device: &'a Device,
@@ -162,8 +208,11 @@ struct Fresh<'a> {
 
 impl Weights<DecoderTensor> for Fresh<'_> {
     fn vector(&mut self, at: DecoderTensor, length: usize) -> Result<Tensor<1>> {
-        let gain = matches!(at, DecoderTensor::Gamma(..));
-        let value = if gain { 1.0 } else { 0.0 };
+        let value = match at {
+            DecoderTensor::Gamma(Stack::Decoder, NormAt::Head) => 1.0 / self.spec.head.scale,
+            DecoderTensor::Gamma(..) => 1.0,
+            _ => 0.0,
+        };
         Ok(Tensor::from_data(TensorData::new(vec![value; length], [length]), (self.device, DType::F32)))
     }
 
@@ -171,7 +220,7 @@ impl Weights<DecoderTensor> for Fresh<'_> {
         use crate::model::tap::{Role, Weight};
         let residual =
             matches!(at, DecoderTensor::Matrix(Weight { role: Role::Out | Role::CrossOut | Role::MlpDown, .. }));
-        let std = if residual { 0.02 / (2.0 * self.spec.layers as f64).sqrt() } else { 0.02 };
+        let std = if residual { 0.02 / (2.0 * self.spec.depth() as f64).sqrt() } else { 0.02 };
         Ok(Tensor::random(shape, Distribution::Normal(0.0, std), (self.device, DType::F32)))
     }
 }
@@ -270,18 +319,28 @@ fn sharded(
     Ok((loss, answers, sum.grads()))
 }
 
-/// What each token but the first counts.
+/// The first token that is predicted: of an encoder's text none is.
+fn predicted(sentence: &Sentence) -> usize {
+    sentence.ids.iter().position(|&id| id == BEGIN).map_or(1, |begin| begin + 1)
+}
+
+/// What each predicted token counts.
 fn weights(sentence: &Sentence, settings: &PretrainSettings) -> Vec<f64> {
-    (1..sentence.ids.len()).map(|token| if token < sentence.answer { settings.prompt_weight } else { 1.0 }).collect()
+    (predicted(sentence)..sentence.ids.len())
+        .map(|token| if token < sentence.answer { settings.prompt_weight } else { 1.0 })
+        .collect()
 }
 
 /// The weighted loss of some sentences over the `total` weight of the batch, and its gradient.
 fn gradients_of(decoder: &Decoder, read: &[Reading], settings: &PretrainSettings, total: f64) -> Result<Taught> {
     let rows: Vec<&Sentence> = read.iter().map(|(sentence, _)| *sentence).collect();
-    let cells =
-        rows.iter().enumerate().flat_map(|(row, sentence)| (0..sentence.ids.len() - 1).map(move |cell| (row, cell)));
+    let cells = rows
+        .iter()
+        .enumerate()
+        .flat_map(|(row, sentence)| (predicted(sentence) - 1..sentence.ids.len() - 1).map(move |cell| (row, cell)));
     let reads: Vec<(usize, usize)> = cells.collect();
-    let targets: Vec<u32> = rows.iter().flat_map(|sentence| sentence.ids[1..].iter().copied()).collect();
+    let targets: Vec<u32> =
+        rows.iter().flat_map(|sentence| sentence.ids[predicted(sentence)..].iter().copied()).collect();
     let weights: Vec<f64> =
         rows.iter().flat_map(|sentence| weights(sentence, settings)).map(|weight| weight / total).collect();
     let tokens = Tokens::new(rows.iter().map(|sentence| sentence.ids[..sentence.ids.len() - 1].to_vec()).collect());
@@ -295,7 +354,8 @@ fn gradients_of(decoder: &Decoder, read: &[Reading], settings: &PretrainSettings
         }
         span
     };
-    let (layer, layers) = (settings.recall.layer.min(decoder.spec.layers), decoder.spec.layers);
+    let layers = decoder.spec.depth();
+    let layer = settings.recall.layer.min(layers);
     let hidden = decoder.blocks(hidden, 0..layer, &unseen(0), None, &mut NoTap)?;
     let hidden = decoder.blocks(hidden, layer..layers, &unseen(1), None, &mut NoTap)?;
     let log = activation::log_softmax(decoder.head(hidden, &reads), 1);
@@ -307,7 +367,8 @@ fn gradients_of(decoder: &Decoder, read: &[Reading], settings: &PretrainSettings
     let log: Vec<f64> = log.inner().into_data().iter::<f64>().collect();
     let mut from = 0;
     let answers = rows.iter().map(|sentence| {
-        let here = from + sentence.answer - 1..from + sentence.ids.len() - 1;
+        let skipped = predicted(sentence);
+        let here = from + sentence.answer - skipped..from + sentence.ids.len() - skipped;
         from = here.end;
         -log[here.clone()].iter().sum::<f64>() / here.len() as f64
     });

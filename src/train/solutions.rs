@@ -9,7 +9,7 @@ use super::mend::{Look, MendTrainer, PARTS, RecordTexts, Terms};
 use crate::edit::{SharedDeltas, WeightChange};
 use crate::error::Result;
 use crate::network::matrices::{AT_ONCE, Captured};
-use crate::network::mend::{MendNetwork, Solved};
+use crate::network::mend::{Asked, MendNetwork, Solved};
 use crate::parallel;
 
 impl MendTrainer {
@@ -53,10 +53,13 @@ impl MendTrainer {
                 break;
             }
             if let Some(episode) = &self.episode {
-                for (solved, gradient) in solved.iter().zip(&mut of_solutions) {
+                let share = 1.0 / edits.len() as f64;
+                for (solved, gradients) in solved.iter().zip(&mut of_solutions) {
                     let (squares, of_squares) = solved.squares();
-                    terms.squares += squares / edits.len() as f64;
-                    *gradient = gradient.clone() + of_squares.mul_scalar(episode.shift / edits.len() as f64);
+                    terms.squares += squares * share;
+                    for (gradient, of_squares) in gradients.iter_mut().zip(of_squares) {
+                        *gradient = gradient.clone() + of_squares.mul_scalar(episode.shift * share);
+                    }
                 }
             }
             self.gradient_of_network(&captured, &solved, &of_solutions, &mut sum)?;
@@ -69,29 +72,34 @@ impl MendTrainer {
         Ok((sum.grads(), terms))
     }
 
-    /// ∂L/∂X of each matrix, and what the looks came to.
+    /// The loss's gradients with respect to the parts of each matrix's shift, and what the looks came to.
     fn gradients_of_solutions(
         &self,
         solved: &[Solved],
         looked: &[(Look<'_>, &[RecordTexts])],
-    ) -> Result<(Vec<Tensor<2>>, Terms)> {
+    ) -> Result<(Vec<Vec<Tensor<2>>>, Terms)> {
         let shares = in_turn(looked, |(look, records)| {
             let device = self.mend.network.rates.val().device();
-            let leaves: Vec<Tensor<2>> = solved.iter().map(|solved| solved.unknown(&device).require_grad()).collect();
-            let shifts = solved.iter().zip(&leaves).map(|(solved, leaf)| (solved.weight, solved.shift(leaf.clone())));
+            let leaves = |solved: &Solved| solved.parts(&device).into_iter().map(Tensor::require_grad).collect();
+            let leaves: Vec<Vec<Tensor<2>>> = solved.iter().map(leaves).collect();
+            let shifts = solved.iter().zip(&leaves).map(|(solved, leaves)| (solved.weight, solved.shift(leaves)));
             let share = self.part(*look, &[*records], &mut SharedDeltas(shifts.collect()))?;
             let gradients = share.surrogate.backward();
             let of_leaf = |leaf: &Tensor<2>| leaf.grad(&gradients).unwrap_or_else(|| leaf.clone().inner().zeros_like());
-            Ok((leaves.iter().map(of_leaf).collect::<Vec<_>>(), share.terms))
+            let of_leaves = leaves.iter().map(|leaves| leaves.iter().map(of_leaf).collect::<Vec<_>>());
+            Ok((of_leaves.collect::<Vec<_>>(), share.terms))
         })?;
         let mut terms = Terms::default();
-        let mut sum: Vec<Tensor<2>> = vec![];
+        let mut sum: Vec<Vec<Tensor<2>>> = vec![];
         for (gradients, share) in shares {
             terms += share;
-            sum = match sum.is_empty() {
-                true => gradients,
-                false => sum.into_iter().zip(gradients).map(|(sum, more)| sum + more).collect(),
-            };
+            if sum.is_empty() {
+                sum = gradients;
+                continue;
+            }
+            for (sum, more) in sum.iter_mut().flatten().zip(gradients.into_iter().flatten()) {
+                *sum = sum.clone() + more;
+            }
         }
         Ok((sum, terms))
     }
@@ -101,13 +109,13 @@ impl MendTrainer {
         &self,
         captured: &[Captured],
         solved: &[Solved],
-        of_solutions: &[Tensor<2>],
+        of_solutions: &[Vec<Tensor<2>>],
         sum: &mut GradientsAccumulator<MendNetwork>,
     ) -> Result<()> {
-        let (of_wanted, of_dampings): (Vec<Tensor<2>>, Vec<f64>) =
-            solved.iter().zip(of_solutions).map(|(solved, gradient)| solved.gradients(gradient)).unzip();
+        let (of_asked, of_dampings): (Vec<Asked>, Vec<f64>) =
+            solved.iter().zip(of_solutions).map(|(solved, gradients)| solved.gradients(gradients)).unzip();
         // Where each part's tokens stand in those of all.
-        let mut first = vec![0; of_wanted.len()];
+        let mut first = vec![0; of_asked.len()];
         let mut places = vec![];
         for captured in captured {
             let tokens = captured.tokens();
@@ -116,10 +124,14 @@ impl MendTrainer {
         }
         let shares = in_turn(&places, |(captured, first)| {
             let mend = self.own();
-            let terms = mend.wanted(captured).into_iter().map(|(slot, wanted)| {
-                let [tokens, d_out] = wanted.dims();
-                let towards = of_wanted[slot].clone().slice([first[slot]..first[slot] + tokens, 0..d_out]);
-                (wanted * towards).sum()
+            let terms = mend.asked(captured).into_iter().flat_map(|(slot, asked)| {
+                let towards = |own: Tensor<2>, all: &Tensor<2>| {
+                    let [tokens, width] = own.dims();
+                    (own * all.clone().slice([first[slot]..first[slot] + tokens, 0..width])).sum()
+                };
+                let wanted = towards(asked.wanted, &of_asked[slot].wanted);
+                let keys = asked.keys.zip(of_asked[slot].keys.as_ref()).map(|(keys, all)| towards(keys, all));
+                std::iter::once(wanted).chain(keys)
             });
             let surrogate = terms.reduce(|sum, more| sum + more);
             let gradients = surrogate.map(|sum| GradientsParams::from_grads(sum.backward(), &mend.network));

@@ -1,13 +1,13 @@
 //! MEND's network against PyTorch, and its gradient against finite differences.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::Param;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use emend::data::record::{EditRecord, Probe};
 use emend::data::source::Source;
-use emend::edit::{EditRequest, Edited};
+use emend::edit::{Change, EditRequest, Edited};
 use emend::network::gradient_transform::{GradientTransform, LowRankLayer, Nonlinearity, Normalizer};
 use emend::network::mend::{Mend, MendSettings};
 use emend::network::parameters;
@@ -147,8 +147,12 @@ fn shaken(trainer: &mut MendTrainer, size: f64) {
 fn trainer(settings_extra: &str, loss: &str, together: usize) -> MendTrainer {
     let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
     let device = Device::flex().autodiff();
+    // The device's draws are one stream for all tests: none may draw between the seed and the network.
+    static DRAWS: Mutex<()> = Mutex::new(());
+    let drawing = DRAWS.lock().unwrap_or_else(PoisonError::into_inner);
     device.seed(3);
     let mend = Mend::new(settings(settings_extra), &base.base().decoder.spec, (&device, DType::F64)).unwrap();
+    drop(drawing);
     let loss: MendLossSettings = toml::from_str(loss).unwrap();
     let trainer = MendTrainer::new(mend, base.clone(), loss, together, 1e-3, MendTrainSettings::default()).unwrap();
     // Texts of a loss lie here.
@@ -189,9 +193,21 @@ fn gradient_of_the_loss_is_that_of_finite_differences() {
             2,
         ),
         ("initial_edit_rate = 0.02\naggregation = \"normal_equations\"\nblocks = 3", "", 3),
+        // Keys of the network, of few tokens and of more than a matrix is wide; a sample looked at.
+        (
+            "initial_edit_rate = 0.02\naggregation = \"normal_equations\"\nkeys = \"transformed\"\nedit_tokens = \"answer\"",
+            "",
+            2,
+        ),
+        ("initial_edit_rate = 0.02\naggregation = \"normal_equations\"\nkeys = \"transformed\"", "looked_at = 2", 3),
         // A term on running text; and a ridge that is made of it.
         ("initial_edit_rate = 0.02", TEXT, 1),
         ("initial_edit_rate = 0.02\naggregation = \"normal_equations\"\nridge = \"text\"", TEXT, 2),
+        (
+            "initial_edit_rate = 0.02\naggregation = \"normal_equations\"\nridge = \"text\"\nkeys = \"transformed\"\nedit_tokens = \"answer\"",
+            TEXT,
+            2,
+        ),
     ] {
         let mut trainer = trainer(extra, loss, together);
         shaken(&mut trainer, 0.3);
@@ -216,7 +232,7 @@ fn gradient_of_the_loss_is_that_of_finite_differences() {
             };
             let largest = gradient.iter().fold(0.0f64, |most, value| most.max(value.abs()));
             for element in [0, count / 3, count - 1] {
-                let step = 1e-5;
+                let step = 1e-6;
                 let moved = |by: f64| {
                     let mut tensors = parameters::collect(frozen.network());
                     let shape = tensors[&name].shape().to_vec();
@@ -229,10 +245,42 @@ fn gradient_of_the_loss_is_that_of_finite_differences() {
                 };
                 let numeric = (moved(step) - moved(-step)) / (2.0 * step);
                 let apart = (numeric - gradient[element]).abs() / largest.max(1e-8);
-                assert!(apart < 1e-4, "{name}[{element}]: {numeric:e} against {:e}", gradient[element]);
+                assert!(apart < 1e-4, "{extra} {loss}: {name}[{element}]: {numeric:e} against {:e}", gradient[element]);
             }
         }
     }
+}
+
+/// At the network's keys one edit of one token without damping is MEND's own update; a loss that looks at all edits is that without the key.
+#[test]
+fn one_edit_at_the_networks_key_is_mends() {
+    let request = EditRequest::from(&EditRecord { target_new: "the".into(), ..records()[0].clone() });
+    let fresh = |extra: &str| trainer(&format!("initial_edit_rate = 0.02\nedit_tokens = \"answer\"\n{extra}"), "", 1);
+    let mut shaking = fresh("");
+    shaken(&mut shaking, 0.3);
+    let made = |extra: &str| {
+        let mut trainer = fresh(extra);
+        let mut tensors = parameters::collect(trainer.network());
+        tensors.extend(parameters::collect(shaking.network()));
+        trainer.set_network(parameters::restore(trainer.network().clone(), tensors).unwrap());
+        let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
+        let edit = trainer.edit(&base, std::slice::from_ref(&request)).unwrap();
+        let Change::Weights(change) = edit.change else { panic!("no weights") };
+        change.matrices.values().flat_map(|delta| values(delta.dense())).collect::<Vec<f64>>()
+    };
+    let normal = "aggregation = \"normal_equations\"\ninitial_damping = -40.0";
+    let tokens = request.row(&model("gpt2-tiny", DType::F64).tokenizer).unwrap().target().len();
+    assert_eq!(tokens, 1, "the test wants an answer of one token");
+    let plain = made("");
+    assert!(difference(&made(&format!("{normal}\nkeys = \"transformed\"")), &plain) < 1e-5);
+    assert!(difference(&made(normal), &plain) > 1e-2);
+
+    let step = |loss: &str| {
+        let mut trainer = trainer("aggregation = \"normal_equations\"", loss, 3);
+        trainer.loss(&records(), &mut random::stream(1, "draw", 0)).unwrap().figures
+    };
+    assert_eq!(step("looked_at = 3"), step(""));
+    assert_ne!(step("looked_at = 1"), step(""));
 }
 
 /// An episode of one turn is a step of MALMEN, but for ‖S‖², whose weight is then 0; one of several turns is not.
@@ -349,7 +397,7 @@ fn hidden_states_do_not_depend_on_when_they_were_computed() {
 fn untrained_mend_steps_down_the_gradient() {
     let trainer = trainer("initial_edit_rate = 1e-3\nnormalization = \"off\"", "", 1);
     let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
-    let request = EditRequest::from(&records()[0]);
+    let request = EditRequest::from(&EditRecord { target_new: "the".into(), ..records()[0].clone() });
     let edit = trainer.edit(&base, std::slice::from_ref(&request)).unwrap();
     let text = base.base().tokenizer.continuation(&request.prompt, &request.target_new, None).unwrap();
     let after = base.with(edit).unwrap();
