@@ -12,6 +12,7 @@ pub mod predict;
 pub mod pretrain;
 pub mod squash;
 pub mod stats;
+mod steps;
 pub mod train;
 
 use std::path::PathBuf;

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::print;
+use super::steps::Steps;
 use crate::config::pretrain::Config;
 use crate::data::world::World;
 use crate::device;
@@ -75,21 +75,15 @@ pub fn run(args: &Args) -> Result<()> {
         }
     };
 
-    let bar = ProgressBar::new(config.train.max_steps as u64);
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} {msg}") {
-        bar.set_style(style);
-    }
+    let mut steps = Steps::new(config.train.max_steps);
     let mut average = 0.0;
     let decoder = pretrain(config.spec(), &rows, &config.train, &device, |step, loss| {
         average = if step == 0 { loss } else { 0.98 * average + 0.02 * loss };
-        bar.inc(1);
-        bar.set_message(format!("loss {average:.3}"));
-        if step % 100 == 0 {
-            tracing::info!(step, loss = average, "pretraining");
-        }
+        steps.bar.set_position(step as u64 + 1);
+        steps.tell(step + 1, format!("loss {average:.3}"));
         Ok(())
     })?;
-    bar.finish_and_clear();
+    steps.bar.finish_and_clear();
 
     match of_pairs {
         true => save::t5(&folder, &decoder, &learnt, PAIR_TOKENS)?,

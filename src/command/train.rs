@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::chat::ChatArgs;
+use super::steps::Steps;
 use super::{keep_state, print, show_rows, state_is_kept, stop};
 use crate::archive::{Base, network_type};
 use crate::config::train::Config;
@@ -166,7 +166,7 @@ impl Trainer for Run<'_> {
         keep_state();
         let mut show = Show::new(every.max_steps);
         let progress = trainer.run(&mut |event| show.event(event), &stop)?;
-        show.bar.finish_and_clear();
+        show.steps.bar.finish_and_clear();
         state_is_kept(" after the training; --resume shows its figures")?;
         let trained = start.elapsed().as_secs_f64();
 
@@ -322,73 +322,47 @@ fn three<E: LearnedEditor>(
     Ok(text)
 }
 
-/// How often a line is printed where there is no terminal.
-const TOLD_EVERY: Duration = Duration::from_secs(30);
-
-/// A bar, or where there is no terminal a line now and then; and a line a validation.
+/// How far a training is, and a line a validation.
 struct Show {
-    /// When the last line was printed, and the first step of this run.
-    told: Instant,
-    begun: Option<(Instant, usize)>,
-    bar: ProgressBar,
-    steps: u64,
+    steps: Steps,
     loss: f64,
     note: String,
 }
 
 impl Show {
     fn new(steps: usize) -> Self {
-        let bar = ProgressBar::new(steps as u64);
-        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} {msg}") {
-            bar.set_style(style);
-        }
-        Show { told: Instant::now(), begun: None, bar, steps: steps as u64, loss: f64::NAN, note: String::new() }
-    }
-
-    /// Prints a line where no bar is seen, every half a minute.
-    fn tell(&mut self, step: usize, said: &str) {
-        let (begun, first) = *self.begun.get_or_insert((Instant::now(), step));
-        if !self.bar.is_hidden() || self.told.elapsed() < TOLD_EVERY {
-            return;
-        }
-        self.told = Instant::now();
-        let rate = (step - first) as f64 / begun.elapsed().as_secs_f64().max(1e-9);
-        let left = self.steps.saturating_sub(step as u64) as f64 / rate;
-        let left =
-            if rate > 0.0 { format!("{} left", HumanDuration(Duration::from_secs_f64(left))) } else { "".into() };
-        eprintln!("step {step:>6} of {}   {rate:.2} a second, {left}   {said}", self.steps);
+        Show { steps: Steps::new(steps), loss: f64::NAN, note: String::new() }
     }
 
     fn event(&mut self, event: &Event<'_>) {
         match event {
             Event::Prepared { done, total } => {
-                self.bar.set_length(*total as u64);
-                self.bar.set_position(*done as u64);
-                self.bar.set_message("texts prepared");
+                self.steps.bar.set_length(*total as u64);
+                self.steps.bar.set_position(*done as u64);
+                self.steps.bar.set_message("texts prepared");
                 if done == total {
-                    self.bar.reset();
-                    self.bar.set_length(self.steps);
+                    self.steps.bar.reset();
+                    self.steps.bar.set_length(self.steps.count);
                 }
             }
             Event::Step { step, skipped: true, .. } => {
-                self.bar.set_position(*step as u64);
-                self.bar.suspend(|| eprintln!("step {step}: loss or gradient not finite, skipped"));
+                self.steps.bar.set_position(*step as u64);
+                self.steps.bar.suspend(|| eprintln!("step {step}: loss or gradient not finite, skipped"));
             }
             Event::Step { step, figures, .. } => {
                 if self.loss.is_nan() {
                     // What an earlier run did is no measure of this one's speed.
-                    self.bar.set_position(*step as u64);
-                    self.bar.reset_eta();
+                    self.steps.bar.set_position(*step as u64);
+                    self.steps.bar.reset_eta();
                 }
                 let loss = figures.first().map_or(f64::NAN, |(_, loss)| *loss);
                 self.loss = if self.loss.is_nan() { loss } else { 0.95 * self.loss + 0.05 * loss };
-                self.bar.set_position(*step as u64);
+                self.steps.bar.set_position(*step as u64);
                 let parts = figures.iter().skip(1).map(|(name, value)| format!(" · {name} {value:.2}"));
                 let said = format!("loss {:.3}{}{}", self.loss, parts.collect::<String>(), self.note);
-                self.tell(*step, &said);
-                self.bar.set_message(said);
+                self.steps.tell(*step, said);
             }
-            Event::Note(note) => self.bar.suspend(|| eprintln!("{note}")),
+            Event::Note(note) => self.steps.bar.suspend(|| eprintln!("{note}")),
             Event::Validation { step, summary, perplexity, score, best } => {
                 self.note =
                     format!(" · success {} · drawdown {}", percent(summary.edit_success), percent(summary.drawdown));
@@ -404,7 +378,7 @@ impl Show {
                     percent(Some(*score)),
                     if *best { "   best so far" } else { "" }
                 );
-                self.bar.suspend(|| eprintln!("{line}"));
+                self.steps.bar.suspend(|| eprintln!("{line}"));
             }
         }
     }

@@ -157,4 +157,9 @@ fn a_text_that_is_no_pair_is_refused() {
         |model: &Edited, ids: Vec<u32>| model.embed(&Tokens::new(vec![ids]), &mut NoTap).unwrap_err().to_string();
     assert!(error(&pairs, vec![4, 5]).contains("no such pair"));
     assert!(error(&plain, vec![4, BEGIN, 5]).contains("outside the model's vocabulary"));
+    // What comes later wants what the encoder made.
+    let later = Tokens::placed(vec![vec![5]], vec![(0, 4)]).behind(&[3]);
+    let hidden = pairs.embed(&later, &mut NoTap).unwrap();
+    let apart = pairs.blocks(hidden, 0..pairs.layers(), later.span(), Some(&mut pairs.past()), &mut NoTap);
+    assert!(apart.unwrap_err().to_string().contains("wants a past"));
 }

@@ -259,7 +259,7 @@ impl Decoder {
     /// With a `past`, the cells also see the positions it holds, and this pass's keys and values are appended to it.
     ///
     /// # Errors
-    /// A past that does not fit the batch or the layers.
+    /// A past that does not fit the batch or the layers; none where a later part of an encoder-decoder's text wants it.
     pub fn blocks(
         &self,
         hidden: Tensor<3>,
@@ -294,6 +294,11 @@ impl Decoder {
         if let Some(cells) = written.take() {
             let above = layers.start.max(depth)..layers.end.max(depth);
             let states = read.clone().filter(|_| !above.is_empty()).map(|read| if_there(&source.norm, read));
+            let held = |past: &&mut Past| above.clone().all(|number| past.crossed(number).is_some());
+            if states.is_none() && !above.is_empty() && !past.as_ref().is_some_and(held) {
+                let message = "a later part of a text wants a past with what the encoder made of its beginning";
+                return Err(Error::Input(message.into()));
+            }
             let made = Made { states: states.as_ref(), span: &parts.read };
             written = Some(match above.is_empty() {
                 true => cells,
@@ -352,28 +357,23 @@ impl Decoder {
         let attention = tap.activation(site(Place::AttentionOut), span, attention);
         let attention = if_there(&block.attention_post_norm, attention);
 
-        // What goes on past the MLP, and what it reads.
-        let (mut hidden, mut input) = match (shape, &block.mlp_norm) {
-            (BlockShape::Parallel, Some(norm)) => (hidden.clone() + attention, norm.forward(hidden)),
-            (BlockShape::ParallelOneNorm, _) => (hidden + attention, input),
-            (BlockShape::PostNorm, _) => {
-                let hidden = block.attention_norm.forward(hidden + attention);
-                (hidden.clone(), hidden)
-            }
-            (_, norm) => {
-                let hidden = hidden + attention;
-                (hidden.clone(), if_there(norm, hidden))
-            }
+        // Side by side with attention, the MLP reads what attention read.
+        let (mut hidden, beside) = match shape {
+            BlockShape::Parallel => (hidden.clone() + attention, Some(if_there(&block.mlp_norm, hidden))),
+            BlockShape::ParallelOneNorm => (hidden + attention, Some(input)),
+            BlockShape::PostNorm => (block.attention_norm.forward(hidden + attention), None),
+            BlockShape::PreNorm | BlockShape::PreAndPostNorm => (hidden + attention, None),
         };
         if let (Some(cross), Some(made)) = (&block.cross, made) {
             let asks = if post { hidden.clone() } else { cross.norm.forward(hidden.clone()) };
-            let answer = self.cross(&asks, cross, at, made, past, tap);
-            hidden = hidden + answer;
-            if post {
-                hidden = cross.norm.forward(hidden);
-            }
-            input = if post { hidden.clone() } else { if_there(&block.mlp_norm, hidden.clone()) };
+            let sum = hidden + self.cross(&asks, cross, at, made, past, tap);
+            hidden = if post { cross.norm.forward(sum) } else { sum };
         }
+        let input = match beside {
+            Some(input) => input,
+            None if post => hidden.clone(),
+            None => if_there(&block.mlp_norm, hidden.clone()),
+        };
         let value = self.mlp(&input, at, tap);
         let value = tap.activation(site(Place::MlpOut), span, value);
         let value = if_there(&block.mlp_post_norm, value);
@@ -420,6 +420,7 @@ impl Decoder {
                     lengths = sources.to_vec();
                     both
                 }
+                // Refused before the first block.
                 None => return asks.clone().zeros_like(),
             },
             (None, None) => return asks.clone().zeros_like(),
