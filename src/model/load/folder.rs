@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::family::StoredAt;
 
+/// How much of a stored tensor is read before its memory is given back; whole elements of every type.
+const AT_ONCE: usize = 16 << 20;
+
 /// Keys of config.json that say nothing of what the model computes.
 const VOLATILE: [&str; 6] =
     ["_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"];
@@ -206,21 +209,25 @@ impl Folder {
         for name in self.index.keys() {
             if let Some(stored) = self.stored(name) {
                 hasher.update(format!("\n{name} {:?} {:?}\n", stored.dtype, stored.shape).as_bytes());
-                hasher.update(stored.bytes);
-                self.release(name);
+                for (part, bytes) in stored.bytes.chunks(AT_ONCE).enumerate() {
+                    hasher.update(bytes);
+                    self.release(name, part);
+                }
             }
         }
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Gives the memory of a tensor's place in its mapped file back to the system. It can be read again at any time.
-    fn release(&self, name: &str) {
+    /// Gives the memory of a part of a tensor, `AT_ONCE` bytes, in its mapped file back to the system. It can be read again at any time.
+    fn release(&self, name: &str, part: usize) {
         #[cfg(unix)]
         if let Some(file) = self.index.get(name).map(|&number| &self.files[number])
             && let Some(info) = file.metadata.info(name)
             && let Bytes::Mapped(map) = &file.bytes
         {
-            let (from, to) = info.data_offsets;
+            let (begin, end) = info.data_offsets;
+            let from = (begin + part * AT_ONCE).min(end);
+            let to = (from + AT_ONCE).min(end);
             let unneeded = memmap2::UncheckedAdvice::DontNeed;
             // SAFETY: the map is read-only and of a file: a page that was given back is read from the file again.
             if let Err(error) = unsafe { map.unchecked_advise_range(unneeded, file.header + from, to - from) } {
@@ -258,11 +265,15 @@ impl Folder {
         if !fits {
             return Err(wrong(format!("tensor \"{name}\" is {:?}, the config wants {shape:?}", stored.shape)));
         }
-        let values = floats(stored).ok_or_else(|| {
-            wrong(format!("tensor \"{name}\" is {:?}; F32, F16, BF16 and F64 are read", stored.dtype))
-        })?;
         // Held twice, a model would need twice the memory while it is loaded.
-        self.release(&name);
+        let mut values = Vec::with_capacity(stored.shape.iter().product());
+        for (part, bytes) in stored.bytes.chunks(AT_ONCE).enumerate() {
+            let some = floats(Stored { bytes, ..stored }).ok_or_else(|| {
+                wrong(format!("tensor \"{name}\" is {:?}; F32, F16, BF16 and F64 are read", stored.dtype))
+            })?;
+            values.extend(some);
+            self.release(&name, part);
+        }
         let width = width.first().copied().unwrap_or(1);
         let values = match (place.columns, place.transposed) {
             // Stored as rows: ours are those of a smaller matrix.
