@@ -204,6 +204,11 @@ impl<'a> Ropes<'a> {
                     None if factor <= 1.0 => 1.0,
                     None => (1.0 + factor.ln() / original.ln()).sqrt(),
                 };
+                if !magnitude.is_finite() {
+                    return Err(format!(
+                        "rope_scaling stretches a context of {original} by {factor}, which gives no number"
+                    ));
+                }
                 Ok(RotaryScaling::Each { factors, magnitude })
             }
             Some(other) => Err(format!("rope_scaling of type \"{other}\" is not known here; {KNOWN}")),

@@ -276,19 +276,18 @@ impl Decoder {
         let mut read = parts.take(Stack::Encoder, &hidden);
         let mut written = parts.take(Stack::Decoder, &hidden);
         if let Some(read) = &mut read {
+            let mut known: Option<(DType, Geometry)> = None;
             for layer in layers.start.min(depth)..layers.end.min(depth) {
                 let block = &source.blocks[layer];
                 let dtype = block.dtype();
-                let geometry = source.geometry(&self.spec, &parts.read, &self.device(), dtype);
-                let place = InPlace {
-                    block,
-                    stack: Stack::Encoder,
-                    layer,
-                    number: layer,
-                    span: &parts.read,
-                    geometry: &geometry,
+                let geometry = match known.take().filter(|(of, _)| *of == dtype) {
+                    Some((_, geometry)) => geometry,
+                    None => source.geometry(&self.spec, &parts.read, &self.device(), dtype),
                 };
+                let span = &parts.read;
+                let place = InPlace { block, stack: Stack::Encoder, layer, number: layer, span, geometry: &geometry };
                 *read = self.block(in_type(read.clone(), dtype), &place, None, None, tap);
+                known = Some((dtype, geometry));
             }
         }
         if let Some(cells) = written.take() {
