@@ -85,6 +85,7 @@ fn edit(model: &Model) -> Edit {
         version: String::new(),
         base: model.fingerprint.clone(),
         computed_on: vec![],
+        joined: vec![],
         findings: serde_json::Value::Null,
     };
     Edit::new(provenance, Change::Weights(change), BTreeMap::new())

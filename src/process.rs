@@ -18,8 +18,13 @@ pub fn peak_memory() -> u64 {
 
 /// Memory that can be planned with, in bytes: `$EMEND_MEMORY_GB`, else what the system says is free; nothing where it does not say.
 pub fn memory_at_hand() -> Option<u64> {
-    if let Some(gigabytes) = std::env::var("EMEND_MEMORY_GB").ok().and_then(|text| text.parse::<f64>().ok()) {
-        return Some((gigabytes * 1e9) as u64);
+    if let Ok(text) = std::env::var("EMEND_MEMORY_GB") {
+        match text.parse::<f64>().ok().filter(|gigabytes| gigabytes.is_finite() && *gigabytes > 0.0) {
+            Some(gigabytes) => return Some((gigabytes * 1e9) as u64),
+            None => {
+                tracing::warn!("EMEND_MEMORY_GB={text} is no number of gigabytes above 0; the system's word counts")
+            }
+        }
     }
     kibibytes("/proc/meminfo", "MemAvailable:")
 }

@@ -4,7 +4,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::edit::generate::Sampling;
-use crate::edit::score::check_targets;
+use crate::edit::likelihood::check_targets;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::tokenizer::Continuation;

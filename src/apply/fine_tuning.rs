@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::Editor;
 use super::prepared::{Prepared, check, of_request, precision};
 use crate::data::text::Documents;
-use crate::edit::score::check_targets;
+use crate::edit::likelihood::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -201,8 +201,7 @@ impl FineTuning {
                 Some(file) => format!("editor.locality = \"{file}\": there is no text in it"),
             }));
         }
-        let of = |&layer: &usize| settings.weights.iter().map(move |name| Weight::named(layer, name));
-        let weights = settings.layers.iter().flat_map(of).collect::<Result<Vec<_>>>()?;
+        let weights = Weight::all_named(&settings.layers, &settings.weights)?;
         if weights.is_empty() {
             return Err(Error::Config("editor.layers and editor.weights must name at least one each".into()));
         }

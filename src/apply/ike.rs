@@ -113,10 +113,6 @@ impl super::MethodSettings for IkeSettings {
         self.seed
     }
 
-    fn causal(&self) -> bool {
-        true
-    }
-
     fn editor(self: Box<Self>, prepared: Prepared, model: &Arc<Model>, folder: &Path) -> Result<Box<dyn Editor>> {
         Ok(Box::new(Ike::new(*self, prepared, model, folder)?))
     }

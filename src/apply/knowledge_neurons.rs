@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::Editor;
 use super::contexts::{self, Sampled, templates};
 use super::prepared::{Prepared, check, of_request, precision};
-use crate::edit::score::check_targets;
+use crate::edit::likelihood::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;

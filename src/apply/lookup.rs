@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::Editor;
 use super::memory::Search;
 use super::prepared::Prepared;
+use crate::edit::likelihood::buckets;
 use crate::edit::memory::{Answer, Consulted, Recall, settled};
-use crate::edit::score::buckets;
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -28,7 +28,7 @@ pub(super) const NAME: &str = "lookup";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LookupSettings {
-    /// The layer whose output is compared.
+    /// The layer whose output is compared; the encoder's, where there is one.
     pub layer: usize,
     /// The largest distance ‖h − h_cached‖ at which the cache answers, in units of the cached state's length.
     pub radius: f64,
@@ -41,7 +41,7 @@ pub struct LookupSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// That of its last token.
+    /// That of its last token; of the last that an encoder reads, where there is one, as below.
     #[default]
     Last,
     /// The mean over its tokens, as the reference has it of an encoder; the first one, which many decoders use as a sink, is left out.
@@ -51,10 +51,6 @@ pub enum State {
 impl super::MethodSettings for LookupSettings {
     fn layers(&self) -> (&'static str, &[usize]) {
         ("layer", std::slice::from_ref(&self.layer))
-    }
-
-    fn causal(&self) -> bool {
-        true
     }
 
     fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {
@@ -124,7 +120,8 @@ fn states(model: &Edited, settings: &LookupSettings, prompts: &[String]) -> Resu
         let cells = tokens.span().width;
         let hidden: Vec<f32> = hidden.into_data().iter::<f32>().collect();
         for (place, &row) in batch.iter().enumerate() {
-            let length = rows[row].len();
+            let read = tokens.span().rows[place];
+            let length = if read.source > 0 { read.source } else { read.len };
             let read = match settings.state {
                 State::Last => length - 1..length,
                 State::Mean => usize::from(length > 1)..length,
@@ -152,7 +149,8 @@ impl LookupRoute {
     /// # Errors
     /// Settings that are none, or a layer that the model does not have.
     pub fn find(needs: &Value, spec: &DecoderSpec) -> Result<Self> {
-        let layers = spec.layers;
+        // An encoder's states are read, where there is one.
+        let layers = spec.source.as_ref().map_or(spec.layers, |source| source.layers);
         let mut settings = needs.clone();
         if let Some(settings) = settings.as_object_mut() {
             settings.remove("method");

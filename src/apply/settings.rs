@@ -43,7 +43,7 @@ pub trait MethodSettings: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Whether it needs a causal stack: the subject's or the prompt's last position, or the states of a prefix.
+    /// Whether it needs a causal stack: what stands at a subject's last position.
     fn causal(&self) -> bool {
         self.association().is_some()
     }
@@ -108,14 +108,16 @@ impl EditorSettings {
         if model.decoder.spec.source.is_some() && self.0.causal() {
             let message = format!(
                 "this editor works on what a causal stack keeps of a prompt, and {name} has an encoder that reads it whole; mend, malmen, \
-                 rledit, ultraedit and fine_tuning edit it"
+                 rledit, ultraedit and fine_tuning edit it, and serac, ike and lookup stand beside it"
             );
             return Err(Error::Config(message));
         }
-        let count = model.decoder.spec.layers;
+        // A layer is meant of each stack that a weight names; of a memory, the encoder's.
+        let spec = &model.decoder.spec;
+        let count = spec.layers.max(spec.source_layers());
         let (key, layers) = self.0.layers();
         if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
-            let message = format!("editor.{key}: the model has no layer {layer}; it has layers 0 to {}", count - 1);
+            let message = format!("editor.{key}: the model has no layer {layer}; it has {}", spec.places());
             return Err(Error::Config(message));
         }
         if layers.windows(2).any(|pair| pair[0] >= pair[1]) {

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -68,7 +69,12 @@ impl super::MethodSettings for UltraEditSettings {
 pub struct UltraEdit {
     settings: UltraEditSettings,
     matrices: Matrices,
+    /// Whether it was said that there are too few tokens.
+    warned: AtomicBool,
 }
+
+/// Tokens of which mean and deviation say little.
+const FEW: f64 = 8.0;
 
 impl UltraEdit {
     /// # Errors
@@ -77,7 +83,7 @@ impl UltraEdit {
         within("editor.edit_rate", settings.edit_rate, 0.0, 1e9)?;
         within("editor.ridge", settings.ridge, 1e-12, 1e15)?;
         let matrices = Matrices::new(&settings.layers, &settings.weights, &model.decoder.spec)?;
-        Ok(UltraEdit { settings, matrices })
+        Ok(UltraEdit { settings, matrices, warned: AtomicBool::new(false) })
     }
 }
 
@@ -121,6 +127,13 @@ impl Editor for UltraEdit {
                     let of = |figure: &Tensor<2>| figure.clone().narrow(1, column, 1).squeeze_dim::<1>(1);
                     so_far = so_far.joined(&Normalizer { count, mean: of(&mean), squares: of(&squares) });
                 }
+            }
+            if so_far.count < FEW && !self.warned.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "UltraEdit normalises by the mean and deviation of all tokens edited so far, and these are {}: so few facts barely move; give it \
+                     ten or more at once",
+                    so_far.count
+                );
             }
             let hats = so_far.normalize(rows);
             let key = hats.clone().slice([0..tokens, 0..d_in]);

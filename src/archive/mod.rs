@@ -65,6 +65,9 @@ pub struct Best {
     /// How many edits shared a model there; archives of earlier versions do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edits_together: Option<usize>,
+    /// How many followed each other, where they did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_a_row: Option<usize>,
     /// What its edits did to running text, where one was watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity_ratio: Option<PerplexityRatio>,

@@ -23,7 +23,8 @@ use crate::data::text::Documents;
 use crate::data::unicode;
 use crate::data::world::Split;
 use crate::device;
-use crate::edit::score::{Scored, score};
+use crate::edit::likelihood::Scored;
+use crate::edit::score::score;
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
 use crate::error::{Error, Result};
 use crate::evaluate::perplexity::WATCHED_TOKENS;
@@ -151,7 +152,7 @@ pub fn run(args: &Args) -> Result<()> {
     let records = asking.put(records(args, &name)?, &model.tokenizer)?;
     check_outputs(args, records.len())?;
     let cases: Vec<Vec<EditRequest>> = records.iter().map(EditRequest::of_case).collect();
-    warn_of_number(args, best.as_ref(), cases.iter().map(Vec::len).sum());
+    warn_of_number(args, best.as_ref().filter(|_| !editor.remembers()), cases.iter().map(Vec::len).sum());
     let watched = watched_text(args, &name, &model, editor.as_ref())?;
     let loaded = start.elapsed().as_secs_f64();
 
@@ -199,7 +200,7 @@ fn watched_text(args: &Args, name: &str, model: &Model, editor: &dyn Editor) -> 
         }
         return Ok(None);
     }
-    let pocket = (name == pocket::NAME).then_some(pocket::NAME);
+    let pocket = pocket::of_model(name);
     let Some(text) = args.text.as_deref().or(pocket) else { return Ok(None) };
     let documents = Documents::open(text, Split::Test, Path::new(""), "text")?;
     WatchedText::open(text, &documents, args.text_tokens, model).map(Some)
@@ -207,8 +208,20 @@ fn watched_text(args: &Args, name: &str, model: &Model, editor: &dyn Editor) -> 
 
 /// Says where a learned editor is given more edits at once than it was chosen for.
 fn warn_of_number(args: &Args, best: Option<&Best>, edits: usize) {
-    let Some(best) = best.filter(|_| args.mode == Mode::Batch) else { return };
-    let Some(together) = best.edits_together.filter(|together| edits > *together) else { return };
+    let Some(best) = best else { return };
+    let in_a_row = best.in_a_row.unwrap_or(1);
+    if args.mode == Mode::Sequential && edits > in_a_row {
+        tracing::warn!(
+            "{edits} edits one after the other; the archive was validated with {}, of more it says nothing",
+            match best.in_a_row {
+                Some(_) => format!("{in_a_row} of them"),
+                None => "edits of the model as it is, none of them on another".to_owned(),
+            }
+        );
+    }
+    let Some(together) = best.edits_together.filter(|&together| args.mode == Mode::Batch && edits > together) else {
+        return;
+    };
     let Summary { edit_success, generalization, locality, .. } = &best.summary;
     tracing::warn!(
         "{edits} edits at once; the archive was validated with {together}{} (edit success {}, generalization {}, locality {}), of more it \
@@ -659,7 +672,7 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
         return Err(Error::Config(format!("--subject \"{subject}\" does not occur in --prompt \"{prompt}\"")));
     }
     // Of a fact of the embedded world we know other ways to ask, and its neighbours.
-    let world = if model == pocket::NAME { Some(pocket::world()?) } else { None };
+    let world = pocket::of_model(model).map(|_| pocket::world()).transpose()?;
     let known = world.as_ref().and_then(|world| world.about(&prompt));
     let mut record = known.unwrap_or_default();
     let probe = |prompt: &str| Probe::new(prompt, None);

@@ -43,8 +43,8 @@ pub fn run(args: &Args) -> Result<()> {
         edit(path)?
     } else if path.join("archive.toml").is_file() || path.join("training").is_dir() {
         archive(path)?
-    } else if pocket::is_meant(&args.what) {
-        model(&pocket::checkpoint()?)?
+    } else if let Some(embedded) = pocket::find(&args.what) {
+        model(&embedded.checkpoint()?)?
     } else {
         let folder: PathBuf = hub::resolve(&args.what)?;
         model(&Checkpoint::open(&folder)?)?
@@ -158,6 +158,12 @@ fn archive(path: &Path) -> Result<(String, Value)> {
             percent(summary.locality),
             percent(summary.drawdown)
         );
+        if let Some(together) = best.edits_together.filter(|together| *together > 1) {
+            text += &format!("  {together} of them edited together\n");
+        }
+        if let Some(ratio) = best.perplexity_ratio {
+            text += &format!("  perplexity of running text {:.3} × (worst {:.3})\n", ratio.median, ratio.worst);
+        }
     }
     let document = json!({"kind": "archive", "description": description, "training": progress});
     Ok((text, document))
@@ -178,15 +184,22 @@ fn model(checkpoint: &Checkpoint) -> Result<(String, Value)> {
         return Err(Error::file(checkpoint.origin(), "the checkpoint holds no tensors"));
     }
     let types: Vec<String> = types.into_iter().map(|(kind, count)| format!("{count} × {kind}")).collect();
+    let layers = match &spec.source {
+        None => format!("{} layers", spec.layers),
+        Some(source) => match &source.labels {
+            None => format!("{} encoder and {} decoder layers", source.layers, spec.layers),
+            Some(labels) => format!("classifier of {}, {} encoder layers", labels.join(", "), source.layers),
+        },
+    };
     let text = format!(
         "model {} of family {}\nfingerprint {fingerprint}\n{:.1} M parameters in {} file(s): {}\n\
-         {} layers of width {}, {} heads over {} key-value heads of width {}, MLP {}{}\nvocabulary {}, context {}, {} head\n",
+         {} of width {}, {} heads over {} key-value heads of width {}, MLP {}{}\nvocabulary {}, context {}, {} head\n",
         checkpoint.origin().display(),
         checkpoint.family().name(),
         elements as f64 / 1e6,
         checkpoint.files().len(),
         types.join(", "),
-        spec.layers,
+        layers,
         spec.width,
         spec.attention.heads,
         spec.attention.key_value_heads,
@@ -203,7 +216,8 @@ fn model(checkpoint: &Checkpoint) -> Result<(String, Value)> {
         "family": checkpoint.family().name(),
         "fingerprint": fingerprint,
         "parameters": elements,
-        "layers": spec.layers,
+        "layers": spec.depth(),
+        "labels": spec.labels(),
         "width": spec.width,
         "vocabulary": spec.vocabulary,
         "context": spec.context,

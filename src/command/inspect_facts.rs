@@ -116,9 +116,9 @@ fn by_class(records: &[EditRecord]) -> BTreeMap<(&'static str, String), [usize; 
 
 /// Lengths of prompts, targets and whole edits in a model's tokens.
 fn lengths(records: &[EditRecord], model: &str) -> Result<(Vec<Vec<String>>, Value)> {
-    let tokenizer = match pocket::is_meant(model) {
-        true => pocket::tokenizer()?,
-        false => {
+    let tokenizer = match pocket::find(model) {
+        Some(embedded) => embedded.tokenizer()?,
+        None => {
             let folder = hub::resolve(model)?;
             Checkpoint::open(&folder)?;
             Tokenizer::open(&folder)?

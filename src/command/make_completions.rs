@@ -125,7 +125,7 @@ pub fn run(args: &Args) -> Result<()> {
         )));
     }
     if completions.is_empty() {
-        return Err(Error::Input("no completion could be told apart from its passage again; try another seed".into()));
+        return Err(Error::Input("no completion could be told apart from its passage again, token for token; try other lengths, or a text like those that the model knows".into()));
     }
     if args.count.is_some_and(|count| completions.len() < count) {
         tracing::warn!(
@@ -190,6 +190,9 @@ impl Passage {
         // A token may begin before the space in front of its word.
         let upto = |token: usize| document[..starts[token]].trim_end().to_owned();
         let text = upto(args.passage);
-        Ok(Some(Passage { ids: model.tokenizer.encode(&text)?, text, original: upto(length) }))
+        let ids = model.tokenizer.encode(&text)?;
+        // Some texts are more tokens by themselves than they were in their document.
+        let fits = ids.len() + args.tokens <= model.decoder.spec.context;
+        Ok(fits.then(|| Passage { ids, text, original: upto(length) }))
     }
 }

@@ -22,7 +22,8 @@ use unicode_width::UnicodeWidthStr;
 
 use crate::apply::memory::{Elsewhere, bind};
 use crate::edit::generate::Sampling;
-use crate::edit::score::{Scored, score};
+use crate::edit::likelihood::Scored;
+use crate::edit::score::score;
 use crate::edit::{Edit, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::protocol::text::says;
@@ -133,7 +134,7 @@ pub(crate) fn answer(model: &Edited, prompt: &str, width: usize) -> Result<Answe
     if made.is_empty() {
         return Ok(Answer { text: String::new(), probability: 1.0, goes_on: false });
     }
-    let whole = end.is_some() || made.len() < most;
+    let whole = end.is_some() || made.len() < most || tokenizer.labels().is_some();
     let text = |count: usize| -> Result<String> { Ok(tokenizer.decode(&made[..count])?.trim().to_owned()) };
     let fits = |count: usize| -> Result<bool> {
         let text = text(count)?;
@@ -209,6 +210,15 @@ pub(crate) fn load_edits(
     let mut edited = model;
     for file in files {
         let edit = Edit::load(file, &device)?;
+        // A memory holds each entry once, however often it is named.
+        if edit.memory().is_none()
+            && edited.edits().iter().any(|laid| laid.parts().any(|known| edit.parts().any(|part| part == known)))
+        {
+            return Err(Error::file(
+                file,
+                "this edit lies there already, by itself or in a file that holds it; laid down twice it would count twice",
+            ));
+        }
         let edit = bind(edit, edited.base(), elsewhere, allow_other_base).map_err(|error| match error {
             input @ (Error::Input(_) | Error::Record { .. }) => Error::file(file, input),
             other => other,

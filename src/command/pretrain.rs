@@ -18,11 +18,14 @@ use crate::model::Model;
 use crate::model::load::checkpoint::Checkpoint;
 use crate::model::load::save;
 use crate::model::tokenizer::Tokenizer;
-use crate::train::pretrain::{END, PAIR_TOKENS, pair_tokenizer, pairs, pretrain, sentences, tokenizer};
+use crate::train::pretrain::{
+    CLAIM_LABELS, CLAIM_TOKENS, END, PAIR_TOKENS, claim_tokenizer, claims, claims_of, pair_tokenizer, pairs, pretrain,
+    sentences, tokenizer,
+};
 
 /// Make a small model that knows a world of facts.
 ///
-/// Learns a tokenizer and a GPT-2, or a T5, from the sentences of a world file, and writes config.json, tokenizer.json and
+/// Learns a tokenizer and a GPT-2, a T5, or a BERT that judges claims, from the sentences of a world file, and writes config.json, tokenizer.json and
 /// model.safetensors (16 bits) beside it. `configs/pocket.toml` and `configs/pocket-t5.toml` rebuild the models that are
 /// part of the program.
 #[derive(Debug, clap::Args)]
@@ -44,6 +47,27 @@ pub struct Args {
     pub json: bool,
 }
 
+/// What a model reads, by what it is.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// A GPT-2: sentences that tell facts.
+    Sentences,
+    /// A T5: prompts and their answers.
+    Pairs,
+    /// A BERT: claims, and whether they hold.
+    Claims,
+}
+
+impl Kind {
+    fn of(config: &Config) -> Self {
+        match (config.model.encoder_layers, config.model.layers) {
+            (0, _) => Kind::Sentences,
+            (_, 0) => Kind::Claims,
+            _ => Kind::Pairs,
+        }
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -61,18 +85,17 @@ pub fn run(args: &Args) -> Result<()> {
         (None, None) => PathBuf::from("."),
     };
     crate::files::check_writable(&folder)?;
-    let of_pairs = config.model.encoder_layers > 0;
-    let (learnt, rows) = match of_pairs {
-        true => {
-            let learnt = pair_tokenizer(&world, config.model.vocabulary)?;
-            let rows = pairs(&world, &learnt)?;
-            (learnt, rows)
-        }
-        false => {
-            let learnt = tokenizer(&world, config.model.vocabulary)?;
-            let rows = sentences(&world, &learnt)?;
-            (learnt, rows)
-        }
+    let kind = Kind::of(&config);
+    let vocabulary = config.model.vocabulary;
+    let learnt = match kind {
+        Kind::Sentences => tokenizer(&world, vocabulary)?,
+        Kind::Pairs => pair_tokenizer(&world, vocabulary)?,
+        Kind::Claims => claim_tokenizer(&world, vocabulary)?,
+    };
+    let rows = match kind {
+        Kind::Sentences => sentences(&world, &learnt)?,
+        Kind::Pairs => pairs(&world, &learnt)?,
+        Kind::Claims => claims(&world, &learnt)?,
     };
 
     let mut steps = Steps::new(config.train.max_steps);
@@ -85,9 +108,10 @@ pub fn run(args: &Args) -> Result<()> {
     })?;
     steps.bar.finish_and_clear();
 
-    match of_pairs {
-        true => save::t5(&folder, &decoder, &learnt, PAIR_TOKENS)?,
-        false => save::gpt2(&folder, &decoder, &learnt, learnt.token_to_id(END).unwrap_or(0))?,
+    match kind {
+        Kind::Sentences => save::gpt2(&folder, &decoder, &learnt, learnt.token_to_id(END).unwrap_or(0))?,
+        Kind::Pairs => save::t5(&folder, &decoder, &learnt, PAIR_TOKENS)?,
+        Kind::Claims => save::bert(&folder, &decoder, &learnt, CLAIM_TOKENS)?,
     }
     let model =
         Model::from_parts(Checkpoint::open(&folder)?, Tokenizer::open(&folder)?, &device, burn::tensor::DType::F32)?;
@@ -95,10 +119,21 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut seen, mut unseen) = (vec![], vec![]);
     for (index, fact) in world.facts().iter().enumerate() {
         let (known, held_out) = world.prompts(index);
-        let continuation = |prompt: &String| edited.base().tokenizer.continuation(prompt, &fact.object, None);
+        let tokenizer = &edited.base().tokenizer;
+        let asked = |prompt: &String| -> Result<Vec<_>> {
+            if kind != Kind::Claims {
+                return Ok(vec![tokenizer.continuation(prompt, &fact.object, None)?]);
+            }
+            // A number that no claim was learnt with: other objects than those.
+            let claims = claims_of(&world, fact, prompt, usize::MAX);
+            let label = |holds: bool| CLAIM_LABELS[usize::from(holds)];
+            claims.iter().map(|(claim, holds)| tokenizer.continuation(claim, label(*holds), None)).collect()
+        };
         // The first held-out and the first known prompt of every fact: prompts rotate with the fact.
-        seen.push(continuation(&known[index % known.len()])?);
-        unseen.extend(held_out.iter().map(continuation).collect::<Result<Vec<_>>>()?);
+        seen.extend(asked(&known[index % known.len()])?);
+        for prompt in &held_out {
+            unseen.extend(asked(prompt)?);
+        }
     }
     let share = |probes: &[_]| -> Result<f64> {
         let scored = score(&[&edited], probes)?.remove(0);

@@ -35,12 +35,24 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let mut joined = Joined::default();
     let mut taken: Vec<(String, String)> = vec![];
+    let mut parts: Vec<String> = vec![];
+    if let Some(file) = args.files.iter().find(|file| {
+        std::fs::canonicalize(file)
+            .ok()
+            .is_some_and(|file| std::fs::canonicalize(&args.out).is_ok_and(|out| out == file))
+    }) {
+        return Err(Error::file(file, "--out is one of the files that are joined; give another name"));
+    }
     for file in &args.files {
         let edit = Edit::load(file, &Device::flex())?;
         let (id, base) = (edit.id().to_owned(), edit.provenance.base.clone());
-        if taken.iter().any(|(known, _)| *known == id) {
-            return Err(Error::file(file, "this edit is named twice; laid down twice it would count twice"));
+        if edit.parts().any(|part| parts.iter().any(|known| known == part)) {
+            return Err(Error::file(
+                file,
+                "this edit is named twice, by itself or in a file that holds it; laid down twice it would count twice",
+            ));
         }
+        parts.extend(edit.parts().map(str::to_owned));
         if let Some((_, first)) = taken.first().filter(|(_, first)| *first != base) {
             let message = format!("this edit was made on the model {base}, the first one on {first}: they do not join");
             return Err(Error::file(file, message));

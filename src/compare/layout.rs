@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::edit::score::Scored;
+use crate::edit::likelihood::Scored;
 use crate::error::{Error, Result};
 use crate::evaluate::case::Case;
 use crate::evaluate::protocol::text::fluency;

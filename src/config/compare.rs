@@ -190,7 +190,7 @@ impl Config {
 
     /// The name of the text that is watched; nothing where none is.
     pub fn text(&self) -> Option<&str> {
-        let pocket = (self.model.path == pocket::NAME).then_some(pocket::NAME);
+        let pocket = pocket::of_model(&self.model.path);
         self.compare.text.as_deref().or(pocket)
     }
 

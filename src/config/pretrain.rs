@@ -11,7 +11,7 @@ use crate::model::layers::relative::Relative;
 use crate::model::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions, SourceSpec};
 use crate::paths;
 use crate::sections::within;
-use crate::train::pretrain::PretrainSettings;
+use crate::train::pretrain::{CLAIM_LABELS, PretrainSettings};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -25,7 +25,7 @@ pub struct Config {
     pub train: PretrainSettings,
 }
 
-/// `[model]`: a GPT-2, or a T5 where there are encoder layers.
+/// `[model]`: a GPT-2; a T5 where there are encoder layers; a BERT that judges claims where there are no others.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
@@ -34,7 +34,7 @@ pub struct Model {
     pub encoder_layers: usize,
     /// Entries of the vocabulary.
     pub vocabulary: usize,
-    /// Blocks.
+    /// Blocks of the decoder; 0 for a classifier, which is an encoder alone.
     pub layers: usize,
     /// Width of the residual stream.
     pub width: usize,
@@ -61,8 +61,8 @@ impl Config {
         let config: Config = super::read(path, sets)?;
         let model = &config.model;
         within("model.vocabulary", model.vocabulary as f64, 257.0, 65_536.0)?;
-        within("model.layers", model.layers as f64, 1.0, 100.0)?;
         within("model.encoder_layers", model.encoder_layers as f64, 0.0, 100.0)?;
+        within("model.layers", model.layers as f64, if model.encoder_layers > 0 { 0.0 } else { 1.0 }, 100.0)?;
         if model.encoder_layers > 0 && (config.train.prompt_weight > 0.0 || config.train.recall.share > 0.0) {
             let message = "model.encoder_layers: what an encoder reads is not predicted, and seen as a whole: train.prompt_weight and train.recall are 0";
             return Err(Error::Config(message.into()));
@@ -84,9 +84,24 @@ impl Config {
     pub fn spec(&self) -> DecoderSpec {
         let model = &self.model;
         let head_width = model.width / model.heads;
+        if model.layers == 0 {
+            return DecoderSpec {
+                source: Some(SourceSpec {
+                    layers: model.encoder_layers,
+                    begin: 0,
+                    kinds: 1,
+                    labels: Some(CLAIM_LABELS.map(str::to_owned).to_vec()),
+                }),
+                norm: NormSpec { kind: NormKind::LayerNorm, epsilon: 1e-12, gain: Gain::Whole },
+                block: BlockShape::PostNorm,
+                mlp: MlpSpec { width: 4 * model.width, activation: Activation::Gelu, gated: false, bias: true },
+                head: HeadSpec { tied: false, bias: true, scale: 1.0, cap: None },
+                ..self.gpt2()
+            };
+        }
         if model.encoder_layers > 0 {
             return DecoderSpec {
-                source: Some(SourceSpec { layers: model.encoder_layers, begin: 0 }),
+                source: Some(SourceSpec { layers: model.encoder_layers, begin: 0, kinds: 0, labels: None }),
                 vocabulary: model.vocabulary,
                 width: model.width,
                 layers: model.layers,
@@ -110,6 +125,12 @@ impl Config {
                 head: HeadSpec { tied: true, bias: false, scale: (model.width as f64).powf(-0.5), cap: None },
             };
         }
+        self.gpt2()
+    }
+
+    fn gpt2(&self) -> DecoderSpec {
+        let model = &self.model;
+        let head_width = model.width / model.heads;
         DecoderSpec {
             source: None,
             vocabulary: model.vocabulary,

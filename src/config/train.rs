@@ -142,7 +142,7 @@ impl Config {
         }
         let learnt = self.editor.text().filter(|text| text.weight > 0.0 && text.share > 0.0);
         let field = learnt.map_or("text", |text| text.field.as_str());
-        let pocket = (self.model.path == pocket::NAME).then_some(pocket::NAME);
+        let pocket = pocket::of_model(&self.model.path);
         let name = self.data.text.as_deref().or(learnt.map(|text| text.from.as_str())).or(pocket)?;
         (self.data.text_cases > 0).then_some((name, field))
     }

@@ -1,7 +1,8 @@
-//! How records are put to a model: as they stand, or as turns of a chat.
+//! How records are put to a model: as they stand, as turns of a chat, or to a classifier as claims.
 
 use serde::{Deserialize, Serialize};
 
+use super::claim::Labels;
 use super::completions;
 use super::record::{EditRecord, Probe, place_of_subject};
 use super::source::Source;
@@ -47,6 +48,11 @@ impl Asking {
     /// # Errors
     /// A template that is missing or broken, or that changes a prompt or its subject.
     pub fn put(&self, mut records: Vec<EditRecord>, tokenizer: &Tokenizer) -> Result<Vec<EditRecord>> {
+        if let Some(labels) = tokenizer.labels() {
+            let labels = Labels::of(labels);
+            let put = |(number, record)| labels.put(record, number).map_err(|error: Error| error.of_record(number));
+            records = records.into_iter().enumerate().map(put).collect::<Result<_>>()?;
+        }
         let chat = self.template(tokenizer)?;
         let mut turns = Turns { chat: chat.as_ref(), already: 0, first: None };
         for (number, record) in records.iter_mut().enumerate() {
@@ -69,6 +75,9 @@ impl Asking {
     /// # Errors
     /// As [`Asking::put`]; a world, whose facts are told as plain sentences.
     pub fn put_source(&self, source: Source, tokenizer: &Tokenizer) -> Result<Source> {
+        if let Some(labels) = tokenizer.labels().filter(|_| *self == Asking::default()) {
+            return source.as_claims(&Labels::of(labels));
+        }
         match source {
             Source::Records(records)
                 if *self == Asking::default() && records.all().iter().all(|record| record.completion.is_none()) =>

@@ -26,6 +26,13 @@ pub(super) fn read(mut record: Object) -> std::result::Result<Vec<EditRecord>, P
     };
     let tokens =
         tokens.ok_or_else(|| Problem::new("is no number of tokens; it should be 1 or more").within("n_tokens"))?;
+    if let Some(Json::List(passages)) = record.get("original")
+        && passages.len() != texts.len()
+    {
+        let message =
+            format!("has {} passages for {} completions; each completion has its own", passages.len(), texts.len());
+        return Err(Problem::new(message).within("original"));
+    }
     let record = |(number, text): (usize, String)| EditRecord {
         id: number.to_string(),
         prompt: text,

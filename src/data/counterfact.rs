@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::form::{NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, REWRITE, check_subject, fill};
+use super::fields::{NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, REWRITE, check_subject, fill};
 use super::json::{Object, answer, prompt};
 use super::problem::Problem;
 use super::record::{ATTRIBUTE, EditRecord, Probe};

@@ -1,7 +1,7 @@
 //! FEVER, in KE's form: claims with a label. An edit turns the label round.
 
 use super::claim::{question, verdict};
-use super::form::NEEDS_PROMPT;
+use super::fields::NEEDS_PROMPT;
 use super::json::{Json, Object};
 use super::problem::{Problem, quoted};
 use super::record::EditRecord;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::form::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_TARGET, REWRITE, check_subject};
+use super::fields::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_TARGET, REWRITE, check_subject};
 use super::json::{Json, Object, answer, each, is_blank, prompt};
 use super::problem::Problem;
 use super::record::{EditRecord, Probe};

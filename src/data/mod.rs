@@ -1,12 +1,13 @@
 //! Edit records, and where they come from.
 
 pub mod asking;
-mod claim;
+pub mod claim;
 mod completions;
 mod convsent;
 mod counterfact;
 mod error;
 mod fever;
+mod fields;
 pub mod form;
 mod json;
 mod knowedit;

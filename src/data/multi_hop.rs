@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::counterfact::{Rewrite, read_rewrite};
-use super::form::REWRITE;
+use super::fields::REWRITE;
 use super::json::{Json, Object, answer, each, prompt};
 use super::problem::Problem;
 use super::record::{EditRecord, Probe, TestPart};

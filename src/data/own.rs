@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::form::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_TARGET, check_subject, fill};
+use super::fields::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_TARGET, check_subject, fill};
 use super::json::{Json, Object, answer, each, prompt};
 use super::problem::{Problem, quoted};
 use super::record::{EditRecord, Probe};

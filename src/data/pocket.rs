@@ -1,12 +1,18 @@
-//! The embedded default data: a small world of real facts, which the embedded model (`model::load::pocket`) knows.
+//! The embedded default data: a small world of real facts, which the embedded models (`model::load::pocket`) know.
 
 use std::path::Path;
 
 use super::world::World;
 use crate::error::Result;
+use crate::model::load::pocket as embedded;
 
-/// World and model have one name in configs and on the command line.
+/// World and default model have one name in configs and on the command line.
 pub use crate::model::load::pocket::NAME;
+
+/// The name of the world, where a model of this name is an embedded one: its sentences are the text that such a model knows.
+pub fn of_model(name: &str) -> Option<&'static str> {
+    embedded::find(name).map(|_| NAME)
+}
 
 const WORLD: &[u8] = include_bytes!("../../data/pocket/world.json");
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::counterfact;
-use super::form::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, REWRITE, fill};
+use super::fields::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, REWRITE, fill};
 use super::json::{Json, Object, answer, each, prompt};
 use super::problem::Problem;
 use super::record::{EditRecord, Probe};

@@ -1,6 +1,6 @@
 //! RippleEdits: an edit stated by a whole sentence, and tests of what follows from it and what does not.
 
-use super::form::NEEDS_PROMPT;
+use super::fields::NEEDS_PROMPT;
 use super::json::{Json, Object, answer, each, prompt};
 use super::problem::{Problem, quoted};
 use super::record::{EditRecord, Probe, TestPart};

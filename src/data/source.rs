@@ -8,6 +8,7 @@ use rand::RngExt;
 use rand::seq::{IndexedMutRandom, IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
+use super::claim::Labels;
 use super::load::STANDARD_INPUT;
 use super::record::{EditRecord, Probe};
 use super::world::{CLASSES, SAME_OLD_OBJECT, Split, World};
@@ -32,6 +33,8 @@ pub enum Source {
         facts: Vec<usize>,
         /// Those of them that are meant, by their places in `facts`, in the order in which [`Source::fixed`] has them.
         order: Vec<usize>,
+        /// By which labels a classifier judges them, where they are put to one.
+        claims: Option<Box<Labels>>,
     },
     /// Records of a file.
     Records(Records),
@@ -106,13 +109,31 @@ impl Source {
             let mut order = fixed_order(facts.len());
             order.truncate(part.end);
             order.drain(..part.start.min(order.len()));
-            return Ok(Source::World { world, split, facts, order });
+            return Ok(Source::World { world, split, facts, order, claims: None });
         }
         let mut records = load_records(&file(name, folder)?)?;
         let to = part.end.min(records.len());
         records.truncate(to);
         records.drain(..part.start.min(to));
         Ok(records.into())
+    }
+
+    /// The same as it is put to a classifier: facts as claims.
+    ///
+    /// # Errors
+    /// Answers that are no labels, and labels of which none judges a claim.
+    pub fn as_claims(self, labels: &Labels) -> Result<Self> {
+        Ok(match self {
+            Source::World { world, split, facts, order, .. } => {
+                labels.check()?;
+                Source::World { world, split, facts, order, claims: Some(Box::new(labels.clone())) }
+            }
+            Source::Records(records) => {
+                let records = records.all.into_iter().enumerate();
+                let put = |(number, record)| labels.put(record, number).map_err(|error| error.of_record(number));
+                records.map(put).collect::<Result<Vec<_>>>()?.into()
+            }
+        })
     }
 
     /// The same with each edit of a case as a record of its own.
@@ -219,10 +240,16 @@ impl Source {
 
     fn record(&self, index: usize, per_class: usize, rng: &mut ChaCha8Rng) -> EditRecord {
         match self {
-            Source::World { world, split, facts, .. } => {
+            Source::World { world, split, facts, claims, .. } => {
                 // A training never sees a subject of the other parts, not even as a neighbour.
                 let allowed = |fact: &super::world::Fact| *split != Split::Train || fact.split == Split::Train;
-                world.record(facts[index], per_class, allowed, rng)
+                let mut record = world.record(facts[index], per_class, allowed, rng);
+                let Some(labels) = claims else { return record };
+                for probe in record.locality.values_mut().flatten() {
+                    probe.rival = probe.target.as_ref().and_then(|object| world.other_object(object, rng));
+                }
+                let number = rng.random_range(0..2);
+                labels.put(record.clone(), number).unwrap_or(record)
             }
             Source::Records(records) => records.drawn(index, per_class, rng),
         }

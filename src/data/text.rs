@@ -22,7 +22,30 @@ use crate::{paths, random};
 const SHUFFLED: usize = 32 << 20;
 
 /// What is done with a document; it says whether there should be more.
-type Take<'a> = &'a mut dyn FnMut(String) -> Result<ControlFlow<()>>;
+type Take<'a> = &'a mut dyn FnMut(Document) -> Result<ControlFlow<()>>;
+
+/// One text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// The text.
+    pub text: String,
+    /// Where the answer begins, in bytes, of a text that is a prompt with its answer.
+    pub answer: Option<usize>,
+}
+
+impl From<String> for Document {
+    fn from(text: String) -> Self {
+        Document { text, answer: None }
+    }
+}
+
+impl std::ops::Deref for Document {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
 
 /// Some files of texts.
 #[derive(Debug, Clone)]
@@ -90,7 +113,7 @@ impl Documents {
 
     fn shuffled_within(&self, bytes: usize, seed: u64, take: Take<'_>) -> Result<()> {
         let mut rng: ChaCha8Rng = random::stream(seed, "texts", 0);
-        let (mut held, mut size): (Vec<String>, usize) = (vec![], 0);
+        let (mut held, mut size): (Vec<Document>, usize) = (vec![], 0);
         let mut flow = ControlFlow::Continue(());
         for path in &self.files {
             self.documents(path, &mut |document| {
@@ -118,7 +141,7 @@ impl Documents {
 
     /// Gives the documents of a file in its order: its lines, or its records' texts. Empty ones are left out.
     fn documents(&self, path: &Path, take: Take<'_>) -> Result<()> {
-        let mut take = |text: String| {
+        let mut take = |text: Document| {
             if text.trim().is_empty() { Ok(ControlFlow::Continue(())) } else { take(text) }
         };
         if let Some(part) = pocket_part(path) {
@@ -126,7 +149,9 @@ impl Documents {
             let facts = world.facts().iter().enumerate();
             for (index, fact) in facts.filter(|(_, fact)| part.is_none_or(|part| fact.split == part)) {
                 for prompt in world.prompts(index).0 {
-                    if take(format!("{prompt} {}.", fact.object))?.is_break() {
+                    let document =
+                        Document { answer: Some(prompt.len() + 1), text: format!("{prompt} {}.", fact.object) };
+                    if take(document)?.is_break() {
                         return Ok(());
                     }
                 }
@@ -159,7 +184,7 @@ impl Documents {
             } else {
                 line
             };
-            if take(text)?.is_break() {
+            if take(text.into())?.is_break() {
                 return Ok(());
             }
         }
@@ -174,7 +199,7 @@ impl Documents {
         let mut each = |record: Value| {
             let text = self.text(record).map_err(|problem| Error::file(path, format!("record {number}: {problem}")));
             number += 1;
-            match text.and_then(&mut *take) {
+            match text.map(Document::from).and_then(&mut *take) {
                 Ok(ControlFlow::Continue(())) => true,
                 Ok(ControlFlow::Break(())) => {
                     stopped = true;
@@ -200,7 +225,9 @@ impl Documents {
             Value::String(text) => Ok(text),
             Value::Object(mut record) => match record.remove(&self.field) {
                 Some(Value::String(text)) => Ok(text),
-                Some(_) => Err(format!("\"{}\" is no text; --field names another key", self.field)),
+                Some(_) => {
+                    Err(format!("\"{}\" is no text; name another key (--field, or field in loss.text)", self.field))
+                }
                 None => {
                     let keys: Vec<&str> = record.keys().map(String::as_str).collect();
                     let found = if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
@@ -269,7 +296,7 @@ mod tests {
     fn all(texts: &Documents, seed: u64) -> Result<Vec<String>> {
         let mut found = vec![];
         texts.shuffled(seed, &mut |text| {
-            found.push(text);
+            found.push(text.text);
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(found)

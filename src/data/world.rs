@@ -267,6 +267,13 @@ impl World {
         of_each.take(count).map(|&index| self.probe(index, 0)).collect()
     }
 
+    /// An object of the same kind as another one: both are answers to one relation.
+    pub fn other_object(&self, object: &str, rng: &mut ChaCha8Rng) -> Option<String> {
+        let relation = self.relations.iter().find(|relation| relation.objects.iter().any(|known| known == object))?;
+        let others: Vec<&String> = relation.objects.iter().filter(|other| *other != object).collect();
+        others.choose(rng).map(|other| (*other).clone())
+    }
+
     /// The record of the fact that a prompt asks for, if it is one of this world's prompts.
     pub fn about(&self, prompt: &str) -> Option<EditRecord> {
         let asks = |&index: &usize| {

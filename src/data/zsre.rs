@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::form::{NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, check_subject};
+use super::fields::{NEEDS_PROMPT, NEEDS_SUBJECT, NEEDS_TARGET, check_subject};
 use super::json::{Json, Object, answer, each, is_blank, prompt};
 use super::problem::Problem;
 use super::record::{EditRecord, Probe};

@@ -4,8 +4,8 @@
 use burn::tensor::{Tensor, activation};
 
 use super::Edited;
+use super::likelihood::{Scored, score_weights};
 use super::memory::{Answer, Consulted};
-use super::score::{Scored, score_weights};
 use crate::error::{Error, Result};
 use crate::model::stack::past::Past;
 use crate::model::tap::NoTap;
@@ -20,7 +20,7 @@ const ROWS: usize = 8;
 
 /// Refuses a mixture of models whose tokens are not the same.
 fn check_mixture(a: &Edited, b: &Edited) -> Result<()> {
-    let (own, theirs) = (a.base().decoder.spec.vocabulary, b.base().decoder.spec.vocabulary);
+    let (own, theirs) = (a.base().decoder.spec.outputs(), b.base().decoder.spec.outputs());
     if own == theirs {
         return Ok(());
     }
@@ -86,13 +86,23 @@ pub(super) fn score_consulted(
         let Answer::Prefixed(prefix) = &consulted[first].answer else { break };
         let same = |&(index, _): &(usize, usize)| matches!(&consulted[index].answer, Answer::Prefixed(other) if std::sync::Arc::ptr_eq(other, prefix));
         let (mine, rest): (Vec<_>, Vec<_>) = behind.into_iter().partition(same);
-        let (ids, past) = prefix.past(model)?;
         let rows = mine.iter().map(|&(index, _)| {
             let (prompt, target) = texts_of(tokenizer, texts[index])?;
+            if tokenizer.of_pairs() {
+                // What a decoder writes does not depend on the letters before it.
+                return behind_prompt(tokenizer, &prefix.before(&prompt), texts[index]);
+            }
             tokenizer.continuation(&prefix.before(&prompt), &target, Some(between(tokenizer, texts[index])))
         });
         let rows = rows.collect::<Result<Vec<_>>>()?;
-        let results = score_behind(model, &ids, &past, &rows)?;
+        // An encoder reads prefix and prompt together: nothing of it can be kept.
+        let results = match tokenizer.of_pairs() {
+            true => score_weights(&[model], &rows)?.remove(0),
+            false => {
+                let (ids, past) = prefix.past(model)?;
+                score_behind(model, &ids, &past, &rows)?
+            }
+        };
         mine.iter().zip(results).for_each(|(&(index, _), result)| scored[index] = Some(result));
         behind = rest;
     }
@@ -147,7 +157,7 @@ fn score_behind(model: &Edited, ids: &[u32], past: &Past, rows: &[Continuation])
 
 /// A target's tokens in `log [targets, vocabulary]`.
 fn read_scored(log: Tensor<2>, target: &[u32]) -> Scored {
-    let (log_probabilities, argmax) = super::score::read_log(log, target);
+    let (log_probabilities, argmax) = super::likelihood::read_log(log, target);
     Scored { target: target.to_vec(), log_probabilities, argmax, text: None }
 }
 
@@ -212,16 +222,20 @@ pub(super) struct ModelStream {
     past: Past,
     next: Vec<u32>,
     seen: usize,
+    /// How many of its tokens an encoder reads.
+    sources: Vec<usize>,
 }
 
 impl ModelStream {
     fn new(model: &Edited, ids: Vec<u32>) -> Self {
-        ModelStream { past: model.past(), model: model.clone(), next: ids, seen: 0 }
+        let sources = Tokens::new(vec![ids.clone()]).sources();
+        ModelStream { past: model.past(), model: model.clone(), next: ids, seen: 0, sources }
     }
 
     /// The logits of the next token, `[1, vocabulary]`.
     fn logits(&mut self) -> Result<Tensor<2>> {
         let tokens = Tokens::placed(vec![std::mem::take(&mut self.next)], vec![(0, self.seen)]);
+        let tokens = tokens.behind(&self.sources);
         let last = tokens.ids()[0].len() - 1;
         self.seen += last + 1;
         let hidden = self.model.embed(&tokens, &mut NoTap)?;
@@ -245,17 +259,17 @@ impl AnswerGenerator {
                 let own = ModelStream::new(model, tokenizer.encode_prompt(prompt)?);
                 AnswerGenerator::Mixture(Box::new(own), Box::new(theirs), *share)
             }
+            Answer::Prefixed(prefix) if tokenizer.of_pairs() => {
+                let whole = tokenizer.encode_prompt(&prefix.before(prompt))?;
+                AnswerGenerator::Model(ModelStream::new(model, whole))
+            }
             Answer::Prefixed(prefix) => {
                 let (ids, past) = prefix.past(model)?;
                 let whole = tokenizer.encode_prompt(&prefix.before(prompt))?;
                 let agree = whole.iter().zip(&ids).take_while(|(a, b)| a == b).count().min(whole.len() - 1);
                 let next = whole[agree..].to_vec();
-                AnswerGenerator::Model(ModelStream {
-                    model: model.clone(),
-                    past: past.truncated(agree),
-                    next,
-                    seen: agree,
-                })
+                let past = past.truncated(agree);
+                AnswerGenerator::Model(ModelStream { model: model.clone(), past, next, seen: agree, sources: vec![0] })
             }
             Answer::Target { text, separator } => {
                 let answer = tokenizer.continuation(prompt, text, separator.as_deref())?;
@@ -293,7 +307,7 @@ impl AnswerGenerator {
                 Some(mix(own, theirs, *share).into_data().iter::<f32>().collect())
             }
             AnswerGenerator::Text(answer, given, model) => answer.get(*given).map(|&token| {
-                let mut logits = vec![OTHERWISE; model.base().decoder.spec.vocabulary];
+                let mut logits = vec![OTHERWISE; model.base().decoder.spec.outputs()];
                 logits[token as usize] = 0.0;
                 logits
             }),

@@ -168,6 +168,8 @@ impl Edited {
         sampling: &Sampling,
     ) -> Result<Vec<Vec<u32>>> {
         sampling.check()?;
+        // A classifier says one label.
+        let count = if self.base().tokenizer.labels().is_some() { count.min(1) } else { count };
         let mut generators = self.generators(rows)?;
         let plain: Vec<usize> = (0..rows.len()).filter(|&row| generators[row].is_none()).collect();
         let mut made = vec![vec![]; rows.len()];

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::family::{Columns, StoredAt};
 use crate::model::load::checkpoint::Checkpoint;
 use crate::model::load::folder::{Stored, floats};
-use crate::model::stack::decoder::DecoderTensor;
+use crate::model::stack::build::DecoderTensor;
 
 /// What rounding to the stored type did to an edit.
 #[derive(Debug, Clone, Copy, PartialEq)]

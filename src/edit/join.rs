@@ -19,6 +19,8 @@ pub struct Joined {
     made_by: Vec<(String, Value)>,
     change: WeightChange,
     memories: Vec<Arc<Edit>>,
+    /// The ids of all.
+    of: Vec<String>,
     state: BTreeMap<String, (Tensor<2>, String)>,
 }
 
@@ -35,6 +37,7 @@ impl Joined {
             Change::Memory(_) => self.memories.push(edit.clone()),
         }
         self.add_state(edit)?;
+        self.of.extend(edit.parts().map(str::to_owned));
         let made_by = (edit.provenance.method.clone(), edit.provenance.settings.clone());
         if !self.made_by.contains(&made_by) {
             self.made_by.push(made_by);
@@ -91,6 +94,8 @@ impl Joined {
             provenance.settings =
                 self.made_by.iter().map(|(method, settings)| json!({"method": method, "settings": settings})).collect();
         }
+        // A join of one edit is that edit.
+        provenance.joined = if self.of.len() > 1 { self.of } else { vec![] };
         let state = self.state.into_iter().map(|(name, (tensor, _))| (name, tensor)).collect();
         Ok(Edit::new(provenance, Change::Weights(self.change), state))
     }

@@ -7,6 +7,7 @@ pub mod file;
 pub mod generate;
 pub mod hf;
 pub mod join;
+pub mod likelihood;
 pub(crate) mod loss;
 pub mod memory;
 pub mod peft;
@@ -77,9 +78,20 @@ pub struct Provenance {
     pub base: String,
     /// The ids of the edits it was computed on, lowest first.
     pub computed_on: Vec<String>,
+    /// The ids of the edits that were joined to it; none of an edit as an editor made it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joined: Vec<String>,
     /// What the editor came upon on its way (knowledge neurons: which these are).
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub findings: serde_json::Value,
+}
+
+impl Edit {
+    /// The ids of the edits that it is: its own, or those that were joined to it.
+    pub fn parts(&self) -> impl Iterator<Item = &str> {
+        let own = self.provenance.joined.is_empty().then_some(self.id());
+        own.into_iter().chain(self.provenance.joined.iter().map(String::as_str))
+    }
 }
 
 impl Provenance {
@@ -99,6 +111,7 @@ impl Provenance {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             base: model.base().fingerprint.clone(),
             computed_on: model.edit_ids(),
+            joined: vec![],
             findings: serde_json::Value::Null,
         }
     }

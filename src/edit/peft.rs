@@ -15,7 +15,7 @@ use super::change::{Change, Delta};
 use super::hf::new_folder;
 use crate::error::{Error, Result};
 use crate::model::load::folder::Stored;
-use crate::model::stack::decoder::DecoderTensor;
+use crate::model::stack::build::DecoderTensor;
 use crate::tensors;
 
 /// Writes adapter_config.json and adapter_model.safetensors into `folder`, whole or not at all. Gives the adapter's rank.

@@ -7,35 +7,47 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use burn::tensor::{DType, Tensor, activation};
 use serde::{Deserialize, Serialize};
 
-use crate::data::text::Documents;
+use crate::data::text::{Document, Documents};
 use crate::edit::Edited;
-use crate::edit::score::{buckets, check_targets, target_log_probabilities};
+use crate::edit::likelihood::{buckets, check_targets, target_log_probabilities};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::tokens::Tokens;
+use crate::model::tokens::{Tokens, first_predicted};
 use crate::parallel;
 
 /// Places whose logits are held at a time: a vocabulary is wide.
 const READS: usize = 256;
 
-/// Texts as rows of at most `length` tokens. A row begins with the last token of the one before it, so that every token of a text
+/// A text as rows of at most `length` tokens. A row begins with the last token of the one before it, so that every token of a text
 /// but its first is predicted once.
 ///
+/// An encoder-decoder predicts the second half of each row from the first ([`Tokenizer::halved`]), and of a prompt with its answer the answer.
+///
 /// # Errors
-/// A length below 2, and a text that cannot be tokenised.
-pub fn windows(tokenizer: &Tokenizer, texts: &[String], length: usize) -> Result<Vec<Vec<u32>>> {
+/// A length below 2, a text that cannot be tokenised, and a classifier, which predicts no text.
+pub fn windows(tokenizer: &Tokenizer, text: &Document, length: usize) -> Result<Vec<Vec<u32>>> {
     if length < 2 {
         return Err(Error::Input(format!("rows of {length} tokens leave none to predict; take 2 or more")));
     }
-    let mut rows = vec![];
-    for text in texts {
-        let ids = tokenizer.encode(text)?;
-        let starts = (0..ids.len().saturating_sub(1)).step_by(length - 1);
-        rows.extend(starts.map(|start| ids[start..ids.len().min(start + length)].to_vec()));
+    if tokenizer.labels().is_some() {
+        return Err(Error::Input("a classifier predicts no text; leave the running text out".into()));
     }
-    Ok(rows)
+    let whole = text.trim();
+    if !tokenizer.of_pairs() {
+        let ids = tokenizer.encode(whole)?;
+        let starts = (0..ids.len().saturating_sub(1)).step_by(length - 1);
+        return Ok(starts.map(|start| ids[start..ids.len().min(start + length)].to_vec()).collect());
+    }
+    if let Some(answer) = text.answer {
+        // The full stop is the sentence's.
+        let target = text[answer..].trim().trim_end_matches('.');
+        return Ok(vec![tokenizer.continuation(text[..answer].trim(), target, None)?.ids]);
+    }
+    let ids = tokenizer.encode_plain(whole)?;
+    let rows = ids.chunks(length).filter(|ids| ids.len() > 1);
+    Ok(rows.filter_map(|ids| tokenizer.halved(ids)).collect())
 }
 
 /// A running text on which models are read, and what stays the same of it from one model to the next: the perplexity of the unedited
@@ -71,10 +83,11 @@ impl WatchedText {
         let length = model.decoder.spec.context.min(ROW);
         let (mut rows, mut left) = (vec![], tokens);
         documents.shuffled(0, &mut |text| {
-            for mut row in windows(&model.tokenizer, &[text.trim().to_owned()], length)? {
-                row.truncate(left + 1);
-                if left > 0 && row.len() > 1 {
-                    left -= row.len() - 1;
+            for mut row in windows(&model.tokenizer, &text, length)? {
+                let first = first_predicted(&row);
+                row.truncate(first + left);
+                if left > 0 && row.len() > first {
+                    left -= row.len() - first;
                     rows.push(row);
                 }
             }
@@ -88,7 +101,7 @@ impl WatchedText {
 
     /// How many tokens are predicted.
     pub fn tokens(&self) -> usize {
-        self.rows.iter().map(|row| row.len().saturating_sub(1)).sum()
+        self.rows.iter().map(|row| row.len().saturating_sub(first_predicted(row))).sum()
     }
 
     /// The perplexity of the unedited model; nothing where there is no text.
@@ -167,6 +180,8 @@ impl PerplexityRatio {
 /// exp( − (1/N) Σ over rows x, t ≥ 1 of ln p(x_t | x_<t) ),   N the number of summands
 /// ```
 ///
+/// Of a row that an encoder-decoder reads, t runs over the decoder's tokens.
+///
 /// It is the weights' own word: memories answer prompts, and a running text is none.
 ///
 /// # Errors
@@ -184,7 +199,7 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn new(rows: &'a [Vec<u32>]) -> Result<Self> {
-        let rows: Vec<&Vec<u32>> = rows.iter().filter(|row| row.len() > 1).collect();
+        let rows: Vec<&Vec<u32>> = rows.iter().filter(|row| row.len() > first_predicted(row)).collect();
         if rows.is_empty() {
             return Err(Error::Input("there is no token to predict; give texts of two tokens or more".into()));
         }
@@ -225,9 +240,9 @@ impl<'a> Rows<'a> {
             let cells: Vec<(usize, usize)> = rows
                 .iter()
                 .enumerate()
-                .flat_map(|(row, ids)| (0..ids.len() - 1).map(move |cell| (row, cell)))
+                .flat_map(|(row, ids)| (first_predicted(ids) - 1..ids.len() - 1).map(move |cell| (row, cell)))
                 .collect();
-            let targets: Vec<u32> = rows.iter().flat_map(|ids| ids[1..].iter().copied()).collect();
+            let targets: Vec<u32> = rows.iter().flat_map(|ids| ids[first_predicted(ids)..].iter().copied()).collect();
             check_targets(model, &targets)?;
             let reads = cells.chunks(READS).zip(targets.chunks(READS)).map(|(cells, targets)| {
                 let logits: Tensor<2> = model.head(hidden.clone(), cells).cast(DType::F32);
@@ -236,7 +251,7 @@ impl<'a> Rows<'a> {
             });
             Ok(reads.sum::<f64>())
         })?;
-        let predicted: usize = self.rows.iter().map(|row| row.len() - 1).sum();
+        let predicted: usize = self.rows.iter().map(|row| row.len() - first_predicted(row)).sum();
         Ok((-sums.iter().sum::<f64>() / predicted as f64).exp())
     }
 }

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::record::{EditRecord, Probe, TestPart};
 use crate::edit::Edited;
-use crate::edit::score::{Scored, score};
+use crate::edit::likelihood::Scored;
+use crate::edit::score::score;
 use crate::error::Result;
 use crate::model::separator::parted;
 use crate::model::tokenizer::Continuation;

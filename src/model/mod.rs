@@ -35,14 +35,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a model by name: the embedded `pocket`, a folder in Hugging Face layout, a name under `$EMEND_MODELS`, or a hub id.
+    /// Loads a model by name: the embedded `pocket` or `pocket-t5`, a folder in Hugging Face layout, a name under `$EMEND_MODELS`, or a hub id.
     ///
     /// # Errors
     /// What of the name or of the files is wrong.
     pub fn load(name: &str, device: &Device, dtype: DType) -> Result<Self> {
         let _span = tracing::debug_span!("load", name).entered();
-        let (checkpoint, tokenizer) = if pocket::is_meant(name) {
-            (pocket::checkpoint()?, pocket::tokenizer()?)
+        let (checkpoint, tokenizer) = if let Some(embedded) = pocket::find(name) {
+            (embedded.checkpoint()?, embedded.tokenizer()?)
         } else {
             let folder = hub::resolve(name)?;
             (Checkpoint::open(&folder)?, Tokenizer::open(&folder)?)
@@ -64,7 +64,11 @@ impl Model {
     /// Tensors that do not fit the config.
     pub fn from_parts(checkpoint: Checkpoint, tokenizer: Tokenizer, device: &Device, dtype: DType) -> Result<Self> {
         let decoder = checkpoint.decoder(device, dtype)?;
-        let tokenizer = if decoder.spec.source.is_some() { tokenizer.for_pairs()? } else { tokenizer };
+        let tokenizer = match (&decoder.spec.source, decoder.spec.labels()) {
+            (_, Some(labels)) => tokenizer.for_labels(labels.to_vec()),
+            (Some(_), None) => tokenizer.for_pairs()?,
+            (None, None) => tokenizer,
+        };
         let fingerprint = checkpoint.fingerprint();
         Ok(Model { decoder, tokenizer, checkpoint, fingerprint })
     }

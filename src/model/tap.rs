@@ -143,6 +143,17 @@ impl Weight {
         Ok(Weight { stack, layer, role: role.parse()? })
     }
 
+    /// The matrices that a config names: each name in each of the layers, and those that have a layer of their own ("encoder.3.mlp.up").
+    ///
+    /// # Errors
+    /// No role is called so.
+    pub fn all_named(layers: &[usize], names: &[String]) -> Result<Vec<Self>, Error> {
+        let (whole, in_layers): (Vec<&String>, Vec<&String>) =
+            names.iter().partition(|name| name.parse::<Weight>().is_ok());
+        let each = layers.iter().flat_map(|&layer| in_layers.iter().map(move |name| Weight::named(layer, name)));
+        each.chain(whole.into_iter().map(|name| name.parse())).collect()
+    }
+
     /// A matrix of the decoder.
     pub fn decoder(layer: usize, role: Role) -> Self {
         Weight { stack: Stack::Decoder, layer, role }

@@ -23,6 +23,10 @@ pub struct Tokenizer {
     template: Option<ChatTemplate>,
     /// How the decoder of an encoder-decoder begins each text, behind [`BEGIN`]; nothing where there is no encoder.
     opening: Option<Vec<u32>>,
+    /// What is put before and behind every text that an encoder reads.
+    around: [Vec<u32>; 2],
+    /// What a classifier answers with, instead of tokens: the number of a label is its id.
+    labels: Option<Vec<String>>,
     /// Written down once it is asked for: a vocabulary takes long to hash.
     fingerprint: Arc<OnceLock<String>>,
 }
@@ -168,8 +172,16 @@ impl Tokenizer {
         };
         let template =
             config.get("chat_template").and_then(|given| given.as_str().map(str::to_owned).or_else(|| named(given)));
-        let mut tokenizer =
-            Tokenizer { inner, begin, bos: id, template: None, opening: None, fingerprint: Arc::default() };
+        let mut tokenizer = Tokenizer {
+            inner,
+            begin,
+            bos: id,
+            template: None,
+            opening: None,
+            around: Default::default(),
+            labels: None,
+            fingerprint: Arc::default(),
+        };
         if let Some(text) = template {
             let origin = origin.join("tokenizer_config.json");
             tokenizer.template = Some(ChatTemplate { origin, ..tokenizer.template_of(text, config_bytes)? });
@@ -301,9 +313,50 @@ impl Tokenizer {
     /// A tokenizer that cannot read a letter.
     pub fn for_pairs(mut self) -> Result<Self> {
         let (ids, offsets) = self.encode_with_offsets("a")?;
-        let added = offsets.iter().take_while(|(from, to)| from == to).count();
-        self.opening = Some(ids[..added].to_vec());
+        let real = |&(from, to): &(usize, usize)| from < to;
+        let first = offsets.iter().position(real).unwrap_or(0);
+        let end = offsets.iter().rposition(real).map_or(first, |last| last + 1);
+        self.opening = Some(ids[..first].to_vec());
+        self.around = [ids[..first].to_vec(), ids[end..].to_vec()];
         Ok(self)
+    }
+
+    /// Tokens of a running text as an encoder-decoder reads them: the encoder the first half, and the decoder the rest, which it predicts.
+    /// Nothing for other models, which read a text as it stands.
+    pub fn halved(&self, ids: &[u32]) -> Option<Vec<u32>> {
+        let opening = self.opening.as_ref().filter(|_| self.labels.is_none())?;
+        let (read, written) = ids.split_at(ids.len() / 2);
+        Some([&self.around[0], read, &self.around[1], &[BEGIN], opening, written].concat())
+    }
+
+    /// The same tokenizer for a classifier: a prompt is read as by an encoder, and a target is one of the labels.
+    pub fn for_labels(mut self, labels: Vec<String>) -> Self {
+        self.opening = Some(vec![]);
+        self.labels = Some(labels);
+        self
+    }
+
+    /// Whether a text is a prompt that an encoder reads, and an answer.
+    pub fn of_pairs(&self) -> bool {
+        self.opening.is_some()
+    }
+
+    /// What a classifier answers with; nothing for a language model.
+    pub fn labels(&self) -> Option<&[String]> {
+        self.labels.as_deref()
+    }
+
+    /// The tokens of a target: in a classifier its label.
+    fn answer(&self, target: &str) -> Result<Vec<u32>> {
+        let target = target.strip_prefix(' ').unwrap_or(target);
+        let Some(labels) = &self.labels else { return self.encode_plain(target) };
+        match labels.iter().position(|label| label == target) {
+            Some(label) => Ok(vec![label as u32]),
+            None => Err(Error::Input(format!(
+                "\"{target}\" is no label of this classifier; its labels are {}",
+                labels.join(", ")
+            ))),
+        }
     }
 
     /// What an encoder reads of a prompt, and how the decoder begins.
@@ -342,7 +395,7 @@ impl Tokenizer {
             // Nothing stands between them: they are two texts.
             let mut ids = self.begun(prompt, opening)?;
             let read = ids.len();
-            ids.extend(self.encode_plain(target.strip_prefix(' ').unwrap_or(target))?);
+            ids.extend(self.answer(target)?);
             if ids.len() == read {
                 return Err(Error::Input(format!("the target \"{target}\" of \"{prompt}\" has no token")));
             }
@@ -388,6 +441,14 @@ impl Tokenizer {
         }
     }
 
+    /// The tokens of what ends an answer.
+    ///
+    /// # Errors
+    /// A text that cannot be tokenised.
+    pub fn encode_end(&self, text: &str) -> Result<Vec<u32>> {
+        if self.of_pairs() { self.encode_inside(text) } else { self.encode_plain(text) }
+    }
+
     /// The index of the token in which the text's first `end` bytes end: of the last one that begins before them.
     ///
     /// # Errors
@@ -398,11 +459,22 @@ impl Tokenizer {
         last.ok_or_else(|| Error::Input(format!("no token of \"{text}\" begins in its first {end} bytes")))
     }
 
-    /// The text of tokens, without special ones.
+    /// The text of tokens, without special ones; of a classifier's answer, its label.
     ///
     /// # Errors
     /// A token that is not in the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        match &self.labels {
+            Some(labels) => {
+                let name = |&id: &u32| labels.get(id as usize).map_or_else(String::new, String::clone);
+                Ok(ids.iter().map(name).collect::<Vec<_>>().join(" "))
+            }
+            None => self.decode_read(ids),
+        }
+    }
+
+    /// The text of tokens that are read.
+    fn decode_read(&self, ids: &[u32]) -> Result<String> {
         self.inner
             .decode(ids, true)
             .map_err(|error| Error::Input(format!("tokens cannot be turned into text: {error}")))
@@ -414,7 +486,7 @@ impl Tokenizer {
     /// A token that is not in the vocabulary.
     pub fn prompt_text(&self, ids: &[u32]) -> Result<String> {
         if let Some(begin) = ids.iter().position(|&id| id == BEGIN).filter(|_| self.opening.is_some()) {
-            return self.decode(&ids[..begin]);
+            return self.decode_read(&ids[..begin]);
         }
         let (any, offsets) = self.encode_with_offsets("a")?;
         let added = offsets.iter().take_while(|(from, to)| from == to).count();
@@ -447,6 +519,9 @@ impl Tokenizer {
 
     /// The text of one token as it stands in a sentence, its leading space included.
     pub fn token(&self, id: u32) -> String {
+        if let Some(labels) = &self.labels {
+            return labels.get(id as usize).map_or_else(String::new, String::clone);
+        }
         // Decoding after another token keeps the leading space that some decoders drop at the start.
         let anchor = self.inner.encode("a", false).ok().and_then(|encoding| encoding.get_ids().last().copied());
         let text = |ids: &[u32]| self.inner.decode(ids, false).unwrap_or_default();

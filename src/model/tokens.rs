@@ -6,6 +6,11 @@ use crate::error::{Error, Result};
 /// Stands in a row of an encoder-decoder for the token that begins the decoder's part: what is before it the encoder reads.
 pub const BEGIN: u32 = u32::MAX;
 
+/// The first token of a row that is predicted: of what an encoder reads none is, and of other texts all but the first.
+pub fn first_predicted(ids: &[u32]) -> usize {
+    ids.iter().position(|&id| id == BEGIN).map_or(1, |begin| begin + 1)
+}
+
 /// Token rows of unequal length, and what each row is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {

@@ -7,7 +7,7 @@ use faer::Mat;
 use serde::{Deserialize, Serialize};
 
 use super::normal_equations::matrix as matrix_of;
-use crate::edit::score::{check_targets, target_log_probabilities};
+use crate::edit::likelihood::{check_targets, target_log_probabilities};
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::stack::spec::DecoderSpec;
@@ -76,45 +76,44 @@ impl Captured {
     }
 }
 
+/// Bytes as people read them.
+fn memory(bytes: u64) -> String {
+    if bytes < 100_000_000 { format!("{:.2} MB", bytes as f64 / 1e6) } else { format!("{:.1} GB", bytes as f64 / 1e9) }
+}
+
 impl Matrices {
     /// The matrices of these names ("mlp.up", …) in these layers; of an encoder's "encoder.mlp.up".
     ///
     /// # Errors
     /// Nothing named, a matrix that the model does not have, or one that is named twice.
     pub fn new(layers: &[usize], weights: &[String], spec: &DecoderSpec) -> Result<Self> {
-        if layers.is_empty() || weights.is_empty() {
+        let named = Weight::all_named(layers, weights)?;
+        if named.is_empty() {
             return Err(Error::Config(
                 "editor.layers and editor.weights must name at least one layer and one weight".into(),
             ));
         }
         let mut each: Vec<EditedMatrix> = vec![];
         let mut shapes: Vec<[usize; 2]> = vec![];
-        for &layer in layers {
-            for name in weights {
-                let weight = Weight::named(layer, name)?;
-                let role = weight.role;
-                if !spec.has(weight) {
-                    let encoder = match spec.source_layers() {
-                        0 => String::new(),
-                        layers => format!(" in the decoder and 0 to {} in the encoder", layers - 1),
-                    };
-                    return Err(Error::Config(format!(
-                        "editor: the model has no weight {weight}; it has layers 0 to {}{encoder}{}",
-                        spec.layers - 1,
-                        if spec.mlp.gated { "" } else { ", without mlp.gate" }
-                    )));
-                }
-                if each.iter().any(|matrix| matrix.weight == weight) {
-                    return Err(Error::Config(format!("editor: {weight} is named twice")));
-                }
-                let found = shapes.iter().position(|shape| *shape == spec.shape(role));
-                let shape = found.unwrap_or_else(|| {
-                    shapes.push(spec.shape(role));
-                    shapes.len() - 1
-                });
-                let number = each.iter().filter(|matrix| matrix.shape == shape).count();
-                each.push(EditedMatrix { weight, shape, number, place: spec.place(weight) });
+        for weight in named {
+            let role = weight.role;
+            if !spec.has(weight) {
+                return Err(Error::Config(format!(
+                    "editor: the model has no weight {weight}; it has {}{}",
+                    spec.places(),
+                    if spec.mlp.gated { "" } else { ", without mlp.gate" }
+                )));
             }
+            if each.iter().any(|matrix| matrix.weight == weight) {
+                return Err(Error::Config(format!("editor: {weight} is named twice")));
+            }
+            let found = shapes.iter().position(|shape| *shape == spec.shape(role));
+            let shape = found.unwrap_or_else(|| {
+                shapes.push(spec.shape(role));
+                shapes.len() - 1
+            });
+            let number = each.iter().filter(|matrix| matrix.shape == shape).count();
+            each.push(EditedMatrix { weight, shape, number, place: spec.place(weight) });
         }
         Ok(Matrices { each, shapes })
     }
@@ -227,10 +226,10 @@ impl Matrices {
         let all: u64 = tokens.iter().map(|tokens| *tokens as u64 * token).sum();
         // No edit is at fault: none is left out for it.
         Err(Error::Config(format!(
-            "{} edits at once take {:.1} GB of keys and gradients, of {:.1} GB at hand; {fit} would fit at once",
+            "{} edits at once take {} of keys and gradients, of {} at hand; {fit} would fit at once",
             tokens.len(),
-            all as f64 / 1e9,
-            most as f64 / 1e9
+            memory(all),
+            memory(most)
         )))
     }
 

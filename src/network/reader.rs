@@ -11,7 +11,7 @@ use crate::model::load::encoder::EncoderModel;
 use crate::model::sentences::{SentenceEncoder, alike_together, normalized};
 use crate::model::stack::decoder::Decoder;
 use crate::model::stack::encoder::Encoder;
-use crate::model::tap::Span;
+use crate::model::tap::{Row as TapRow, Span};
 use crate::model::tokens::Tokens;
 
 /// Cells of one forward pass, padding included.
@@ -33,6 +33,11 @@ pub struct Reader {
     layers: usize,
 }
 
+/// The cells of a row in which a text is read: the encoder's, where there is one.
+fn read_cells(row: &TapRow) -> usize {
+    if row.source > 0 { row.source } else { row.len }
+}
+
 /// One sentence or a pair as tokens, with the index at which the second begins.
 pub type Row = (Vec<u32>, usize);
 
@@ -44,7 +49,10 @@ impl Reader {
     pub fn new(stack: Pretrained, layers: usize) -> Result<Self> {
         let all = match &stack {
             Pretrained::Encoder(model) => model.model().encoder.spec.layers,
-            Pretrained::Decoder(model) => model.decoder.spec.layers,
+            Pretrained::Decoder(model) => match &model.decoder.spec.source {
+                Some(source) => source.layers,
+                None => model.decoder.spec.layers,
+            },
         };
         if layers > all {
             return Err(Error::Config(format!("{layers} blocks of a model that has {all}")));
@@ -115,7 +123,13 @@ impl Reader {
     /// The part of a language model that is used.
     fn decoder(&self, model: &Model) -> Decoder {
         let mut decoder = model.decoder.clone();
-        decoder.blocks.truncate(self.layers);
+        match &mut decoder.source {
+            Some(source) => {
+                source.blocks.truncate(self.layers);
+                decoder.blocks.clear();
+            }
+            None => decoder.blocks.truncate(self.layers),
+        }
         decoder
     }
 
@@ -147,8 +161,9 @@ impl Reader {
     pub fn means(&self, tuned: &Tuned, rows: &[Row]) -> Result<Tensor<2>> {
         let (hidden, span) = self.hidden(tuned, rows)?;
         let shares = span.rows.iter().flat_map(|row| {
-            let share = 1.0 / row.len as f32;
-            (0..span.width).map(move |cell| if cell < row.len { share } else { 0.0 })
+            let cells = read_cells(row);
+            let share = 1.0 / cells as f32;
+            (0..span.width).map(move |cell| if cell < cells { share } else { 0.0 })
         });
         let shares = TensorData::new(shares.collect::<Vec<_>>(), [rows.len(), span.width, 1]);
         let shares = Tensor::<3>::from_data(shares, (&hidden.device().inner(), hidden.dtype()));
@@ -163,7 +178,7 @@ impl Reader {
         let (hidden, span) = self.hidden(tuned, rows)?;
         let cell = |row: usize| match &self.stack {
             Pretrained::Encoder(_) => 0,
-            Pretrained::Decoder(_) => span.rows[row].len - 1,
+            Pretrained::Decoder(_) => read_cells(&span.rows[row]) - 1,
         };
         let cells: Vec<(usize, usize)> = (0..rows.len()).map(|row| (row, cell(row))).collect();
         Ok(crate::model::stack::taps::cells(hidden, &cells))

@@ -55,8 +55,23 @@ pub struct Ends {
     pub kinds: Option<Param<Tensor<2>>>,
     /// A decoder's last norm, an encoder's first.
     pub norm: Option<Norm>,
-    /// A decoder's untied head, `[width, vocabulary]`.
+    /// A decoder's untied head, `[width, outputs]`.
     pub head: Option<Param<Tensor<2>>>,
+    /// What distances add to a decoder's scores, `[buckets, heads]`.
+    pub distances: Option<Param<Tensor<2>>>,
+    /// Of the encoder that a decoder reads.
+    pub source: Option<SourceEnds>,
+}
+
+/// What the encoder of an encoder-decoder has beside its blocks.
+#[derive(Module, Debug)]
+pub struct SourceEnds {
+    /// `[context, width]`
+    pub positions: Option<Param<Tensor<2>>>,
+    /// `[buckets, heads]`
+    pub distances: Option<Param<Tensor<2>>>,
+    /// The norm of what the decoder reads.
+    pub norm: Option<Norm>,
 }
 
 /// `A·B`, added to one matrix.
@@ -71,11 +86,10 @@ pub struct Factors {
     pub at: Weight,
 }
 
-const ROLES: [Role; 7] = [Role::Query, Role::Key, Role::Value, Role::Out, Role::MlpGate, Role::MlpUp, Role::MlpDown];
-
 impl Tuned {
-    fn new(tune: &Tune, stack: Stack, blocks: &[Block], ends: Ends, place: (&Device, DType)) -> Result<Self> {
-        let layers = blocks.len();
+    fn new(tune: &Tune, blocks: &[(Stack, &[Block])], ends: Ends, place: (&Device, DType)) -> Result<Self> {
+        let each = || blocks.iter().flat_map(|(stack, blocks)| blocks.iter().enumerate().map(|at| (*stack, at)));
+        let layers = each().count();
         let top = |count: usize| match count {
             0 => Err(Error::Config("at least one block must be trained; \"nothing\" trains none".into())),
             _ if count > layers => Err(Error::Config(format!("{count} blocks of a model that has {layers}"))),
@@ -84,14 +98,20 @@ impl Tuned {
         let none = Tuned { blocks: vec![], ends: None, factors: vec![] };
         Ok(match *tune {
             Tune::Nothing => none,
-            Tune::Whole => trained(Tuned { blocks: blocks.to_vec(), ends: Some(ends), ..none }, place),
-            Tune::Top(count) => trained(Tuned { blocks: blocks[top(count)?..].to_vec(), ..none }, place),
+            Tune::Whole => {
+                let blocks = each().map(|(_, (_, block))| block.clone()).collect();
+                trained(Tuned { blocks, ends: Some(ends), ..none }, place)
+            }
+            Tune::Top(count) => {
+                let blocks = each().skip(top(count)?).map(|(_, (_, block))| block.clone()).collect();
+                trained(Tuned { blocks, ..none }, place)
+            }
             Tune::Lora { rank: 0, .. } => return Err(Error::Config("lora.rank must be at least 1".into())),
             Tune::Lora { rank, top: count } => {
                 let first = if count == 0 { 0 } else { top(count)? };
                 let mut factors = vec![];
-                for (layer, block) in blocks.iter().enumerate().skip(first) {
-                    for role in ROLES {
+                for (stack, (layer, block)) in each().skip(first) {
+                    for role in Role::all() {
                         let Some(linear) = block.linear(role) else { continue };
                         let [d_in, d_out] = linear.weight.val().dims();
                         if rank > d_in.min(d_out) {
@@ -123,8 +143,15 @@ impl Tuned {
             kinds: None,
             norm: decoder.norm.clone(),
             head: decoder.head.clone(),
+            distances: decoder.distances.clone(),
+            source: decoder.source.as_ref().map(|source| SourceEnds {
+                positions: source.positions.clone(),
+                distances: source.distances.clone(),
+                norm: source.norm.clone(),
+            }),
         };
-        Tuned::new(tune, Stack::Decoder, &decoder.blocks, ends, place)
+        let encoder = decoder.source.as_ref().map_or(&[][..], |source| &source.blocks);
+        Tuned::new(tune, &[(Stack::Encoder, encoder), (Stack::Decoder, &decoder.blocks)], ends, place)
     }
 
     /// The part of an encoder that `tune` names, as it is pretrained.
@@ -138,21 +165,27 @@ impl Tuned {
             kinds: encoder.kinds.clone(),
             norm: Some(encoder.norm.clone()),
             head: None,
+            distances: None,
+            source: None,
         };
-        Tuned::new(tune, Stack::Encoder, &encoder.blocks, ends, place)
+        Tuned::new(tune, &[(Stack::Encoder, &encoder.blocks)], ends, place)
     }
 
     /// The decoder with its trained part; factors stand apart (see [`Tuned::tap`]).
     pub fn decoder(&self, pretrained: &Decoder) -> Decoder {
         let mut decoder = pretrained.clone();
-        let first = decoder.blocks.len() - self.blocks.len();
-        decoder.blocks.truncate(first);
-        decoder.blocks.extend(self.blocks.iter().cloned());
+        decoder.replace_top(&self.blocks);
         if let Some(ends) = &self.ends {
             decoder.embedding = ends.embedding.clone();
             decoder.positions = ends.positions.clone();
             decoder.norm = ends.norm.clone();
             decoder.head = ends.head.clone();
+            decoder.distances = ends.distances.clone();
+            if let (Some(source), Some(ends)) = (&mut decoder.source, &ends.source) {
+                source.positions = ends.positions.clone();
+                source.distances = ends.distances.clone();
+                source.norm = ends.norm.clone();
+            }
         }
         decoder
     }

@@ -77,7 +77,7 @@ pub fn collect(
     texts.shuffled(moments.header.seed, &mut |document| {
         let document = match &settings.chat {
             Some(chat) => chat.turn(&document)?,
-            None => document,
+            None => document.text,
         };
         tokens.extend(model.tokenizer.encode(&document)?);
         while tokens.len() >= row {

@@ -23,14 +23,14 @@ use super::learned::{Group, LearnedEditor, StepLoss, Watch};
 use super::loss::{EditAndLocality, Reads, check_classes, check_weights, edit_and_locality, weight_of};
 use super::lower_layers::LowerLayers;
 use super::methods::{self, Beginning, Sections};
-use super::rledit::Episode;
+use super::rledit::{Compat, Episode};
 use super::settings::Together;
 use super::text::{TextSettings, Window, Windows};
 use crate::archive::LearnedEditorSettings;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{OTHER_RECORDS, Source, draw_locality};
 use crate::data::world::SAME_OLD_OBJECT;
-use crate::edit::score::check_targets;
+use crate::edit::likelihood::check_targets;
 use crate::edit::{Edit, EditRequest, Edited, Editor};
 use crate::error::{Error, Result};
 use crate::model::tap::{NoTap, Tap};
@@ -259,6 +259,8 @@ pub struct MendTrainer {
     together: Together,
     /// Where edits follow each other: how a step looks back.
     pub(super) episode: Option<Episode>,
+    /// The norm to which the running sum of an episode's gradients is clipped after each turn, where that is done at all.
+    pub(super) clip_of_turns: Option<f64>,
     learning_rate: f64,
     own: MendTrainSettings,
 }
@@ -305,6 +307,7 @@ impl MendTrainer {
             text: None,
             together,
             episode: None,
+            clip_of_turns: None,
             learning_rate,
             own,
         })
@@ -330,9 +333,10 @@ impl MendTrainer {
         MendTrainer { settings, ..self }
     }
 
-    /// The same on edits that follow each other, in episodes.
-    pub fn in_episodes(self, episode: Episode) -> Self {
-        MendTrainer { episode: Some(episode), ..self }
+    /// The same on edits that follow each other, in episodes; `clip` is the training's.
+    pub fn in_episodes(self, episode: Episode, clip: f64) -> Self {
+        let clip_of_turns = (episode.compat == Compat::Published).then_some(clip);
+        MendTrainer { episode: Some(episode), clip_of_turns, ..self }
     }
 
     /// The editor.

@@ -1,5 +1,5 @@
 //! Makes a small model that knows a world of facts: a byte-level BPE, and a GPT-2 trained on sentences that tell the facts or a T5 trained to
-//! answer their prompts.
+//! answer their prompts, or a BERT trained to tell true claims from false ones.
 
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams};
@@ -15,14 +15,16 @@ use tokenizers::{AddedToken, TokenizerBuilder};
 
 use super::gradients;
 use super::schedule::Schedule;
-use crate::data::world::World;
-use crate::edit::score::target_log_probabilities;
+use crate::data::claim::stated;
+use crate::data::world::{Fact, World};
+use crate::edit::likelihood::target_log_probabilities;
 use crate::error::{Error, Result};
-use crate::model::stack::decoder::{Decoder, DecoderTensor, NormAt};
+use crate::model::stack::build::{DecoderTensor, NormAt};
+use crate::model::stack::decoder::Decoder;
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::stack::weights::Weights;
 use crate::model::tap::{NoTap, Stack, Unseen};
-use crate::model::tokens::{BEGIN, Tokens};
+use crate::model::tokens::{BEGIN, Tokens, first_predicted};
 use crate::sections::within;
 use crate::{parallel, random};
 
@@ -31,6 +33,12 @@ pub const END: &str = "<|endoftext|>";
 
 /// The tokens of a T5: what begins what the decoder reads, and what ends every text.
 pub const PAIR_TOKENS: [&str; 2] = ["<pad>", "</s>"];
+
+/// The tokens of a classifier: what pads texts, what begins and what ends them.
+pub const CLAIM_TOKENS: [&str; 3] = ["[PAD]", "[CLS]", "[SEP]"];
+
+/// What it says of a claim that does not hold, and of one that does.
+pub const CLAIM_LABELS: [&str; 2] = ["False", "True"];
 
 /// `[train]` of a pretraining: how the model learns.
 #[derive(Debug, Clone, Deserialize)]
@@ -149,6 +157,35 @@ pub fn pairs(world: &World, tokenizer: &tokenizers::Tokenizer) -> Result<Vec<Sen
     Ok(pairs)
 }
 
+/// Every fact by a prompt it may be learnt with as a claim that holds, and the same with another object as one that does not, for a
+/// classifier of `CLAIM_LABELS`.
+///
+/// # Errors
+/// What the tokenizer says.
+pub fn claims(world: &World, tokenizer: &tokenizers::Tokenizer) -> Result<Vec<Sentence>> {
+    let mut claims = vec![];
+    for (index, fact) in world.facts().iter().enumerate() {
+        for (number, prompt) in world.prompts(index).0.iter().enumerate() {
+            for (claim, holds) in claims_of(world, fact, prompt, number) {
+                let encoded = tokenizer.encode(claim, true).map_err(|error| Error::Training(error.to_string()))?;
+                let mut ids = encoded.get_ids().to_vec();
+                ids.extend([BEGIN, u32::from(holds)]);
+                claims.push(Sentence { answer: ids.len() - 1, ids, subject: [0, 0] });
+            }
+        }
+    }
+    Ok(claims)
+}
+
+/// A prompt of a fact with its object and with another one, and which of them holds.
+pub fn claims_of(world: &World, fact: &Fact, prompt: &str, number: usize) -> Vec<(String, bool)> {
+    let hash = blake3::hash(format!("{} {prompt} {number}", fact.subject).as_bytes());
+    let draw = u64::from_le_bytes(std::array::from_fn(|byte| hash.as_bytes()[byte]));
+    let other = world.other_object(&fact.object, &mut random::stream(0, "claims", draw));
+    let objects = std::iter::once((fact.object.clone(), true)).chain(other.map(|other| (other, false)));
+    objects.map(|(object, holds)| (stated(prompt, &object, None), holds)).collect()
+}
+
 /// A byte-level BPE of `size` entries, [`END`] among them, learnt from the prompts and, each fact once, its sentence.
 ///
 /// # Errors
@@ -162,15 +199,30 @@ pub fn tokenizer(world: &World, size: usize) -> Result<tokenizers::Tokenizer> {
 /// # Errors
 /// What the trainer says.
 pub fn pair_tokenizer(world: &World, size: usize) -> Result<tokenizers::Tokenizer> {
-    let mut tokenizer = learnt(world, size, &PAIR_TOKENS, true)?;
-    let end = tokenizer.token_to_id(PAIR_TOKENS[1]).unwrap_or(0);
-    let behind = TemplateProcessing::builder()
-        .try_single(format!("$A {}", PAIR_TOKENS[1]))
-        .map(|builder| builder.special_tokens(vec![(PAIR_TOKENS[1], end)]).clone())
+    let tokenizer = learnt(world, size, &PAIR_TOKENS, true)?;
+    around(tokenizer, &format!("$A {}", PAIR_TOKENS[1]), &PAIR_TOKENS)
+}
+
+/// The same for a classifier: [`CLAIM_TOKENS`] among them, the second before every text and the third behind it.
+///
+/// # Errors
+/// What the trainer says.
+pub fn claim_tokenizer(world: &World, size: usize) -> Result<tokenizers::Tokenizer> {
+    let tokenizer = learnt(world, size, &CLAIM_TOKENS, true)?;
+    around(tokenizer, &format!("{} $A {}", CLAIM_TOKENS[1], CLAIM_TOKENS[2]), &CLAIM_TOKENS)
+}
+
+/// A tokenizer that puts tokens around every text.
+fn around(mut tokenizer: tokenizers::Tokenizer, template: &str, special: &[&str]) -> Result<tokenizers::Tokenizer> {
+    let known: Vec<(&str, u32)> =
+        special.iter().map(|token| (*token, tokenizer.token_to_id(token).unwrap_or(0))).collect();
+    let made = TemplateProcessing::builder()
+        .try_single(template)
+        .map(|builder| builder.special_tokens(known).clone())
         .map_err(|error| error.to_string())
         .and_then(|builder| builder.build().map_err(|error| error.to_string()));
-    let behind = behind.map_err(|error| Error::Training(format!("the tokenizer cannot be made: {error}")))?;
-    tokenizer.with_post_processor(Some(behind));
+    let made = made.map_err(|error| Error::Training(format!("the tokenizer cannot be made: {error}")))?;
+    tokenizer.with_post_processor(Some(made));
     Ok(tokenizer)
 }
 
@@ -319,14 +371,9 @@ fn sharded(
     Ok((loss, answers, sum.grads()))
 }
 
-/// The first token that is predicted: of an encoder's text none is.
-fn predicted(sentence: &Sentence) -> usize {
-    sentence.ids.iter().position(|&id| id == BEGIN).map_or(1, |begin| begin + 1)
-}
-
 /// What each predicted token counts.
 fn weights(sentence: &Sentence, settings: &PretrainSettings) -> Vec<f64> {
-    (predicted(sentence)..sentence.ids.len())
+    (first_predicted(&sentence.ids)..sentence.ids.len())
         .map(|token| if token < sentence.answer { settings.prompt_weight } else { 1.0 })
         .collect()
 }
@@ -334,13 +381,12 @@ fn weights(sentence: &Sentence, settings: &PretrainSettings) -> Vec<f64> {
 /// The weighted loss of some sentences over the `total` weight of the batch, and its gradient.
 fn gradients_of(decoder: &Decoder, read: &[Reading], settings: &PretrainSettings, total: f64) -> Result<Taught> {
     let rows: Vec<&Sentence> = read.iter().map(|(sentence, _)| *sentence).collect();
-    let cells = rows
-        .iter()
-        .enumerate()
-        .flat_map(|(row, sentence)| (predicted(sentence) - 1..sentence.ids.len() - 1).map(move |cell| (row, cell)));
+    let cells = rows.iter().enumerate().flat_map(|(row, sentence)| {
+        (first_predicted(&sentence.ids) - 1..sentence.ids.len() - 1).map(move |cell| (row, cell))
+    });
     let reads: Vec<(usize, usize)> = cells.collect();
     let targets: Vec<u32> =
-        rows.iter().flat_map(|sentence| sentence.ids[predicted(sentence)..].iter().copied()).collect();
+        rows.iter().flat_map(|sentence| sentence.ids[first_predicted(&sentence.ids)..].iter().copied()).collect();
     let weights: Vec<f64> =
         rows.iter().flat_map(|sentence| weights(sentence, settings)).map(|weight| weight / total).collect();
     let tokens = Tokens::new(rows.iter().map(|sentence| sentence.ids[..sentence.ids.len() - 1].to_vec()).collect());
@@ -367,7 +413,7 @@ fn gradients_of(decoder: &Decoder, read: &[Reading], settings: &PretrainSettings
     let log: Vec<f64> = log.inner().into_data().iter::<f64>().collect();
     let mut from = 0;
     let answers = rows.iter().map(|sentence| {
-        let skipped = predicted(sentence);
+        let skipped = first_predicted(&sentence.ids);
         let here = from + sentence.answer - skipped..from + sentence.ids.len() - skipped;
         from = here.end;
         -log[here.clone()].iter().sum::<f64>() / here.len() as f64

@@ -10,7 +10,8 @@
 //! W_{t−1} is a constant of turn t, as the base is in MALMEN; the KL term out of scope is held against it, running text against the model without
 //! any edit, in its own turn alone. An episode of one turn is MALMEN's step where `shift` is 0. `train/solutions.rs` computes it.
 //!
-//! The published code adds ‖S‖² without a gradient, so that it changes nothing; here it has one.
+//! The published code adds ‖S‖² without a gradient, so that it changes nothing, and clips the running sum of the gradients after every turn, so that
+//! early turns count less; `compat = "published"` does so too.
 
 use serde::{Deserialize, Serialize};
 
@@ -44,11 +45,24 @@ pub struct Episode {
     pub decay: f64,
     /// The weight of ‖S‖².
     pub shift: f64,
+    /// Whose gradient a step has.
+    pub compat: Compat,
+}
+
+/// Whose gradient an episode has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compat {
+    /// That of the loss, clipped once a step.
+    #[default]
+    None,
+    /// As in the authors' code: ‖S‖² has none, and the running sum over turns is clipped to `train.clip` after each.
+    Published,
 }
 
 impl Default for Episode {
     fn default() -> Self {
-        Episode { back_depth: 10, decay: 0.95, shift: 1e-4 }
+        Episode { back_depth: 10, decay: 0.95, shift: 1e-4, compat: Compat::None }
     }
 }
 
@@ -91,6 +105,6 @@ impl methods::Training for Training {
         let trainer =
             MendTrainer::new(mend, (*base).clone(), loss, settings.edits_together, settings.learning_rate, own)?;
         let trainer = trainer.archived_as(LearnedEditorSettings::RlEdit(self.editor.clone())).reading(beginning)?;
-        Ok(trainer.in_episodes(self.loss.episode.clone()))
+        Ok(trainer.in_episodes(self.loss.episode.clone(), settings.clip))
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::learned::Group;
 use super::schedule::{Schedule, Shape};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sections::choice::{self, Choice, fields};
 use crate::sections::within;
 
@@ -224,7 +224,11 @@ impl TrainSettings {
         within("train.accumulate", self.accumulate as f64, 1.0, 1e6)?;
         let Together { fewest, most } = self.edits_together;
         within("train.edits_together", most as f64, 1.0, self.edits_per_step as f64)?;
-        within("train.edits_together", fewest as f64, 1.0, most as f64)?;
+        if fewest == 0 || fewest > most {
+            let message =
+                format!("train.edits_together = [{fewest}, {most}]: a range goes from 1 or more up to as many or more");
+            return Err(Error::Config(message));
+        }
         within("train.validate_every", self.validate_every as f64, 1.0, 1e12)?;
         within("train.validation_records", self.validation_records as f64, 1.0, 1e9)?;
         within("train.learning_rate", self.learning_rate, 0.0, 10.0)?;

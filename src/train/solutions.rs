@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Tensor, TensorData};
 
+use super::gradients;
 use super::mend::{Look, MendTrainer, PARTS, RecordTexts, Terms};
+use super::rledit::Compat;
 use crate::edit::{SharedDeltas, WeightChange};
 use crate::error::Result;
 use crate::network::matrices::{AT_ONCE, Captured};
@@ -57,12 +59,21 @@ impl MendTrainer {
                 for (solved, gradients) in solved.iter().zip(&mut of_solutions) {
                     let (squares, of_squares) = solved.squares();
                     terms.squares += squares * share;
+                    if episode.compat == Compat::Published {
+                        continue;
+                    }
                     for (gradient, of_squares) in gradients.iter_mut().zip(of_squares) {
                         *gradient = gradient.clone() + of_squares.mul_scalar(episode.shift * share);
                     }
                 }
             }
             self.gradient_of_network(&captured, &solved, &of_solutions, &mut sum)?;
+            if let Some(clip) = self.clip_of_turns {
+                let network = &self.mend.network;
+                let (clipped, _) = gradients::clip(sum.grads(), network, clip);
+                sum = GradientsAccumulator::new();
+                sum.accumulate(network, clipped);
+            }
             if self.episode.is_some() {
                 let matrices: BTreeMap<_, _> =
                     solved.iter().map(|solved| (solved.weight, solved.change().smaller())).collect();

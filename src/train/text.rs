@@ -23,6 +23,7 @@ use crate::data::world::Split;
 use crate::error::{Error, Result};
 use crate::evaluate::windows;
 use crate::model::Model;
+use crate::model::tokens::first_predicted;
 use crate::sections::within;
 
 /// `loss.text`: the name of a text, or a table.
@@ -166,9 +167,9 @@ impl Windows {
         let documents = Documents::open(&settings.from, Split::Train, folder, &settings.field)?;
         let (mut all, mut read) = (vec![], 0);
         documents.shuffled(seed, &mut |text| {
-            for window in windows(&model.tokenizer, &[text.trim().to_owned()], settings.tokens)? {
+            for window in windows(&model.tokenizer, &text, settings.tokens)? {
                 read += window.len();
-                if all.len() < settings.windows && window.len() > 1 {
+                if all.len() < settings.windows && window.len() > first_predicted(&window) {
                     all.push(window);
                 }
             }
@@ -195,7 +196,11 @@ impl Windows {
         for some in 0..count.div_ceil(records) {
             for record in sample(rng, records, records.min(count - some * records)) {
                 let window = &self.all[rng.random_range(0..self.all.len())];
-                let mut cells = sample(rng, window.len(), self.settings.positions.min(window.len())).into_vec();
+                // What an encoder reads predicts nothing.
+                let first = first_predicted(window) - 1;
+                let many = window.len() - first;
+                let mut cells = sample(rng, many, self.settings.positions.min(many)).into_vec();
+                cells.iter_mut().for_each(|cell| *cell += first);
                 cells.sort_unstable();
                 drawn[record].push((window.clone(), cells));
             }

@@ -306,8 +306,12 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
             tracing::info!("{note}");
         }
         if best {
-            let edits_together = Some(self.settings.edits_together.most);
-            progress.best = Some(Best { step: progress.step, edits_together, perplexity_ratio: perplexity, summary });
+            // No more were edited together than there are records.
+            let most = |count: usize| Some(count.min(summary.edits.max(1)));
+            let in_a_row = self.editor.sequential().then(|| most(self.settings.edits_per_step)).flatten();
+            let edits_together = most(self.settings.edits_together.most);
+            let (step, perplexity_ratio) = (progress.step, perplexity);
+            progress.best = Some(Best { step, edits_together, in_a_row, perplexity_ratio, summary });
             progress.best_score = Some(score);
         }
         let patience = self.settings.patience;

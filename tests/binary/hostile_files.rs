@@ -280,7 +280,7 @@ fn strange_model_configs() {
     let of_gpt2 = |key, value| (&gpt2, config_with("gpt2-tiny", key, value));
     let of_llama = |key, value| (&llama, config_with("llama-tiny", key, value));
     for ((model, config), word) in [
-        (of_gpt2("model_type", "mamba".into()), "\"mamba\" is not a family known here; known are bart, falcon"),
+        (of_gpt2("model_type", "mamba".into()), "\"mamba\" is not a family known here; known are bart, bert, falcon"),
         (of_gpt2("model_type", Value::Null), "model_type"),
         (of_gpt2("model_type", 3.into()), "model_type"),
         (of_gpt2("n_embd", 0.into()), "width is 0"),

@@ -3,6 +3,7 @@
 mod attribution;
 mod bad_input;
 mod chat;
+mod classifier;
 mod common;
 mod compare;
 mod edits;

@@ -294,7 +294,7 @@ fn the_descent_goes_down_and_its_cone_is_the_whole_model() {
         let hidden = base.blocks(hidden, 0..base.layers(), tokens.span(), None, &mut replace).unwrap();
         let reads: Vec<_> = text.reads().map(|cell| (0, cell)).collect();
         let log = activation::log_softmax(base.head(hidden, &reads), 1);
-        let log = values(emend::edit::score::target_log_probabilities(log, text.target()));
+        let log = values(emend::edit::likelihood::target_log_probabilities(log, text.target()));
         whole -= log.iter().sum::<f64>() / (log.len() * in_contexts.rows.len()) as f64;
     }
     // The figure told is that of the last evaluation, before which 4 updates were made: δ has them all.

@@ -104,6 +104,7 @@ fn edit(model: &Edited) -> Edit {
         version: "0".into(),
         base: model.base().fingerprint.clone(),
         computed_on: vec![],
+        joined: vec![],
         findings: Value::Null,
     };
     Edit::new(provenance, Change::Weights(WeightChange { matrices, biases: BTreeMap::new() }), BTreeMap::new())
@@ -217,7 +218,7 @@ fn what_a_family_does_not_know_is_refused_by_name() {
         (
             "llama-tiny",
             json!({"model_type": "mamba"}),
-            "known are bart, falcon, gemma, gemma2, gemma3_text, gpt2, gptj, gpt_neo",
+            "known are bart, bert, falcon, gemma, gemma2, gemma3_text, gpt2, gptj, gpt_neo",
         ),
         (
             "llama-tiny",

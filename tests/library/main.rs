@@ -1,6 +1,7 @@
 //! What a user of the library relies on.
 
 mod attribution;
+mod classifiers;
 mod common;
 mod encoders;
 mod families;

@@ -10,8 +10,9 @@ use emend::apply::memory::{Elsewhere, bind};
 use emend::apply::{Editor, Prepared};
 use emend::data::pocket;
 use emend::edit::generate::Sampling;
+use emend::edit::likelihood::Scored;
 use emend::edit::memory::{Answer, settled, without_contradictions};
-use emend::edit::score::{Scored, score};
+use emend::edit::score::score;
 use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Memory, Provenance, WeightChange};
 use emend::model::tap::{NoTap, Role, Weight};
 use emend::model::tokenizer::Continuation;
@@ -146,6 +147,7 @@ pub fn weights(model: &Edited, layer: usize) -> Arc<Edit> {
         version: "0".into(),
         base: model.base().fingerprint.clone(),
         computed_on: model.edit_ids(),
+        joined: vec![],
         findings: Value::Null,
     };
     Arc::new(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))

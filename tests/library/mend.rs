@@ -15,7 +15,7 @@ use emend::random;
 use emend::train::learned::LearnedEditor;
 use emend::train::mend::{MendLossSettings, MendTrainSettings, MendTrainer};
 use emend::train::methods::Beginning;
-use emend::train::rledit::Episode;
+use emend::train::rledit::{Compat, Episode};
 use emend::train::settings::TrainSettings;
 
 use crate::common::{Golden, difference, fixture, model, values};
@@ -291,20 +291,28 @@ fn an_episode_of_one_turn_is_malmens_step() {
         let mut trainer = trainer(extra, "", together);
         shaken(&mut trainer, 0.3);
         let mut trainer = match episode {
-            Some(episode) => trainer.in_episodes(episode),
+            Some(episode) => trainer.in_episodes(episode, 1e-3),
             None => trainer,
         };
         let found = trainer.loss(&records(), &mut random::stream(1, "draw", 0)).unwrap();
         let id = parameters::stable_id("rates");
         (values(found.gradients.get::<1>(id).unwrap()), found.figures[0].1)
     };
-    let episode = Episode { back_depth: 10, decay: 0.95, shift: 0.0 };
+    let episode = Episode { back_depth: 10, decay: 0.95, shift: 0.0, compat: Compat::None };
     assert_eq!(step(3, Some(episode.clone())), step(3, None));
     assert_ne!(step(1, Some(episode.clone())), step(1, None));
     // ‖S‖² has a gradient.
-    let (gradient, loss) = step(3, Some(Episode { shift: 1.0, ..episode }));
+    let (gradient, loss) = step(3, Some(Episode { shift: 1.0, ..episode.clone() }));
     let (without, less) = step(3, None);
     assert!(loss > less && gradient != without);
+    // As published, it has none, and the sum over turns is clipped: of one turn, it is the other times a number.
+    let (clipped, as_much) = step(3, Some(Episode { shift: 1.0, compat: Compat::Published, ..episode }));
+    assert_eq!(as_much, loss);
+    let factor = clipped[0] / without[0];
+    assert!(0.0 < factor && factor < 1.0, "{factor}");
+    for (clipped, whole) in clipped.iter().zip(&without) {
+        assert!((clipped - factor * whole).abs() < 1e-9 * whole.abs());
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Metrics on a table computed by hand.
 
-use emend::edit::score::Scored;
+use emend::edit::likelihood::Scored;
 use emend::evaluate::{Balanced, Kind, ProbeRow, Rival, Sentiment, Side, balanced, counterfact, sentiment, summarize};
 
 fn scored(target: &[u32], argmax: &[u32]) -> Scored {

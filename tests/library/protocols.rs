@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use burn::tensor::DType;
 use emend::EditRequest;
 use emend::data::record::EditRecord;
-use emend::edit::score::{Scored, score};
+use emend::edit::likelihood::Scored;
+use emend::edit::score::score;
 use emend::evaluate::case::{Case, FreeAnswer, FreeText};
 use emend::evaluate::significance::{sign_test, t_test, test};
 use emend::evaluate::{
@@ -463,13 +464,13 @@ fn perplexity_is_that_of_scoring() {
     let text = "The city of Lyon lies in France, and that of Oslo in Norway.".to_owned();
     let whole = tokenizer.encode(&text).unwrap();
     for length in 2..9 {
-        let rows = windows(tokenizer, std::slice::from_ref(&text), length).unwrap();
+        let rows = windows(tokenizer, &text.clone().into(), length).unwrap();
         assert!(rows.iter().all(|row| (2..=length).contains(&row.len())));
         assert!(rows.windows(2).all(|pair| pair[0].last() == pair[1].first()));
         let predicted: Vec<u32> = rows.iter().flat_map(|row| row[1..].iter().copied()).collect();
         assert_eq!(predicted, whole[1..]);
     }
-    assert!(windows(tokenizer, &[text], 1).is_err());
+    assert!(windows(tokenizer, &text.into(), 1).is_err());
 }
 
 proptest! {

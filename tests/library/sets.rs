@@ -49,7 +49,7 @@ fn subjects_stand_in_the_part_of_the_world_they_come_from() {
 
 #[test]
 fn statement_question_and_answer_fit_the_embedded_model() {
-    let tokenizer = emend::model::load::pocket::tokenizer().unwrap();
+    let tokenizer = emend::model::load::pocket::find("pocket").unwrap().tokenizer().unwrap();
     for (set, _, record) in every_record() {
         let statement = EditRequest::from(&record).statement();
         let mut asked = vec![(&record.prompt, record.target_new.as_str())];

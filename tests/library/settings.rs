@@ -224,7 +224,9 @@ fn every_shipped_config_is_read() {
         };
         let trained = ["mend-", "malmen-", "rledit-", "serac-"].iter().any(|method| name.starts_with(method));
         let outcome = match name {
-            "pocket.toml" | "pocket-t5.toml" => emend::config::pretrain::Config::read(&path, &[]).map(|_| ()),
+            "pocket.toml" | "pocket-t5.toml" | "pocket-claims.toml" => {
+                emend::config::pretrain::Config::read(&path, &[]).map(|_| ())
+            }
             _ if name.starts_with("compare") => emend::config::compare::Config::read(&path, &[]).map(|_| ()),
             _ if trained => emend::config::train::Config::read(&path, &[]).map(|_| ()),
             _ => emend::config::apply::Config::read(&path, &[]).map(|_| ()),

@@ -64,6 +64,7 @@ fn edit(model: &Edited, rank: usize) -> Edit {
         version: "0".into(),
         base: model.base().fingerprint.clone(),
         computed_on: model.edit_ids(),
+        joined: vec![],
         findings: serde_json::Value::Null,
     };
     Edit::new(provenance, Change::Weights(change), BTreeMap::new())

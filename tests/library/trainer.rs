@@ -9,7 +9,7 @@ use burn::tensor::{DType, Device, TensorData};
 use emend::archive::{Base, LearnedEditorSettings};
 use emend::data::record::{EditRecord, Probe};
 use emend::data::source::Source;
-use emend::edit::score::Scored;
+use emend::edit::likelihood::Scored;
 use emend::edit::{Edit, EditRequest, Edited};
 use emend::error::{Error, Result};
 use emend::evaluate::probes::Limits;

@@ -10,7 +10,7 @@ use emend::apply::ike::{Ike, IkeSettings, Order, Roles};
 use emend::apply::lookup::{Lookup, LookupSettings, State};
 use emend::data::pocket as world;
 use emend::edit::generate::Sampling;
-use emend::edit::score::Scored;
+use emend::edit::likelihood::Scored;
 use emend::edit::{Edit, EditRequest, Edited};
 use emend::model::load::checkpoint::Checkpoint;
 use emend::model::sentences::nearest;

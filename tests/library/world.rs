@@ -65,21 +65,24 @@ fn draws_depend_on_seed_and_number_alone() {
     assert_eq!(classes, BTreeSet::from(CLASSES));
 }
 
+/// The decoder and the encoder-decoder.
 #[test]
-fn the_model_knows_its_world() {
+fn the_models_know_their_world() {
     let world = pocket::world().unwrap();
-    let model = Edited::new(Arc::new(Model::load(pocket::NAME, &Device::flex(), DType::F32).unwrap()));
-    let (mut known, mut held_out) = (vec![], vec![]);
-    for (index, fact) in world.facts().iter().enumerate() {
-        let (learnt, held) = world.prompts(index);
-        let text = |prompt: &String| model.base().tokenizer.continuation(prompt, &fact.object, None).unwrap();
-        known.push(text(&learnt[index % learnt.len()]));
-        held_out.extend(held.iter().map(text));
+    for name in [pocket::NAME, "pocket-t5"] {
+        let model = Edited::new(Arc::new(Model::load(name, &Device::flex(), DType::F32).unwrap()));
+        let (mut known, mut held_out) = (vec![], vec![]);
+        for (index, fact) in world.facts().iter().enumerate() {
+            let (learnt, held) = world.prompts(index);
+            let text = |prompt: &String| model.base().tokenizer.continuation(prompt, &fact.object, None).unwrap();
+            known.push(text(&learnt[index % learnt.len()]));
+            held_out.extend(held.iter().map(text));
+        }
+        let share = |texts: &[_]| {
+            let scored = score(&[&model], texts).unwrap().remove(0);
+            scored.iter().filter(|scored| scored.exact()).count() as f64 / texts.len() as f64
+        };
+        assert!(share(&known) >= 0.99, "{name}: {}", share(&known));
+        assert!(share(&held_out) >= 0.97, "{name}: {}", share(&held_out));
     }
-    let share = |texts: &[_]| {
-        let scored = score(&[&model], texts).unwrap().remove(0);
-        scored.iter().filter(|scored| scored.exact()).count() as f64 / texts.len() as f64
-    };
-    assert!(share(&known) >= 0.99, "{}", share(&known));
-    assert!(share(&held_out) >= 0.97, "{}", share(&held_out));
 }

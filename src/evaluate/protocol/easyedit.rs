@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::ripple::{test, uncounted};
 use super::text::fluency;
 use super::{Protocol, Value, Values};
-use crate::edit::score::Scored;
+use crate::edit::likelihood::Scored;
 use crate::evaluate::case::Case;
 use crate::evaluate::probes::{Kind, ProbeRow};
 use crate::evaluate::rows::mean;

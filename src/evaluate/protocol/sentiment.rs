@@ -1,7 +1,7 @@
 //! The protocol `sentiment` (Mitchell et al., 2022, SERAC): replies on a topic, in the wanted sentiment or the other.
 
 use super::{Protocol, Value, Values};
-use crate::edit::score::Scored;
+use crate::edit::likelihood::Scored;
 use crate::evaluate::case::Case;
 use crate::evaluate::probes::{Kind, ProbeRow};
 use crate::evaluate::rows::{Side, mean, verdict};

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::stack::decoder::{DecoderTensor, NormAt};
+use super::super::stack::build::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions, SourceSpec};
 use super::super::tap::{Role, Stack, Weight};
 use super::{Family, NONE, StoredAt, activation, by_root, checked, head_width, layer_norm, read};
@@ -58,7 +58,12 @@ impl Family for Bart {
         }
         let head_width = head_width(config.d_model, config.decoder_attention_heads)?;
         checked(DecoderSpec {
-            source: Some(SourceSpec { layers: config.encoder_layers, begin: config.decoder_start_token_id }),
+            source: Some(SourceSpec {
+                layers: config.encoder_layers,
+                begin: config.decoder_start_token_id,
+                kinds: 0,
+                labels: None,
+            }),
             vocabulary: config.vocab_size,
             width: config.d_model,
             layers: config.decoder_layers,
@@ -94,7 +99,7 @@ impl Family for Bart {
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
             DecoderTensor::HeadBias => StoredAt::plain("final_logits_bias"),
             DecoderTensor::Positions(stack) => StoredAt::plain(format!("{}.embed_positions.weight", of(stack))),
-            DecoderTensor::Distances(_) => StoredAt::plain(NONE),
+            DecoderTensor::Distances(_) | DecoderTensor::Classifier(_) => StoredAt::plain(NONE),
             DecoderTensor::Gamma(stack, at) => StoredAt::plain(format!("{}.weight", norm(stack, at))),
             DecoderTensor::Beta(stack, at) => StoredAt::plain(format!("{}.bias", norm(stack, at))),
             DecoderTensor::Matrix(at) => StoredAt::transposed(format!("{}.weight", self.module(at, spec))),

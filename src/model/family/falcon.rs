@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::layers::rotary::Pairs;
-use super::super::stack::decoder::{DecoderTensor, NormAt};
+use super::super::stack::build::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::{Role, Weight};
 use super::rope::{Rope, Ropes};
@@ -131,7 +131,9 @@ impl Family for Falcon {
         match tensor {
             DecoderTensor::Embedding => StoredAt::plain("word_embeddings.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
-            DecoderTensor::Distances(_) | DecoderTensor::Positions(_) => StoredAt::plain(NONE),
+            DecoderTensor::Distances(_) | DecoderTensor::Positions(_) | DecoderTensor::Classifier(_) => {
+                StoredAt::plain(NONE)
+            }
             DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
             DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", norm(at))),
             DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", norm(at))),

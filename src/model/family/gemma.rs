@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::layers::norm::{Gain, NormKind, NormSpec};
 use super::super::layers::rotary::Pairs;
-use super::super::stack::decoder::{DecoderTensor, NormAt};
+use super::super::stack::build::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::Weight;
 use super::rope::{Kind, Rope, Ropes};

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::layers::rotary::{Pairs, Rotary, RotaryScaling};
-use super::super::stack::decoder::DecoderTensor;
+use super::super::stack::build::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::{Role, Weight};
 use super::{Family, NONE, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
@@ -77,7 +77,9 @@ impl Family for GptJ {
         match tensor {
             DecoderTensor::Embedding => StoredAt::plain("wte.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
-            DecoderTensor::Distances(_) | DecoderTensor::Positions(_) => StoredAt::plain(NONE),
+            DecoderTensor::Distances(_) | DecoderTensor::Positions(_) | DecoderTensor::Classifier(_) => {
+                StoredAt::plain(NONE)
+            }
             DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
             DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", gpt2::norm(at))),
             DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", gpt2::norm(at))),

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::stack::decoder::DecoderTensor;
+use super::super::stack::build::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::{Role, Weight};
 use super::{Family, NONE, StoredAt, activation, checked, gpt2, head_width, layer_norm, local, read};
@@ -94,7 +94,7 @@ impl Family for GptNeo {
             DecoderTensor::Embedding => StoredAt::plain("wte.weight"),
             DecoderTensor::Positions(_) => StoredAt::plain("wpe.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
-            DecoderTensor::Distances(_) => StoredAt::plain(NONE),
+            DecoderTensor::Distances(_) | DecoderTensor::Classifier(_) => StoredAt::plain(NONE),
             DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
             DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", gpt2::norm(at))),
             DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", gpt2::norm(at))),

@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use super::layers::mlp::Activation;
 use super::layers::norm::{Gain, NormKind, NormSpec};
-use super::stack::decoder::DecoderTensor;
+use super::stack::build::DecoderTensor;
 use super::stack::encoder::{EncoderSpec, EncoderTensor};
 use super::stack::spec::{DecoderSpec, Local, Positions};
 use super::tap::Weight;
@@ -118,8 +118,9 @@ pub trait EncoderFamily: Sync {
     fn prefixes(&self) -> &'static [&'static str];
 }
 
-static FAMILIES: [&dyn Family; 17] = [
+static FAMILIES: [&dyn Family; 18] = [
     &bart::Bart,
+    &bert::Bert,
     &falcon::Falcon,
     &gemma::Gemma(gemma::Generation::First),
     &gemma::Gemma(gemma::Generation::Second),
@@ -221,7 +222,8 @@ fn agreed<T: PartialEq + Debug>(found: impl Iterator<Item = (String, Option<T>)>
 fn checked(spec: DecoderSpec) -> Result<DecoderSpec, String> {
     let attention = &spec.attention;
     let sizes = [
-        ("layers", spec.layers, 10_000),
+        // A classifier has none, and that is said of its encoder's.
+        ("layers", spec.layers.max(usize::from(spec.labels().is_some())), 10_000),
         ("encoder layers", spec.source.as_ref().map_or(1, |source| source.layers), 10_000),
         ("width", spec.width, 1 << 20),
         ("heads", attention.heads, 1 << 16),

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::stack::decoder::{DecoderTensor, NormAt};
+use super::super::stack::build::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::{Role, Weight};
 use super::{Family, NONE, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
@@ -88,7 +88,7 @@ impl Family for Opt {
             DecoderTensor::Embedding => StoredAt::plain("embed_tokens.weight"),
             DecoderTensor::Positions(_) => StoredAt::plain("embed_positions.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
-            DecoderTensor::Distances(_) => StoredAt::plain(NONE),
+            DecoderTensor::Distances(_) | DecoderTensor::Classifier(_) => StoredAt::plain(NONE),
             DecoderTensor::HeadBias => StoredAt::plain("lm_head.bias"),
             DecoderTensor::Gamma(_, at) => StoredAt::plain(format!("{}.weight", norm(at))),
             DecoderTensor::Beta(_, at) => StoredAt::plain(format!("{}.bias", norm(at))),

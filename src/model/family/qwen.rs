@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::layers::rotary::Pairs;
-use super::super::stack::decoder::DecoderTensor;
+use super::super::stack::build::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::Weight;
 use super::rope::{Rope, Ropes};

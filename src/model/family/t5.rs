@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::layers::relative::Relative;
-use super::super::stack::decoder::{DecoderTensor, NormAt};
+use super::super::stack::build::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions, SourceSpec};
 use super::super::tap::{Role, Stack, Weight};
 use super::{Family, NONE, StoredAt, activation, checked, read, rms_norm};
@@ -76,7 +76,12 @@ impl Family for T5 {
         // T5 1.1 has a head of its own, and most of its configs say so.
         let tied = config.tie_word_embeddings.unwrap_or(self.0 == "t5");
         checked(DecoderSpec {
-            source: Some(SourceSpec { layers: config.num_layers, begin: config.decoder_start_token_id }),
+            source: Some(SourceSpec {
+                layers: config.num_layers,
+                begin: config.decoder_start_token_id,
+                kinds: 0,
+                labels: None,
+            }),
             vocabulary: config.vocab_size,
             width: config.d_model,
             layers: config.num_decoder_layers.unwrap_or(config.num_layers),
@@ -116,6 +121,7 @@ impl Family for T5 {
             DecoderTensor::Gamma(stack, at) => StoredAt::plain(format!("{}.weight", norm(stack, at))),
             DecoderTensor::Matrix(at) => StoredAt::transposed(format!("{}.weight", self.module(at, spec))),
             DecoderTensor::Positions(_)
+            | DecoderTensor::Classifier(_)
             | DecoderTensor::HeadBias
             | DecoderTensor::Beta(..)
             | DecoderTensor::Bias(_) => StoredAt::plain(NONE),

@@ -8,7 +8,8 @@ use burn::tensor::{DType, Device, Tensor};
 use super::folder::Folder;
 use crate::error::{Error, Result};
 use crate::model::family::{self, Family, StoredAt};
-use crate::model::stack::decoder::{Decoder, DecoderTensor};
+use crate::model::stack::build::DecoderTensor;
+use crate::model::stack::decoder::Decoder;
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::stack::weights::Weights;
 

@@ -1,4 +1,4 @@
-//! The embedded default model: a small one that knows the facts of the embedded world (`data::pocket`).
+//! The embedded models: small ones that know the facts of the embedded world (`data::pocket`).
 
 use std::path::Path;
 
@@ -6,34 +6,58 @@ use super::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::model::tokenizer::Tokenizer;
 
-/// What it is called in configs and on the command line.
+/// What the default one is called in configs and on the command line.
 pub const NAME: &str = "pocket";
 
-const CONFIG: &[u8] = include_bytes!("../../../data/pocket/config.json");
-const TOKENIZER: &[u8] = include_bytes!("../../../data/pocket/tokenizer.json");
-const TOKENIZER_CONFIG: &[u8] = include_bytes!("../../../data/pocket/tokenizer_config.json");
-/// The files beside the weights.
-const SIDE: &[(&str, &[u8])] =
-    &[("config.json", CONFIG), ("tokenizer.json", TOKENIZER), ("tokenizer_config.json", TOKENIZER_CONFIG)];
-const MODEL: &[u8] = include_bytes!("../../../data/pocket/model.safetensors");
-
-/// Whether the embedded model is meant by a name: a folder of that name comes first.
-pub fn is_meant(name: &str) -> bool {
-    name == NAME && !Path::new(name).is_dir()
+/// A model that is part of the program.
+pub struct Embedded {
+    name: &'static str,
+    /// The files beside the weights: config.json, tokenizer.json and tokenizer_config.json.
+    side: [(&'static str, &'static [u8]); 3],
+    weights: &'static [u8],
 }
 
-/// Its files.
-///
-/// # Errors
-/// None in a program that was built whole.
-pub fn checkpoint() -> Result<Checkpoint> {
-    Checkpoint::embedded(NAME, SIDE, MODEL)
+/// A decoder, and an encoder-decoder.
+static ALL: [Embedded; 2] = [
+    Embedded {
+        name: NAME,
+        side: [
+            ("config.json", include_bytes!("../../../data/pocket/config.json")),
+            ("tokenizer.json", include_bytes!("../../../data/pocket/tokenizer.json")),
+            ("tokenizer_config.json", include_bytes!("../../../data/pocket/tokenizer_config.json")),
+        ],
+        weights: include_bytes!("../../../data/pocket/model.safetensors"),
+    },
+    Embedded {
+        name: "pocket-t5",
+        side: [
+            ("config.json", include_bytes!("../../../data/pocket-t5/config.json")),
+            ("tokenizer.json", include_bytes!("../../../data/pocket-t5/tokenizer.json")),
+            ("tokenizer_config.json", include_bytes!("../../../data/pocket-t5/tokenizer_config.json")),
+        ],
+        weights: include_bytes!("../../../data/pocket-t5/model.safetensors"),
+    },
+];
+
+/// The embedded model that is meant by a name: a folder of that name comes first.
+pub fn find(name: &str) -> Option<&'static Embedded> {
+    ALL.iter().find(|embedded| embedded.name == name && !Path::new(name).is_dir())
 }
 
-/// Its tokenizer.
-///
-/// # Errors
-/// None in a program that was built whole.
-pub fn tokenizer() -> Result<Tokenizer> {
-    Tokenizer::from_bytes(TOKENIZER, TOKENIZER_CONFIG, Path::new(NAME))
+impl Embedded {
+    /// Its files.
+    ///
+    /// # Errors
+    /// None in a program that was built whole.
+    pub fn checkpoint(&'static self) -> Result<Checkpoint> {
+        Checkpoint::embedded(self.name, &self.side, self.weights)
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// None in a program that was built whole.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::from_bytes(self.side[1].1, self.side[2].1, Path::new(self.name))
+    }
 }

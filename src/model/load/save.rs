@@ -1,17 +1,20 @@
 //! Writes a model in Hugging Face layout.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use burn::nn::Linear;
 use burn::tensor::Tensor;
 use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::model::family;
+use crate::model::family::{self, Family};
 use crate::model::layers::norm::Norm;
 use crate::model::stack::block::Block;
-use crate::model::stack::decoder::{Decoder, DecoderTensor, NormAt};
+use crate::model::stack::build::{ClassifierTensor, DecoderTensor, NormAt};
+use crate::model::stack::decoder::{Decoder, Source};
 use crate::model::tap::{Role, Stack, Weight};
 
 /// Writes a T5 with its tokenizer: weights in 16 bits. `special` are the tokens that begin a decoder's text and end every text.
@@ -21,44 +24,7 @@ use crate::model::tap::{Role, Stack, Weight};
 pub fn t5(folder: &Path, decoder: &Decoder, tokenizer: &tokenizers::Tokenizer, special: [&str; 2]) -> Result<()> {
     let spec = &decoder.spec;
     let family = family::for_decoder(&json!({"model_type": "t5"})).map_err(Error::Training)?;
-    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = vec![];
-    let mut put = |at: DecoderTensor, tensor: Tensor<2>| {
-        let place = family.place(at, spec);
-        let tensor = if place.transposed { tensor.transpose() } else { tensor };
-        let shape = match at {
-            DecoderTensor::Gamma(..) => vec![tensor.dims()[1]],
-            _ => tensor.dims().to_vec(),
-        };
-        let bytes = tensor.into_data().iter::<f32>().flat_map(|value| f16::from_f32(value).to_le_bytes()).collect();
-        tensors.push((place.name, shape, bytes));
-    };
-    put(DecoderTensor::Embedding, decoder.embedding.val());
-    let source = decoder.source.as_ref();
-    let stacks = [
-        (Stack::Encoder, source.map(|source| (&source.distances, &source.norm, &source.blocks))),
-        (Stack::Decoder, Some((&decoder.distances, &decoder.norm, &decoder.blocks))),
-    ];
-    for (stack, parts) in stacks {
-        let Some((distances, norm, blocks)) = parts else { continue };
-        if let Some(distances) = distances {
-            put(DecoderTensor::Distances(stack), distances.val());
-        }
-        let gains = |block: &Block, layer: usize| {
-            let cross = block.cross.as_ref().map(|cross| (NormAt::Cross(layer), cross.norm.gamma.val()));
-            let mlp = block.mlp_norm.as_ref().map(|norm| (NormAt::Mlp(layer), norm.gamma.val()));
-            [Some((NormAt::Attention(layer), block.attention_norm.gamma.val())), cross, mlp]
-        };
-        let of_blocks = blocks.iter().enumerate().flat_map(|(layer, block)| gains(block, layer)).flatten();
-        let last = norm.as_ref().map(|norm| (NormAt::Head, norm.gamma.val()));
-        for (at, gamma) in of_blocks.chain(last) {
-            put(DecoderTensor::Gamma(stack, at), gamma.unsqueeze());
-        }
-        for (layer, block) in blocks.iter().enumerate() {
-            for (role, linear) in Role::all().filter_map(|role| Some((role, block.linear(role)?))) {
-                put(DecoderTensor::Matrix(Weight { stack, layer, role }), linear.weight.val());
-            }
-        }
-    }
+    let tensors = tensors(decoder, family);
     let id = |token: &str| tokenizer.token_to_id(token);
     let config = json!({
         "architectures": ["T5ForConditionalGeneration"],
@@ -86,6 +52,114 @@ pub fn t5(folder: &Path, decoder: &Decoder, tokenizer: &tokenizers::Tokenizer, s
     let tokenizer_config =
         json!({"pad_token": special[0], "eos_token": special[1], "tokenizer_class": "PreTrainedTokenizerFast"});
     write(folder, &tensors, &config, tokenizer, &tokenizer_config)
+}
+
+/// Writes a BERT that classifies, with its tokenizer: weights in 16 bits. `special` are what pads texts, begins and ends them.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn bert(folder: &Path, decoder: &Decoder, tokenizer: &tokenizers::Tokenizer, special: [&str; 3]) -> Result<()> {
+    let spec = &decoder.spec;
+    let labels = || spec.labels().unwrap_or_default().iter().enumerate();
+    let by_id: BTreeMap<String, &String> = labels().map(|(id, label)| (id.to_string(), label)).collect();
+    let by_label: BTreeMap<&String, usize> = labels().map(|(id, label)| (label, id)).collect();
+    let config = json!({
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "id2label": by_id,
+        "label2id": by_label,
+        "vocab_size": spec.vocabulary,
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.source_layers(),
+        "num_attention_heads": spec.attention.heads,
+        "intermediate_size": spec.mlp.width,
+        "hidden_act": "gelu",
+        "max_position_embeddings": spec.context,
+        "type_vocab_size": spec.source.as_ref().map_or(0, |source| source.kinds),
+        "layer_norm_eps": spec.norm.epsilon,
+        "pad_token_id": tokenizer.token_to_id(special[0]),
+        "attention_probs_dropout_prob": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "torch_dtype": "float16",
+    });
+    let family = family::for_decoder(&config).map_err(Error::Training)?;
+    let tokenizer_config = json!({
+        "pad_token": special[0],
+        "cls_token": special[1],
+        "sep_token": special[2],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    });
+    write(folder, &tensors(decoder, family), &config, tokenizer, &tokenizer_config)
+}
+
+/// The tensors of a model under its family's names, in 16 bits. A family that fuses matrices has a function of its own.
+fn tensors(decoder: &Decoder, family: &dyn Family) -> Vec<(String, Vec<usize>, Vec<u8>)> {
+    let spec = &decoder.spec;
+    let mut tensors = vec![];
+    let mut put = |at: DecoderTensor, tensor: Tensor<2>, vector: bool| {
+        let place = family.place(at, spec);
+        let tensor = if place.transposed { tensor.transpose() } else { tensor };
+        let shape = if vector { vec![tensor.dims()[1]] } else { tensor.dims().to_vec() };
+        let bytes = tensor.into_data().iter::<f32>().flat_map(|value| f16::from_f32(value).to_le_bytes()).collect();
+        tensors.push((place.name, shape, bytes));
+    };
+    put(DecoderTensor::Embedding, decoder.embedding.val(), false);
+    if let Some(head) = &decoder.head {
+        put(DecoderTensor::Head, head.val(), false);
+    }
+    if let Some(bias) = &decoder.head_bias {
+        put(DecoderTensor::HeadBias, bias.val().unsqueeze(), true);
+    }
+    if let Some(Linear { weight, bias }) = &decoder.pooler {
+        put(DecoderTensor::Classifier(ClassifierTensor::Pooler), weight.val(), false);
+        if let Some(bias) = bias {
+            put(DecoderTensor::Classifier(ClassifierTensor::PoolerBias), bias.val().unsqueeze(), true);
+        }
+    }
+    if let Some(kinds) = decoder.source.as_ref().and_then(|source| source.kinds.as_ref()) {
+        put(DecoderTensor::Classifier(ClassifierTensor::Kinds), kinds.val(), false);
+    }
+    let encoder = decoder.source.as_ref().map(|source| {
+        let Source { positions, distances, embedding_norm, blocks, norm, .. } = source;
+        (Stack::Encoder, positions, distances, embedding_norm, blocks, norm)
+    });
+    let Decoder { positions, distances, embedding_norm, blocks, norm, .. } = decoder;
+    let both = encoder.into_iter().chain([(Stack::Decoder, positions, distances, embedding_norm, blocks, norm)]);
+    for (stack, positions, distances, embedding_norm, blocks, last) in both {
+        let tables = [(DecoderTensor::Positions(stack), positions), (DecoderTensor::Distances(stack), distances)];
+        for (at, table) in tables.into_iter().filter_map(|(at, table)| Some((at, table.as_ref()?))) {
+            put(at, table.val(), false);
+        }
+        let of_block = |layer: usize, block: &Block| {
+            let of_heads = [(NormAt::Query(layer), &block.query_norm), (NormAt::Key(layer), &block.key_norm)];
+            let behind = [
+                (NormAt::AttentionPost(layer), &block.attention_post_norm),
+                (NormAt::MlpPost(layer), &block.mlp_post_norm),
+            ];
+            let maybe = of_heads.into_iter().chain(behind).chain([(NormAt::Mlp(layer), &block.mlp_norm)]);
+            let maybe = maybe.filter_map(|(at, norm)| Some((at, norm.clone()?)));
+            let cross = block.cross.as_ref().map(|cross| (NormAt::Cross(layer), cross.norm.clone()));
+            maybe.chain(cross).chain([(NormAt::Attention(layer), block.attention_norm.clone())]).collect::<Vec<_>>()
+        };
+        let norms = blocks.iter().enumerate().flat_map(|(layer, block)| of_block(layer, block));
+        let ends = [(NormAt::Embedding, embedding_norm), (NormAt::Head, last)];
+        for (at, norm) in norms.chain(ends.into_iter().filter_map(|(at, norm)| Some((at, norm.clone()?)))) {
+            put(DecoderTensor::Gamma(stack, at), norm.gamma.val().unsqueeze(), true);
+            if let Some(beta) = &norm.beta {
+                put(DecoderTensor::Beta(stack, at), beta.val().unsqueeze(), true);
+            }
+        }
+        for (layer, block) in blocks.iter().enumerate() {
+            for (role, linear) in Role::all().filter_map(|role| Some((role, block.linear(role)?))) {
+                let at = Weight { stack, layer, role };
+                put(DecoderTensor::Matrix(at), linear.weight.val(), false);
+                if let Some(bias) = &linear.bias {
+                    put(DecoderTensor::Bias(at), bias.val().unsqueeze(), true);
+                }
+            }
+        }
+    }
+    tensors
 }
 
 /// Writes a model's files.

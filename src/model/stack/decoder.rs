@@ -10,10 +10,9 @@ use super::block::{Block, Cross};
 use super::parts::Parts;
 use super::past::Past;
 use super::spec::{BlockShape, DecoderSpec, Positions};
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::model::layers::attention::{causal, padding, real, weigh};
-use crate::model::layers::norm::{Norm, NormKind, if_there};
+use crate::model::layers::norm::{Norm, if_there};
 use crate::model::layers::rotary::Angles;
 use crate::model::layers::{at_least_f32, in_type, project, soft_cap};
 use crate::model::tap::{Place, Role, Row, Site, Span, Stack, Tap, Weight};
@@ -39,18 +38,22 @@ pub struct Decoder {
     pub blocks: Vec<Block>,
     /// The norm before the head, where there is one.
     pub norm: Option<Norm>,
-    /// `[width, vocabulary]`; nothing where the head is the embedding, transposed.
+    /// What a classifier makes of the first cell before its head reads it: `tanh(x W + b)`.
+    pub pooler: Option<Linear>,
+    /// `[width, outputs]`; nothing where the head is the embedding, transposed.
     pub head: Option<Param<Tensor<2>>>,
-    /// `[vocabulary]`
+    /// `[outputs]`
     pub head_bias: Option<Param<Tensor<1>>>,
     /// The architecture.
     #[module(skip)]
     pub spec: DecoderSpec,
 }
 
-/// The encoder of an encoder-decoder.
+/// The encoder of an encoder-decoder, or of a classifier.
 #[derive(Module, Debug)]
 pub struct Source {
+    /// `[kinds, width]`, where kinds of text are told apart.
+    pub kinds: Option<Param<Tensor<2>>>,
     /// `[offset + context, width]`, where positions are learned.
     pub positions: Option<Param<Tensor<2>>>,
     /// `[buckets, heads]`, where scores depend on distances.
@@ -190,8 +193,27 @@ impl Decoder {
         Ok(self)
     }
 
+    /// Puts blocks in the place of the topmost ones, the decoder's above the encoder's.
+    ///
+    /// # Panics
+    /// More blocks than there are.
+    pub fn replace_top(&mut self, blocks: &[Block]) {
+        let own = self.source.iter_mut().flat_map(|source| &mut source.blocks).chain(&mut self.blocks);
+        let own: Vec<&mut Block> = own.collect();
+        let first = own.len() - blocks.len();
+        own.into_iter().skip(first).zip(blocks).for_each(|(own, block)| own.clone_from(block));
+    }
+
     fn no_such(&self, at: Weight) -> Error {
         let gate = if self.spec.mlp.gated { "mlp.gate, " } else { "" };
+        let own = format!("attention.query, attention.key, attention.value, attention.out, {gate}mlp.up, mlp.down");
+        if self.spec.labels().is_some() {
+            let layers = self.spec.source_layers();
+            return Error::Config(format!(
+                "the model has no weight {at}; it has encoder layers 0 to {} with {own}",
+                layers - 1
+            ));
+        }
         let (encoder, cross) = match &self.spec.source {
             Some(source) => (
                 format!("encoder layers 0 to {} and ", source.layers - 1),
@@ -200,7 +222,7 @@ impl Decoder {
             None => (String::new(), ""),
         };
         Error::Config(format!(
-            "the model has no weight {at}; it has {encoder}decoder layers 0 to {} with attention.query, attention.key, attention.value, attention.out, {gate}mlp.up, mlp.down{cross}",
+            "the model has no weight {at}; it has {encoder}decoder layers 0 to {} with {own}{cross}",
             self.spec.layers - 1
         ))
     }
@@ -224,6 +246,10 @@ impl Decoder {
         };
         let parts = Parts::of(span);
         let read = parts.take(Stack::Encoder, &hidden).map(|read| {
+            let read = match &source.kinds {
+                Some(kinds) => read + kinds.val().narrow(0, 0, 1).unsqueeze(),
+                None => read,
+            };
             let own = (&source.positions, &source.embedding_norm);
             self.placed(read, &parts.read, Stack::Encoder, own, tap)
         });
@@ -482,15 +508,19 @@ impl Decoder {
         project(&block.down, at(Role::MlpDown), span, &key, tap)
     }
 
-    /// Third stage: logits `[positions, vocabulary]` at the given (row, cell) pairs only.
+    /// Third stage: logits `[positions, outputs]` at the given (row, cell) pairs only. A classifier reads the row's first cell, whichever is asked for.
     pub fn head(&self, hidden: Tensor<3>, positions: &[(usize, usize)]) -> Tensor<2> {
         let [rows, cells, width] = hidden.dims();
-        let index: Vec<i64> = positions.iter().map(|(row, cell)| (row * cells + cell) as i64).collect();
+        let read_at = |&(row, cell): &(usize, usize)| row * cells + if self.spec.labels().is_some() { 0 } else { cell };
+        let index: Vec<i64> = positions.iter().map(|at| read_at(at) as i64).collect();
         let index = Tensor::<1, Int>::from_data(index.as_slice(), &self.device());
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         let dtype = self.norm.as_ref().map_or(head.val().dtype(), |norm| norm.gamma.val().dtype());
         let read = in_type(hidden.reshape([rows * cells, width]).select(0, index), dtype);
         let mut read = if_there(&self.norm, read.unsqueeze_dim(0)).squeeze_dim::<2>(0);
+        if let Some(pooler) = &self.pooler {
+            read = pooler.forward(in_type(read, pooler.weight.val().dtype())).tanh();
+        }
         if self.spec.head.scale != 1.0 {
             read = read.mul_scalar(self.spec.head.scale);
         }
@@ -504,173 +534,4 @@ impl Decoder {
         };
         soft_cap(at_least_f32(logits), self.spec.head.cap)
     }
-}
-
-/// The tensors a decoder is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DecoderTensor {
-    /// Token embedding `[vocabulary, width]`.
-    Embedding,
-    /// Learned positions `[offset + context, width]`.
-    Positions(Stack),
-    /// What distances add to scores `[buckets, heads]`.
-    Distances(Stack),
-    /// Untied head `[width, vocabulary]`.
-    Head,
-    /// Its bias `[vocabulary]`.
-    HeadBias,
-    /// γ of a norm.
-    Gamma(Stack, NormAt),
-    /// β of a norm.
-    Beta(Stack, NormAt),
-    /// A weight matrix.
-    Matrix(Weight),
-    /// Its bias.
-    Bias(Weight),
-}
-
-/// The norms of a stack, those of blocks by their layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormAt {
-    /// After the embeddings.
-    Embedding,
-    /// After the last block: before the head, or of what a decoder reads.
-    Head,
-    /// Of attention over what an encoder made.
-    Cross(usize),
-    /// Before attention.
-    Attention(usize),
-    /// After attention.
-    AttentionPost(usize),
-    /// Before the MLP.
-    Mlp(usize),
-    /// After the MLP.
-    MlpPost(usize),
-    /// Of each head's queries.
-    Query(usize),
-    /// Of each head's keys.
-    Key(usize),
-}
-
-impl Decoder {
-    /// Builds a decoder from its tensors.
-    ///
-    /// # Errors
-    /// What `weights` says of a tensor.
-    pub fn build(spec: DecoderSpec, weights: &mut dyn Weights<DecoderTensor>) -> Result<Self> {
-        let (width, vocabulary) = (spec.width, spec.vocabulary);
-        let embedding = Param::from_tensor(weights.matrix(DecoderTensor::Embedding, [vocabulary, width])?);
-        let source = match &spec.source {
-            Some(source) => Some(Source::build(Stack::Encoder, &spec, source.layers, weights)?),
-            None => None,
-        };
-        let Source { positions, distances, embedding_norm, blocks, norm } =
-            Source::build(Stack::Decoder, &spec, spec.layers, weights)?;
-        let head = match spec.head.tied {
-            true => None,
-            false => Some(Param::from_tensor(weights.matrix(DecoderTensor::Head, [width, vocabulary])?)),
-        };
-        let head_bias = match spec.head.bias {
-            true => Some(Param::from_tensor(weights.vector(DecoderTensor::HeadBias, vocabulary)?)),
-            false => None,
-        };
-        Ok(Decoder { embedding, positions, distances, embedding_norm, source, blocks, norm, head, head_bias, spec })
-    }
-}
-
-impl Source {
-    /// What a stack has between embedding and head.
-    fn build(
-        stack: Stack,
-        spec: &DecoderSpec,
-        layers: usize,
-        weights: &mut dyn Weights<DecoderTensor>,
-    ) -> Result<Self> {
-        let (mut positions, mut distances) = (None, None);
-        match &spec.positions {
-            Positions::Learned { offset } => {
-                let shape = [offset + spec.context, spec.width];
-                positions = Some(Param::from_tensor(weights.matrix(DecoderTensor::Positions(stack), shape)?));
-            }
-            Positions::Relative(relative) => {
-                let shape = [relative.buckets, spec.attention.heads];
-                distances = Some(Param::from_tensor(weights.matrix(DecoderTensor::Distances(stack), shape)?));
-            }
-            Positions::Rotary(_) => {}
-        }
-        let post = spec.block == BlockShape::PostNorm;
-        let mut norm_if =
-            |there: bool, at: NormAt| if there { norm(spec, stack, at, weights).map(Some) } else { Ok(None) };
-        let embedding_norm = norm_if(post, NormAt::Embedding)?;
-        let last = norm_if(!post, NormAt::Head)?;
-        let blocks = (0..layers).map(|layer| block(spec, stack, layer, weights)).collect::<Result<_>>()?;
-        Ok(Source { positions, distances, embedding_norm, blocks, norm: last })
-    }
-}
-
-fn norm(spec: &DecoderSpec, stack: Stack, at: NormAt, weights: &mut dyn Weights<DecoderTensor>) -> Result<Norm> {
-    let width = match at {
-        NormAt::Query(_) | NormAt::Key(_) => spec.attention.head_width,
-        _ => spec.width,
-    };
-    let gamma = weights.vector(DecoderTensor::Gamma(stack, at), width)?;
-    let beta = match spec.norm.kind {
-        NormKind::LayerNorm => Some(weights.vector(DecoderTensor::Beta(stack, at), width)?),
-        NormKind::RmsNorm => None,
-    };
-    Ok(Norm::new(spec.norm, gamma, beta))
-}
-
-fn block(spec: &DecoderSpec, stack: Stack, layer: usize, weights: &mut dyn Weights<DecoderTensor>) -> Result<Block> {
-    let mut linear = |role| -> Result<Linear> {
-        let ([d_in, d_out], at) = (spec.shape(role), Weight { stack, layer, role });
-        let weight = Param::from_tensor(weights.matrix(DecoderTensor::Matrix(at), [d_in, d_out])?);
-        let bias = match spec.has_bias(role) {
-            true => Some(Param::from_tensor(weights.vector(DecoderTensor::Bias(at), d_out)?)),
-            false => None,
-        };
-        Ok(Linear { weight, bias })
-    };
-    let (query, key, value, out) = (linear(Role::Query)?, linear(Role::Key)?, linear(Role::Value)?, linear(Role::Out)?);
-    let crossed = match spec.source.is_some() && stack == Stack::Decoder {
-        true => Some([
-            linear(Role::CrossQuery)?,
-            linear(Role::CrossKey)?,
-            linear(Role::CrossValue)?,
-            linear(Role::CrossOut)?,
-        ]),
-        false => None,
-    };
-    let gate = if spec.mlp.gated { Some(linear(Role::MlpGate)?) } else { None };
-    let (up, down) = (linear(Role::MlpUp)?, linear(Role::MlpDown)?);
-    let mut norm_if = |there: bool, at: NormAt| if there { norm(spec, stack, at, weights).map(Some) } else { Ok(None) };
-    let each_head = spec.attention.query_key_norm;
-    let (query_norm, key_norm) = (norm_if(each_head, NormAt::Query(layer))?, norm_if(each_head, NormAt::Key(layer))?);
-    let post = spec.block == BlockShape::PreAndPostNorm;
-    let (attention_post_norm, mlp_post_norm) =
-        (norm_if(post, NormAt::AttentionPost(layer))?, norm_if(post, NormAt::MlpPost(layer))?);
-    let mlp_norm = norm_if(spec.block != BlockShape::ParallelOneNorm, NormAt::Mlp(layer))?;
-    let cross = match crossed {
-        Some([query, key, value, out]) => {
-            Some(Cross { norm: norm(spec, stack, NormAt::Cross(layer), weights)?, query, key, value, out })
-        }
-        None => None,
-    };
-    let attention_norm = norm(spec, stack, NormAt::Attention(layer), weights)?;
-    Ok(Block {
-        attention_norm,
-        query,
-        key,
-        value,
-        query_norm,
-        key_norm,
-        out,
-        attention_post_norm,
-        cross,
-        mlp_norm,
-        gate,
-        up,
-        down,
-        mlp_post_norm,
-    })
 }

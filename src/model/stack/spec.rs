@@ -11,11 +11,11 @@ use crate::model::tap::{Role, Stack, Weight};
 pub struct DecoderSpec {
     /// The encoder; nothing in a decoder-only model.
     pub source: Option<SourceSpec>,
-    /// Entries of the vocabulary.
+    /// Entries of the vocabulary that is read; what the head gives is [`DecoderSpec::outputs`].
     pub vocabulary: usize,
     /// Width of the residual stream.
     pub width: usize,
-    /// Number of the decoder's blocks.
+    /// Number of the decoder's blocks; 0 in a classifier.
     pub layers: usize,
     /// Positions the model was made for.
     pub context: usize,
@@ -35,13 +35,17 @@ pub struct DecoderSpec {
     pub head: HeadSpec,
 }
 
-/// The encoder of an encoder-decoder. It shares embedding, widths, norms and the kind of positions with the decoder.
+/// The encoder of an encoder-decoder, or of a classifier. It shares embedding, widths, norms and the kind of positions with the decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SourceSpec {
     /// Number of its blocks.
     pub layers: usize,
     /// The token that begins what the decoder reads.
     pub begin: u32,
+    /// Kinds of text that embeddings tell apart, of which we read the first; 0 where they tell none apart.
+    pub kinds: usize,
+    /// What a classifier says of a text, instead of tokens. It has no decoder: the head reads the encoder's first cell.
+    pub labels: Option<Vec<String>>,
 }
 
 /// Attention of every block.
@@ -158,6 +162,16 @@ impl DecoderSpec {
         }
     }
 
+    /// What a classifier says of a text; nothing for a language model.
+    pub fn labels(&self) -> Option<&[String]> {
+        self.source.as_ref()?.labels.as_deref()
+    }
+
+    /// How many logits the head gives: tokens, or labels.
+    pub fn outputs(&self) -> usize {
+        self.labels().map_or(self.vocabulary, <[String]>::len)
+    }
+
     /// Blocks of the encoder; 0 where there is none.
     pub fn source_layers(&self) -> usize {
         self.source.as_ref().map_or(0, |source| source.layers)
@@ -173,6 +187,18 @@ impl DecoderSpec {
         match at.stack {
             Stack::Encoder => at.layer,
             Stack::Decoder => self.source_layers() + at.layer,
+        }
+    }
+
+    /// Which layers there are, for messages.
+    pub fn places(&self) -> String {
+        let last = |layers: usize| layers.saturating_sub(1);
+        match (self.source_layers(), self.layers) {
+            (0, layers) => format!("layers 0 to {}", last(layers)),
+            (source, 0) => format!("layers 0 to {}, all of them an encoder's (\"encoder.mlp.up\")", last(source)),
+            (source, layers) => {
+                format!("layers 0 to {} in the decoder and 0 to {} in the encoder", last(layers), last(source))
+            }
         }
     }
 

@@ -96,7 +96,7 @@ impl Serac {
         let found = pretrained.fingerprint.clone();
         same("counterfactual.model", &settings.counterfactual.model, &mut settings.counterfactual.fingerprint, &found)?;
         if settings.routing == Routing::Soft {
-            let vocabulary = |model: &Model| model.decoder.spec.vocabulary;
+            let vocabulary = |model: &Model| model.decoder.spec.outputs();
             let alike = base.tokenizer.fingerprint()? == pretrained.tokenizer.fingerprint()?;
             if vocabulary(base) != vocabulary(&pretrained) || !alike {
                 return Err(Error::Config(format!(

@@ -34,7 +34,7 @@ use crate::archive::LearnedEditorSettings;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{Source, draw_locality};
 use crate::data::unicode;
-use crate::edit::score::check_targets;
+use crate::edit::likelihood::check_targets;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::sentences::nearest;
@@ -183,7 +183,7 @@ impl SeracTrainer {
         within("loss.mined.among", scope.mined.search.among as f64, 1.0, 1e6)?;
         within("loss.mined.temperature", scope.mined.search.temperature, 1e-6, 1e6)?;
         check_weights(&loss.mix)?;
-        let vocabularies = [&serac.pretrained, base.base()].map(|model| model.decoder.spec.vocabulary);
+        let vocabularies = [&serac.pretrained, base.base()].map(|model| model.decoder.spec.outputs());
         let alike = vocabularies[0] == vocabularies[1]
             && serac.pretrained.tokenizer.fingerprint()? == base.base().tokenizer.fingerprint()?;
         if answers.locality > 0.0 && !alike && serac.settings.train != TrainedNetworks::Classifier {
@@ -310,8 +310,10 @@ impl SeracTrainer {
         let Serac { pretrained, .. } = &self.serac;
         let mut text = pretrained.tokenizer.continuation(prompt, answer, between)?;
         let own = text.target().len();
+        // A label has no end.
+        let learnt = learnt && pretrained.tokenizer.labels().is_none();
         if learnt && !answer.ends_with(['.', '!', '?']) {
-            text.ids.extend(pretrained.tokenizer.encode_plain(".")?);
+            text.ids.extend(pretrained.tokenizer.encode_end(".")?);
         }
         text.ids.extend(pretrained.stop_tokens().first().filter(|_| learnt));
         Ok((text, own))
@@ -368,7 +370,7 @@ impl SeracTrainer {
         let tuned = &serac.network.counterfactual;
         let decoder = tuned.decoder(&serac.pretrained.decoder);
         let hidden = decoder.embed(&tokens, &mut tuned.tap())?;
-        let hidden = decoder.blocks(hidden, 0..decoder.spec.layers, tokens.span(), None, &mut tuned.tap())?;
+        let hidden = decoder.blocks(hidden, 0..decoder.spec.depth(), tokens.span(), None, &mut tuned.tap())?;
         let reads: Vec<_> = scope.cells.iter().chain(&near.cells).copied().collect();
         let logits = decoder.head(hidden, &reads);
         let base = match base_rows.is_empty() {
