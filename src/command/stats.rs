@@ -106,8 +106,12 @@ fn check_numbers(args: &Args) -> Result<()> {
 
 /// Tokens a row, for a model that has the layers.
 fn row_length(args: &Args, layers: &[usize], spec: &DecoderSpec) -> Result<usize> {
+    if spec.source.is_some() {
+        let message = "--model: statistics serve editors of causal stacks (rome, memit, emmet, alphaedit), and this model has an encoder";
+        return Err(Error::Config(message.into()));
+    }
     if let Some(layer) = layers.iter().find(|&&layer| layer >= spec.layers) {
-        let message = format!("--layers: the model has no layer {layer}; it has layers 0 to {}", spec.layers - 1);
+        let message = format!("--layers: the model has no layer {layer}; it has {}", spec.places());
         return Err(Error::Config(message));
     }
     match args.row {

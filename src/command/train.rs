@@ -24,6 +24,7 @@ use crate::evaluate::{Kind, PerplexityRatio, ProbeRow, Side, WatchedText, balanc
 use crate::model::Model;
 use crate::model::chat::Chat;
 use crate::model::separator::joined;
+use crate::model::tokens::BEGIN;
 use crate::paths;
 use crate::process::peak_memory;
 use crate::report::figures;
@@ -273,7 +274,11 @@ fn check_lengths(source: &Source, name: &str, model: &Model) -> Result<()> {
             if prompt.len() + target.len() + 2 < context {
                 continue;
             }
-            let tokens = model.tokenizer.encode(&joined(prompt, target, record.separator.as_deref()))?.len();
+            let tokens = match model.tokenizer.of_pairs() {
+                // The encoder's part of the row.
+                true => model.tokenizer.encode_prompt(prompt)?.iter().position(|&id| id == BEGIN).unwrap_or(0),
+                false => model.tokenizer.encode(&joined(prompt, target, record.separator.as_deref()))?.len(),
+            };
             if tokens > context {
                 return Err(Error::Input(format!(
                     "{name}: record {number} (id {}): a text of {tokens} tokens is longer than the model's context of {context}; \

@@ -49,9 +49,7 @@ impl Asking {
     /// A template that is missing or broken, or that changes a prompt or its subject.
     pub fn put(&self, mut records: Vec<EditRecord>, tokenizer: &Tokenizer) -> Result<Vec<EditRecord>> {
         if let Some(labels) = tokenizer.labels() {
-            let labels = Labels::of(labels);
-            let put = |(number, record)| labels.put(record, number).map_err(|error: Error| error.of_record(number));
-            records = records.into_iter().enumerate().map(put).collect::<Result<_>>()?;
+            records = Labels::of(labels).put_all(records)?;
         }
         let chat = self.template(tokenizer)?;
         let mut turns = Turns { chat: chat.as_ref(), already: 0, first: None };

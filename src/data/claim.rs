@@ -1,6 +1,6 @@
 //! Claims: as questions with one of two answers, which the loaders of fact checking share, and as texts that a classifier judges.
 
-use super::record::{EditRecord, Probe};
+use super::record::{EditRecord, OTHER_RECORDS, Probe};
 use crate::error::{Error, Result};
 use crate::model::separator::parted;
 
@@ -62,8 +62,37 @@ impl Labels {
         self.verdicts.as_ref().map_or_else(String::new, |verdicts| verdicts[usize::from(!holds)].clone())
     }
 
-    fn has(&self, answer: &str) -> bool {
-        self.all.iter().any(|label| label == answer)
+    /// The label that an answer means: its own name, whatever its letters' size, or another name of a verdict.
+    fn meant(&self, answer: &str) -> Option<String> {
+        let small = answer.trim().to_lowercase();
+        let own = self.all.iter().find(|label| *label == answer).or_else(|| {
+            let alike: Vec<&String> = self.all.iter().filter(|label| label.to_lowercase() == small).collect();
+            (alike.len() == 1).then(|| alike[0])
+        });
+        let verdict = || match (HOLDS.contains(&small.as_str()), FAILS.contains(&small.as_str())) {
+            (true, _) => self.verdicts.as_ref().map(|verdicts| verdicts[0].clone()),
+            (_, true) => self.verdicts.as_ref().map(|verdicts| verdicts[1].clone()),
+            _ => None,
+        };
+        own.cloned().or_else(verdict)
+    }
+
+    /// Records as they are put to the classifier. Those without a question out of scope are given the next two as such.
+    ///
+    /// # Errors
+    /// As [`Labels::check`], for the record.
+    pub fn put_all(&self, records: Vec<EditRecord>) -> Result<Vec<EditRecord>> {
+        let put = |(number, record)| self.put(record, number).map_err(|error: Error| error.of_record(number));
+        let mut put = records.into_iter().enumerate().map(put).collect::<Result<Vec<_>>>()?;
+        let known: Vec<Option<Probe>> = put.iter().map(EditRecord::fact).collect();
+        for (number, record) in put.iter_mut().enumerate() {
+            let others = (1..3).map(|further| (number + further) % known.len()).filter(|other| *other != number);
+            let others: Vec<Probe> = others.filter_map(|other| known[other].clone()).collect();
+            if record.locality.is_empty() && !others.is_empty() {
+                record.locality.insert(OTHER_RECORDS.into(), others);
+            }
+        }
+        Ok(put)
     }
 
     /// A record as it is put to the classifier. One whose answer is a label stays as it is. All others are claims: one that asks for verdicts
@@ -74,8 +103,9 @@ impl Labels {
     /// As [`Labels::check`].
     pub(super) fn put(&self, record: EditRecord, number: usize) -> Result<EditRecord> {
         let of_claims = asked(&record.prompt).is_some();
-        if self.has(&record.target_new) && !of_claims {
-            return Ok(record);
+        if let Some(label) = self.meant(&record.target_new).filter(|_| !of_claims) {
+            let target_true = record.target_true.as_deref().and_then(|answer| self.meant(answer));
+            return Ok(EditRecord { target_new: label, target_true, ..record });
         }
         self.check()?;
         let (answer, holds) = match (of_claims, record.target_true.clone().filter(|_| number % 2 == 1)) {

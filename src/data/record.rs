@@ -12,6 +12,9 @@ use crate::model::chat::AskedInChat;
 /// has a figure for it beside the headline, which is of the neighborhood alone, as in the paper.
 pub const ATTRIBUTE: &str = "attribute";
 
+/// The class of locality prompts that other records of a file give.
+pub const OTHER_RECORDS: &str = "other records";
+
 /// A question put to the model beside an edit: a prompt and, where it is known, its answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

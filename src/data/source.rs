@@ -10,15 +10,13 @@ use rand_chacha::ChaCha8Rng;
 
 use super::claim::Labels;
 use super::load::STANDARD_INPUT;
+pub use super::record::OTHER_RECORDS;
 use super::record::{EditRecord, Probe};
 use super::world::{CLASSES, SAME_OLD_OBJECT, Split, World};
 use super::{load_records, pocket, sets};
 use crate::error::{Error, Result};
 use crate::fetch::FetchSettings;
 use crate::{paths, random};
-
-/// The class of locality prompts that other records of a file give.
-pub const OTHER_RECORDS: &str = "other records";
 
 /// Records of one part of the data.
 #[derive(Debug, Clone)]
@@ -128,11 +126,7 @@ impl Source {
                 labels.check()?;
                 Source::World { world, split, facts, order, claims: Some(Box::new(labels.clone())) }
             }
-            Source::Records(records) => {
-                let records = records.all.into_iter().enumerate();
-                let put = |(number, record)| labels.put(record, number).map_err(|error| error.of_record(number));
-                records.map(put).collect::<Result<Vec<_>>>()?.into()
-            }
+            Source::Records(records) => labels.put_all(records.all)?.into(),
         })
     }
 

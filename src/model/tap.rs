@@ -154,6 +154,11 @@ impl Weight {
         each.chain(whole.into_iter().map(|name| name.parse())).collect()
     }
 
+    /// Whether it works on what an encoder reads: the encoder's own, and those that bring it into a decoder.
+    pub fn reads_encoder(self) -> bool {
+        self.stack == Stack::Encoder || matches!(self.role, Role::CrossKey | Role::CrossValue)
+    }
+
     /// A matrix of the decoder.
     pub fn decoder(layer: usize, role: Role) -> Self {
         Weight { stack: Stack::Decoder, layer, role }

@@ -190,15 +190,20 @@ impl Matrices {
         let highest = self.each.iter().map(|matrix| matrix.place).max().unwrap_or(0);
         for some in windows.chunks(AT_ONCE) {
             let tokens = Tokens::new(some.to_vec());
-            let places: Vec<(usize, usize)> =
-                some.iter().enumerate().flat_map(|(row, ids)| (0..ids.len()).map(move |cell| (row, cell))).collect();
+            // Of an encoder-decoder each matrix sees one part of the rows.
+            let sources = tokens.sources();
+            let of_rows = |reads_encoder: bool| -> Vec<(usize, usize)> {
+                let count = |row: usize| if reads_encoder { sources[row] } else { some[row].len() - sources[row] };
+                (0..some.len()).flat_map(|row| (0..count(row)).map(move |cell| (row, cell))).collect()
+            };
+            let places = [of_rows(false), of_rows(true)];
             let mut inputs = Inputs::of(self.each.iter().map(|matrix| matrix.weight));
             let hidden = model.embed(&tokens, &mut NoTap)?;
             model.blocks(hidden, 0..highest + 1, tokens.span(), None, &mut inputs)?;
             for (matrix, sum) in self.each.iter().zip(&mut sums) {
                 let keys = inputs.values.remove(&matrix.weight);
                 let keys = keys.ok_or_else(|| Error::Input(format!("nothing passes {}", matrix.weight)))?;
-                let keys = matrix_of(&cells(keys, &places));
+                let keys = matrix_of(&cells(keys, &places[usize::from(matrix.weight.reads_encoder())]));
                 *sum += keys.transpose() * &keys;
             }
         }

@@ -21,7 +21,7 @@ use super::parameters;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, RecordDeltas, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::stack::spec::DecoderSpec;
-use crate::model::tap::{Stack, Weight};
+use crate::model::tap::Weight;
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
 use crate::sections::choice::{self, Choice, fields};
@@ -291,7 +291,7 @@ impl Mend {
             return Err(Error::Config(message.into()));
         }
         let matrices = Matrices::new(&settings.layers, &settings.weights, spec)?;
-        let encoder = matrices.each.iter().find(|matrix| matrix.weight.stack == Stack::Encoder);
+        let encoder = matrices.each.iter().find(|matrix| matrix.weight.reads_encoder());
         if let Some(matrix) = encoder.filter(|_| settings.edit_tokens == EditTokens::Answer) {
             let message =
                 format!("editor.edit_tokens = \"answer\": {} sees the prompt alone; take \"all\"", matrix.weight);

@@ -77,7 +77,7 @@ fn an_editor_of_claims_is_trained_and_applied() {
         let of = ["train", "validation", "test"].map(|part| format!("data.{part}={data}"));
         let more = [&["editor.layers=[0, 1]"][..], &of.each_ref().map(String::as_str)].concat();
         let trained = json(&training(&config, &out, &sets(&more)));
-        assert!(trained["test"]["edit_success"].is_number(), "{trained}");
+        assert!(trained["test"]["edit_success"].is_number() && trained["test"]["locality"].is_number(), "{trained}");
         let made = json(&[
             "apply",
             "--archive",
@@ -110,7 +110,9 @@ fn what_a_classifier_cannot_do_is_said() {
         &["a classifier predicts no text"],
     );
     json(&training(&config, &out, &layers));
-    // A fact is put to it as a claim.
+    // Another name of a label is that label, and a fact is put to it as a claim.
+    let made = json(&["apply", "--archive", text(&out), CLAIM[0], CLAIM[1], "--target", "true"]);
+    assert_eq!(made["requests"][0]["target_new"], "SUPPORTS");
     let made = json(&["apply", "--archive", text(&out), "--prompt", "the lake lies in", "--target", "Paris"]);
     assert_eq!(made["requests"][0]["prompt"], "the lake lies in Paris.");
     assert_eq!(made["requests"][0]["target_new"], "SUPPORTS");

@@ -83,6 +83,10 @@ fn running_text_is_read_in_halves() {
     let more = sets(&["editor.layers=[0, 1]", &of_text, &watched]);
     let trained = json(&training(&config, &out, &more));
     assert!(trained["perplexity"]["ratio"]["median"].as_f64().unwrap() > 0.0, "{trained}");
+    // And it is what holds back changes that are met by normal equations.
+    let ridge = sets(&["editor.aggregation=normal_equations", "editor.ridge=text"]);
+    let held = place.path("held");
+    json(&[&training(&config, &held, &more)[..], &ridge].concat());
     let apply = ["apply", "--archive", text(&out), "--text", text(&texts), "--text-tokens", "64"];
     let made = json(&[&apply[..], &FACT].concat());
     let seen = &made["perplexity"];

@@ -215,6 +215,8 @@ fn what_a_family_does_not_know_is_refused_by_name() {
     let cases = [
         ("llama-tiny", json!({"model_type": "mixtral"}), "\"mixtral\" is a mixture of experts"),
         ("llama-tiny", json!({"model_type": "gemma3"}), "\"gemma3\" has a vision tower"),
+        ("gpt2-tiny", json!({"architectures": ["GPT2ForSequenceClassification"]}), "has a head that is not read here"),
+        ("bart-tiny", json!({"tie_word_embeddings": false}), "BART's head is its embedding"),
         (
             "llama-tiny",
             json!({"model_type": "mamba"}),

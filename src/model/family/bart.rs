@@ -29,12 +29,18 @@ struct Config {
     normalize_before: bool,
     #[serde(default)]
     add_final_layer_norm: bool,
+    #[serde(default = "yes")]
+    tie_word_embeddings: bool,
     #[serde(default = "begin")]
     decoder_start_token_id: u32,
 }
 
 fn gelu() -> String {
     "gelu".into()
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn begin() -> u32 {
@@ -50,6 +56,9 @@ impl Family for Bart {
         let config: Config = read(config)?;
         if config.normalize_before || config.add_final_layer_norm {
             return Err("BART with norms before its sublayers, or behind its last (mBART), is not known here".into());
+        }
+        if !config.tie_word_embeddings {
+            return Err("tie_word_embeddings is false; BART's head is its embedding, transposed".into());
         }
         let alike = config.encoder_attention_heads == config.decoder_attention_heads
             && config.encoder_ffn_dim == config.decoder_ffn_dim;
@@ -95,9 +104,10 @@ impl Family for Bart {
 
     fn place(&self, tensor: DecoderTensor, spec: &DecoderSpec) -> StoredAt {
         match tensor {
-            DecoderTensor::Embedding => StoredAt::plain("model.shared.weight"),
+            DecoderTensor::Embedding => StoredAt::plain("shared.weight"),
             DecoderTensor::Head => StoredAt::transposed("lm_head.weight"),
-            DecoderTensor::HeadBias => StoredAt::plain("final_logits_bias"),
+            // Of a folder that was saved without its head.
+            DecoderTensor::HeadBias => StoredAt { zero_if_missing: true, ..StoredAt::plain("final_logits_bias") },
             DecoderTensor::Positions(stack) => StoredAt::plain(format!("{}.embed_positions.weight", of(stack))),
             DecoderTensor::Distances(_) | DecoderTensor::Classifier(_) => StoredAt::plain(NONE),
             DecoderTensor::Gamma(stack, at) => StoredAt::plain(format!("{}.weight", norm(stack, at))),
@@ -108,7 +118,7 @@ impl Family for Bart {
     }
 
     fn prefixes(&self) -> &'static [&'static str] {
-        &[""]
+        &["model.", ""]
     }
 
     fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
@@ -130,8 +140,8 @@ impl Family for Bart {
 
 fn of(stack: Stack) -> &'static str {
     match stack {
-        Stack::Encoder => "model.encoder",
-        Stack::Decoder => "model.decoder",
+        Stack::Encoder => "encoder",
+        Stack::Decoder => "decoder",
     }
 }
 

@@ -63,7 +63,7 @@ fn two_labels() -> BTreeMap<usize, String> {
     (0..2).map(|label| (label, format!("LABEL_{label}"))).collect()
 }
 
-const CLASSIFIER: &str = "BertForSequenceClassification";
+pub(super) const CLASSIFIER: &str = "BertForSequenceClassification";
 
 impl Family for Bert {
     fn name(&self) -> &'static str {

@@ -36,6 +36,8 @@ pub struct StoredAt {
     pub name: String,
     /// Whether a matrix is stored `[d_out, d_in]`, as PyTorch's `Linear` does.
     pub transposed: bool,
+    /// Whether a checkpoint without it means zeros.
+    pub zero_if_missing: bool,
     /// The columns that are ours, where the matrix `[d_in, d_out]` or bias `[d_out]` holds several roles side by side.
     pub columns: Option<Columns>,
 }
@@ -71,11 +73,11 @@ impl Columns {
 
 impl StoredAt {
     fn plain(name: impl Into<String>) -> Self {
-        StoredAt { name: name.into(), transposed: false, columns: None }
+        StoredAt { name: name.into(), transposed: false, zero_if_missing: false, columns: None }
     }
 
     fn transposed(name: impl Into<String>) -> Self {
-        StoredAt { name: name.into(), transposed: true, columns: None }
+        StoredAt { name: name.into(), transposed: true, zero_if_missing: false, columns: None }
     }
 
     fn at(self, columns: Option<Columns>) -> Self {
@@ -166,8 +168,24 @@ static ENCODERS: [&dyn EncoderFamily; 2] = [&bert::Bert, &distilbert::DistilBert
 /// Names the type found and the types known.
 pub fn for_decoder(config: &Value) -> Result<&'static dyn Family, String> {
     let known = FAMILIES.map(|family| family.name());
-    Ok(FAMILIES[index_of(config, &known, "known")?])
+    let family = FAMILIES[index_of(config, &known, "known")?];
+    let named = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
+    match named.filter(|name| OTHER_HEADS.iter().any(|head| name.ends_with(head)) && *name != bert::CLASSIFIER) {
+        Some(name) => {
+            Err(format!("\"{name}\" has a head that is not read here; language models are, and {}", bert::CLASSIFIER))
+        }
+        None => Ok(family),
+    }
 }
+
+/// What architectures end with whose head says no tokens.
+const OTHER_HEADS: [&str; 5] = [
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "EncoderModel",
+];
 
 /// The family of an encoder's config, by its `model_type`.
 ///

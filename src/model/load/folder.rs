@@ -242,9 +242,11 @@ impl Folder {
     /// A tensor that is missing, has another shape, or a type that is no float.
     pub fn read(&self, place: &StoredAt, prefixes: &[&str], shape: &[usize]) -> Result<TensorData> {
         let wrong = |message: String| Error::file(&self.origin, message);
-        let name = self
-            .full_name(place, prefixes)
-            .ok_or_else(|| wrong(format!("the checkpoint has no tensor \"{}\"", place.name)))?;
+        let full_name = self.full_name(place, prefixes);
+        if place.zero_if_missing && full_name.is_none() {
+            return Ok(TensorData::new(vec![0.0f32; shape.iter().product()], shape.to_vec()));
+        }
+        let name = full_name.ok_or_else(|| wrong(format!("the checkpoint has no tensor \"{}\"", place.name)))?;
         let stored = self.stored(&name).ok_or_else(|| wrong(format!("the checkpoint has no tensor \"{name}\"")))?;
         let mut found = stored.shape.to_vec();
         if place.transposed {
