@@ -96,8 +96,8 @@ impl Labels {
     }
 
     /// A record as it is put to the classifier. One whose answer is a label stays as it is. All others are claims: one that asks for verdicts
-    /// gives up its questions; of any other, prompt and answer are the claim: in
-    /// every second one the new answer, which is to hold now, else the old one, which holds no more, where it is known.
+    /// gives up its questions; of any other, prompt and answer are the claim, in every second one with the old answer, which holds no more,
+    /// where it is known, else with the new one, which is to hold now.
     ///
     /// # Errors
     /// As [`Labels::check`].
