@@ -92,13 +92,30 @@ pub fn check_writable(folder: &Path) -> Result<()> {
 /// Another process holds the folder; a folder that cannot be made or written.
 pub fn lock(folder: &Path, busy: &str) -> Result<fs::File> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let path = folder.join("lock");
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(Error::io(&path))?;
-    match file.try_lock() {
+    lock_file(&folder.join("lock"), fs::File::try_lock, busy)
+}
+
+/// Lets other processes that ask for a part too into a folder, as long as the files live, but none that want the whole, nor the same part.
+///
+/// # Errors
+/// As [`lock`].
+pub fn lock_part(folder: &Path, part: &str, busy: &str) -> Result<[fs::File; 2]> {
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let whole = lock_file(&folder.join("lock"), fs::File::try_lock_shared, busy)?;
+    Ok([whole, lock_file(&folder.join(format!("lock-{part}")), fs::File::try_lock, busy)?])
+}
+
+fn lock_file(
+    path: &Path,
+    lock: impl Fn(&fs::File) -> std::result::Result<(), fs::TryLockError>,
+    busy: &str,
+) -> Result<fs::File> {
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = file.map_err(Error::io(path))?;
+    match lock(&file) {
         Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::file(&path, busy)),
-        Err(fs::TryLockError::Error(error)) => Err(Error::io(&path)(error)),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::file(path, busy)),
+        Err(fs::TryLockError::Error(error)) => Err(Error::io(path)(error)),
     }
 }
 

@@ -31,6 +31,7 @@ enum Command {
 
 fn main() -> ExitCode {
     emend::process::keep_freed_memory();
+    emend::process::explain_lost_pages();
     let filter = tracing_subscriber::EnvFilter::try_from_env("EMEND_LOG").unwrap_or_else(|_| "warn".into());
     let (log, colours) = (tracing_subscriber::fmt().with_env_filter(filter), std::io::stderr().is_terminal());
     log.with_writer(std::io::stderr).with_ansi(colours).init();

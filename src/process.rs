@@ -11,6 +11,24 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Says in one line what it means that a mapped file ends before it should: somebody shortened it, and the system's own answer is to end the
+/// process without a word.
+pub fn explain_lost_pages() {
+    #[cfg(unix)]
+    {
+        extern "C" fn lost(_: libc::c_int) {
+            let words = b"error: a file that is read from where it lies, a model's weights for one, was shortened or cannot be read; put it back and try again\n";
+            // SAFETY: both may be called in a signal's handler.
+            unsafe {
+                libc::write(libc::STDERR_FILENO, words.as_ptr().cast(), words.len());
+                libc::_exit(1);
+            }
+        }
+        // SAFETY: the handler calls nothing but what may be called there.
+        unsafe { libc::signal(libc::SIGBUS, lost as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+    }
+}
+
 /// The most memory the process has held so far, in bytes; 0 where the system does not say.
 pub fn peak_memory() -> u64 {
     status("VmHWM:").unwrap_or(0)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
 
@@ -13,6 +13,21 @@ use crate::error::{Error, Result};
 /// # Errors
 /// A tensor whose data does not fit its shape.
 pub fn to_bytes(tensors: &BTreeMap<String, TensorData>) -> Result<Vec<u8>> {
+    with_views(tensors, |views| safetensors::serialize(views, None::<HashMap<String, String>>))
+}
+
+/// Writes a safetensors file, one tensor after the other.
+///
+/// # Errors
+/// As [`to_bytes`], and a file that cannot be written.
+pub fn write(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
+    with_views(tensors, |views| safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path))
+}
+
+fn with_views<T>(
+    tensors: &BTreeMap<String, TensorData>,
+    make: impl FnOnce(Vec<(&str, TensorView<'_>)>) -> std::result::Result<T, SafeTensorError>,
+) -> Result<T> {
     let broken = |name: &str, error| Error::Input(format!("tensor \"{name}\" cannot be written: {error}"));
     // Shorter floats are written as 32 bits: what trains in them is small, and every reader knows these.
     let wide: BTreeMap<&String, TensorData> = tensors
@@ -30,7 +45,7 @@ pub fn to_bytes(tensors: &BTreeMap<String, TensorData>) -> Result<Vec<u8>> {
         Ok((name.as_str(), view.map_err(|error| broken(name, error))?))
     });
     let views = views.collect::<Result<Vec<_>>>()?;
-    safetensors::serialize(views, None::<HashMap<String, String>>).map_err(|error| broken("", error))
+    make(views).map_err(|error| broken("", error))
 }
 
 /// The tensors of a safetensors file of f32 and f64.

@@ -279,8 +279,8 @@ impl KnowledgeNeurons {
         let embedding = |id: u32| -> Tensor<2> {
             let index = Tensor::<1, Int>::from_data([i64::from(id)], &device);
             let row = match &decoder.head {
-                Some(head) => head.val().select(1, index).transpose(),
-                None => decoder.embedding.val().select(0, index),
+                Some(head) => head.columns(index),
+                None => decoder.embedding.rows(index),
             };
             let row = row.cast(dtype);
             match self.settings.rewriting.scale {

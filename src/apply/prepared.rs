@@ -42,6 +42,7 @@ impl Prepared {
         let mut settings = serde_json::to_value(settings).unwrap_or_default();
         if let (Some(statistics), Some(settings)) = (&self.statistics, settings.as_object_mut()) {
             settings.insert("statistics_id".into(), statistics.id().into());
+            settings.extend(statistics.unknown().map(|what| ("statistics_unknown".to_owned(), what.into())));
         }
         (method.into(), settings)
     }

@@ -370,8 +370,8 @@ impl Rows {
         rows * cells * width * model.base().decoder.spec.mlp.width
     }
 
-    /// The logits at the reads, `[reads, vocabulary]`, with δ `[open, width]` added at the subjects.
-    fn logits(&self, model: &Edited, cone: &Cone, delta: &Tensor<2>) -> Result<Tensor<2>> {
+    /// The hidden states `[rows, cells, width]` with δ `[open, width]` added at the subjects.
+    fn hidden(&self, model: &Edited, cone: &Cone, delta: &Tensor<2>) -> Result<Tensor<3>> {
         let [rows, cells, width] = self.right.dims();
         let subject = self.right.clone().slice([0..rows, 0..1, 0..width]);
         let subject = subject + delta.clone().select(0, self.owners.clone()).unsqueeze_dim::<3>(1);
@@ -381,8 +381,7 @@ impl Rows {
         };
         let mut past = self.past.clone();
         let above = cone.layer + 1..model.layers();
-        let hidden = model.blocks(hidden, above, self.tokens.span(), past.as_mut(), &mut NoTap)?;
-        Ok(model.head(hidden, &self.reads))
+        model.blocks(hidden, above, self.tokens.span(), past.as_mut(), &mut NoTap)
     }
 
     /// The figures and the gradient at δ `[open, width]`. `before` is what the model says of all essences, kept at the first evaluation.
@@ -396,8 +395,31 @@ impl Rows {
     ) -> Result<Round> {
         let place = (&cone.right.device().autodiff(), cone.right.dtype());
         let delta = Tensor::<2>::from_data(delta, place).require_grad();
-        let logits = self.logits(model, cone, &delta)?;
-        let log = activation::log_softmax(logits.clone().inner(), 1);
+        let hidden = self.hidden(model, cone, &delta)?;
+        let (loss, (each_nll, each_kl)) =
+            model.head_with_gradient(hidden, &self.reads, |logits| self.towards(logits, kl_weight, before))?;
+        let gradients = loss.backward();
+        let gradient = delta.grad(&gradients);
+        let gradient = gradient.ok_or_else(|| Error::Input("the loss does not reach the subject".into()))?;
+        let mut nll = vec![0.0; self.open.len()];
+        for (value, (place, weight)) in each_nll.into_data().iter::<f64>().zip(&self.shares) {
+            nll[*place] += weight * value;
+        }
+        Ok(Round {
+            nll,
+            kl: each_kl.into_data().iter::<f64>().collect(),
+            gradient: gradient.into_data().iter::<f64>().collect(),
+        })
+    }
+
+    /// The gradient at the logits `[reads, vocabulary]`, and the NLL of each target and the KL divergence of each essence.
+    fn towards(
+        &self,
+        logits: Tensor<2>,
+        kl_weight: f64,
+        before: &mut Option<Tensor<2>>,
+    ) -> Result<(Tensor<2>, (Tensor<1>, Tensor<1>))> {
+        let log = activation::log_softmax(logits, 1);
         let ([reads, vocabulary], targets) = (log.dims(), self.targets.len());
         let (device, dtype) = (log.device(), log.dtype());
 
@@ -411,18 +433,7 @@ impl Rows {
         let (each_kl, towards_essences) = loss::kl_to(log, known);
 
         let towards = vec![towards_targets * weights.unsqueeze_dim(1), towards_essences.mul_scalar(kl_weight)];
-        let gradients = (logits * Tensor::cat(towards, 0)).sum().backward();
-        let gradient = delta.grad(&gradients);
-        let gradient = gradient.ok_or_else(|| Error::Input("the loss does not reach the subject".into()))?;
-        let mut nll = vec![0.0; self.open.len()];
-        for (value, (place, weight)) in each_nll.into_data().iter::<f64>().zip(&self.shares) {
-            nll[*place] += weight * value;
-        }
-        Ok(Round {
-            nll,
-            kl: each_kl.into_data().iter::<f64>().collect(),
-            gradient: gradient.into_data().iter::<f64>().collect(),
-        })
+        Ok((Tensor::cat(towards, 0), (each_nll, each_kl)))
     }
 }
 

@@ -47,16 +47,19 @@ pub struct Progress {
     pub config: serde_json::Value,
 }
 
+/// Writes a file under a name: a network's tensors need not be held a second time as bytes.
+pub type Write<'a> = Box<dyn Fn(&Path) -> Result<()> + 'a>;
+
 /// What a snapshot holds.
-pub struct Snapshot {
+pub struct Snapshot<'a> {
     /// Where the training stands.
     pub progress: Progress,
     /// The editor as it is, a safetensors file.
-    pub last: Vec<u8>,
+    pub last: Write<'a>,
     /// Whether it is the best so far; otherwise the previous snapshot's best is kept.
     pub is_best: bool,
     /// One state an optimiser.
-    pub optimizers: Vec<Vec<u8>>,
+    pub optimizers: Vec<Write<'a>>,
 }
 
 /// The `training` folder of an archive.
@@ -119,7 +122,7 @@ impl Store {
     ///
     /// # Errors
     /// A folder that cannot be written; the old snapshot still counts then.
-    pub fn write(&self, snapshot: &Snapshot) -> Result<()> {
+    pub fn write(&self, snapshot: &Snapshot<'_>) -> Result<()> {
         let old = self.current()?;
         let state = match &snapshot.progress {
             Progress { finished: true, .. } => "-end",
@@ -137,7 +140,7 @@ impl Store {
         }
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let (last, best) = (folder.join("last.safetensors"), folder.join("best.safetensors"));
-        crate::files::write(&last, &snapshot.last)?;
+        crate::files::write_by(&last, &snapshot.last)?;
         match &old {
             _ if snapshot.is_best => crate::files::link(&last, &best)?,
             Some(old) if old.join("best.safetensors").is_file() => {
@@ -146,7 +149,7 @@ impl Store {
             _ => {}
         }
         for (number, state) in snapshot.optimizers.iter().enumerate() {
-            crate::files::write(&folder.join(format!("optimizer-{number}.bpk")), state)?;
+            crate::files::write_by(&folder.join(format!("optimizer-{number}.bpk")), state)?;
         }
         let progress = serde_json::to_string_pretty(&snapshot.progress).unwrap_or_default();
         crate::files::write(&folder.join("progress.json"), progress.as_bytes())?;

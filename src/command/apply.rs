@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::chat::ChatArgs;
-use super::{answer, keep_state, load_edits, print, show_rows, state_is_kept, stop};
+use super::{Answer, answers, keep_state, load_edits, print, show_rows, state_is_kept, stop};
 use crate::apply::memory::Elsewhere;
 use crate::apply::{Applied, Editor, Mode, apply};
 use crate::archive::{Archive, Best};
@@ -23,7 +23,6 @@ use crate::data::text::Documents;
 use crate::data::unicode;
 use crate::data::world::Split;
 use crate::device;
-use crate::edit::likelihood::Scored;
 use crate::edit::score::score;
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
 use crate::error::{Error, Result};
@@ -241,6 +240,12 @@ fn laid_under(args: &Args, model: &Arc<Model>, editor: &dyn Editor) -> Result<Ed
             "--memory: {method} changes weights and keeps no memory; serac, ike and lookup do; --save keeps this edit"
         )));
     }
+    if editor.remembers() && !args.export.is_empty() {
+        let (method, _) = editor.describe();
+        return Err(Error::Input(format!(
+            "--export: an edit of {method} is a memory and cannot be exported; its file, of --save or --memory, is all there is of it"
+        )));
+    }
     let known = args.memory.iter().filter(|file| file.exists());
     let under: Vec<PathBuf> = args.under.iter().chain(known).cloned().collect();
     let elsewhere = args.archive.as_deref().map_or(Elsewhere::Nowhere, Elsewhere::IfMissing);
@@ -315,8 +320,7 @@ impl Job<'_> {
             Mode::Batch => return Ok(look),
             Mode::Sequential if self.args.json => {
                 let table = self.probes(number, after)?;
-                let said = table.iter().map(|row| side(after, &row.prompt, &row.after));
-                look.immediate = Some(said.collect::<Result<_>>()?);
+                look.immediate = Some(side(after, &table, Side::After)?);
             }
             Mode::Sequential => {}
             Mode::Single => {
@@ -766,10 +770,15 @@ fn export_hf(before: &Edited, after: &Edited, folder: &Path, records: &[EditReco
     }))
 }
 
-/// What a model says to a probe.
-fn side(model: &Edited, prompt: &str, scored: &Scored) -> Result<Value> {
-    let answer = answer(model, prompt, usize::MAX)?.text;
-    Ok(json!({"answer": answer, "target_probability": scored.probability(), "target_nll": scored.nll()}))
+/// What a model says to each probe.
+fn side(model: &Edited, table: &[ProbeRow], side: Side) -> Result<Vec<Value>> {
+    let prompts: Vec<String> = table.iter().map(|row| row.prompt.clone()).collect();
+    let said = answers(model, &prompts, usize::MAX)?;
+    let document = |(answer, row): (Answer, &ProbeRow)| {
+        let scored = row.scored(side);
+        json!({"answer": answer.text, "target_probability": scored.probability(), "target_nll": scored.nll()})
+    };
+    Ok(said.into_iter().zip(table).map(document).collect())
 }
 
 fn request_json(
@@ -779,6 +788,7 @@ fn request_json(
     table: &[ProbeRow],
     immediate: Option<&Vec<Value>>,
 ) -> Result<Value> {
+    let (said_before, said_after) = (side(before, table, Side::Before)?, side(after, table, Side::After)?);
     let probes = table.iter().enumerate().map(|(index, row)| {
         let mut probe = json!({
             "kind": row.kind,
@@ -786,18 +796,18 @@ fn request_json(
             "prompt": row.prompt,
             "target": row.target,
             "tokenised_apart": row.apart,
-            "before": side(before, &row.prompt, &row.before)?,
-            "after": side(after, &row.prompt, &row.after)?,
+            "before": said_before[index],
+            "after": said_after[index],
         });
         if let Some(immediate) = immediate {
             probe["immediate"] = immediate[index].clone();
         }
-        Ok(probe)
+        probe
     });
     Ok(json!({
         "id": record.id,
         "prompt": record.prompt,
         "target_new": record.target_new,
-        "probes": probes.collect::<Result<Vec<Value>>>()?,
+        "probes": probes.collect::<Vec<Value>>(),
     }))
 }

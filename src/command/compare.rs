@@ -13,6 +13,7 @@ use crate::compare::compared_editor::ComparedEditor;
 use crate::compare::curves::{self, curves};
 use crate::compare::document::{Entry, document};
 use crate::compare::layout::Run;
+use crate::compare::shard::Shard;
 use crate::compare::{Looks, run as run_cases};
 use crate::config::compare::{Competitor, Config};
 use crate::data::plain_questions;
@@ -62,6 +63,10 @@ pub struct Args {
     pub model: Option<String>,
     #[command(flatten)]
     pub chat: ChatArgs,
+    /// Only a part of the cases, the third of sixteen as 3/16: so many processes, on one machine or on several over one folder, share the work, and
+    /// --summarize makes the tables of what they made
+    #[arg(long, value_name = "K/N", conflicts_with = "summarize")]
+    pub shard: Option<String>,
     /// Lay a value over the configuration
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "summarize")]
     pub sets: Vec<String>,
@@ -90,7 +95,14 @@ pub fn run(args: &Args) -> Result<()> {
         (Some(path), None) => compare(args, path)?,
         (None, None) => return Err(Error::Config("give --config FILE or --summarize DIR".into())),
     };
-    summarize(&folder, args.snippets.as_deref(), args.json)?;
+    match &args.shard {
+        // The others' cases are not there yet.
+        Some(shard) => print(&format!(
+            "shard {shard} is done; when all are, `emend compare --summarize {}` makes the tables\n",
+            folder.display()
+        ))?,
+        None => summarize(&folder, args.snippets.as_deref(), args.json)?,
+    }
     if failed > 0 {
         return Err(Error::Input(format!(
             "{failed} case(s) failed, points of curves included; the report says why, and a case whose file is removed is tried again"
@@ -101,6 +113,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Runs all editors over all cases that are left.
 fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
+    let shard: Shard = args.shard.as_deref().map(str::parse).transpose()?.unwrap_or_default();
     let mut config = Config::read(path, &args.chat.with_sets(&args.sets))?;
     config.model.path = match &args.model {
         Some(model) => paths::folder_or_name(model, Path::new("")),
@@ -145,7 +158,13 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         tracing::warn!("no curve reaches {edits} edits: of cases there are {}", more.len());
     }
     crate::files::check_writable(&folder)?;
-    let _lock = crate::files::lock(&folder, "another comparison writes here; wait for it, or use another --out")?;
+    let busy = "another comparison writes here; wait for it, or use another --out";
+    let _lock = match shard.is_part() {
+        true => {
+            crate::files::lock_part(&folder, &format!("shard-{}", shard.to_string().replace('/', "-of-")), busy)?.into()
+        }
+        false => vec![crate::files::lock(&folder, busy)?],
+    };
     let mut failed = 0;
     for (number, (editor, compared_editor)) in chosen.iter().zip(compared).enumerate() {
         let clock = Instant::now();
@@ -153,18 +172,23 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         let held = forget_peak_memory();
         let looks = Looks { memory_before: held.filter(|_| number == 0), ..looks };
         let (made, params) = compared_editor.editor(&config, &model, records, &text.rows)?;
-        let run = Run::continued(&folder.join(&editor.name), params)?;
+        let run = match shard.is_part() {
+            true => Run::shared(&folder.join(&editor.name), params)?,
+            false => Run::continued(&folder.join(&editor.name), params)?,
+        };
         // A broken file is told before hours of work, not after them.
         run.cases()?;
-        let left = records.iter().filter(|record| !run.path(&record.id).is_file()).count();
-        let points = if editor.curve { sizes.len() * 2 } else { 0 };
-        let bar = ProgressBar::new((records.len() + points) as u64);
+        let own = || records.iter().enumerate().filter(|(number, _)| shard.has(*number)).map(|(_, record)| record);
+        let left = own().filter(|record| !run.path(&record.id).is_file()).count();
+        // The curves of an editor are one shard's.
+        let points = if editor.curve && shard.has(number) { sizes.len() * 2 } else { 0 };
+        let bar = ProgressBar::new((own().count() + points) as u64);
         if let Ok(style) = ProgressStyle::with_template("{msg:14} {wide_bar} {pos}/{len} {per_sec} {eta}") {
             bar.set_style(style);
         }
         bar.set_message(editor.name.clone());
         let watch = || bar.inc(1);
-        run_cases(made.as_ref(), &base, records, compare.mode, looks, &run, &watch)?;
+        run_cases(made.as_ref(), &base, records, compare.mode, looks, (&run, shard), &watch)?;
         let mut curve = vec![];
         if points > 0 {
             curve = curves(made.as_ref(), &base, &more, &sizes, &text, &run.points(), &watch)?;

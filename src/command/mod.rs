@@ -12,6 +12,7 @@ pub mod predict;
 pub mod pretrain;
 pub mod squash;
 pub mod stats;
+mod stats_npz;
 mod steps;
 pub mod train;
 
@@ -27,10 +28,10 @@ use crate::edit::score::score;
 use crate::edit::{Edit, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::protocol::text::says;
-use crate::evaluate::{Kind, ProbeRow};
+use crate::evaluate::{Kind, ProbeRow, Side};
 use crate::model::chat::Chat;
 use crate::model::separator::writes_no_spaces;
-use crate::model::tokenizer::Continuation;
+use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::report::table::{cut, table};
 
 /// Set while a command keeps its state when it is asked to stop; without it Ctrl-C ends the process at once.
@@ -115,50 +116,104 @@ const ANSWER: usize = 12;
 /// The width of an answer in a table.
 const SHOWN: usize = 28;
 
-/// The likeliest continuation of a prompt, up to the end of the sentence; cut at a word where it takes more than `width` in a terminal, and never
+/// Prompts that are answered in one batch.
+const ANSWERED: usize = 32;
+
+/// The likeliest continuation of each prompt, up to the end of the sentence; cut at a word where it takes more than `width` in a terminal, and never
 /// within a letter.
-pub(crate) fn answer(model: &Edited, prompt: &str, width: usize) -> Result<Answer> {
+///
+/// # Errors
+/// A prompt longer than the context.
+pub(crate) fn answers(model: &Edited, prompts: &[String], width: usize) -> Result<Vec<Answer>> {
+    let batches = prompts.chunks(ANSWERED).map(|prompts| answer_batch(model, prompts, width));
+    Ok(batches.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+fn answer_batch(model: &Edited, prompts: &[String], width: usize) -> Result<Vec<Answer>> {
     let tokenizer = &model.base().tokenizer;
-    let ids = tokenizer.encode_prompt(prompt)?;
-    // An answer stops where the context does.
-    let room = (model.base().decoder.spec.context + 1).saturating_sub(ids.len());
-    let most = ANSWER.min(room);
-    let made = model.generate(std::slice::from_ref(&ids), most, &model.base().stop_tokens(), &Sampling::default())?;
-    let mut made = made.into_iter().next().unwrap_or_default();
-    // The answer ends with the sentence or the line.
-    let ends = |id: &u32| tokenizer.token(*id).contains(['.', '\n', '?', '!', '。', '？', '！']);
-    let end = made.iter().position(ends);
-    if let Some(end) = end {
-        made.truncate(end.max(1));
-    }
-    if made.is_empty() {
-        return Ok(Answer { text: String::new(), probability: 1.0, goes_on: false });
-    }
-    let whole = end.is_some() || made.len() < most || tokenizer.labels().is_some();
-    let text = |count: usize| -> Result<String> { Ok(tokenizer.decode(&made[..count])?.trim().to_owned()) };
-    let fits = |count: usize| -> Result<bool> {
-        let text = text(count)?;
-        let at_word = match made.get(count) {
-            Some(next) => tokenizer.token(*next).chars().next().is_none_or(begins_word),
-            None => whole,
-        };
-        let wide = text.width() + usize::from(count < made.len() || !whole);
-        Ok(at_word && wide <= width && !text.is_empty())
-    };
-    let clean = |count: &usize| text(*count).is_ok_and(|text| !text.contains(char::REPLACEMENT_CHARACTER));
-    let mut count = (1..=made.len()).rev().find(clean).unwrap_or(0);
-    for fewer in (1..=count).rev() {
-        if fits(fewer)? {
-            count = fewer;
-            break;
+    let prompts = prompts.iter().map(|prompt| tokenizer.encode_prompt(prompt)).collect::<Result<Vec<_>>>()?;
+    let mut made: Vec<Vec<u32>> = vec![vec![]; prompts.len()];
+    // An answer stops where the context does: rows of one length of answer are a batch.
+    let room = |ids: &Vec<u32>| ANSWER.min((model.base().decoder.spec.context + 1).saturating_sub(ids.len()));
+    let mut rooms: Vec<usize> = prompts.iter().map(room).collect();
+    rooms.sort_unstable();
+    rooms.dedup();
+    for most in rooms {
+        let rows: Vec<usize> = (0..prompts.len()).filter(|&row| room(&prompts[row]) == most).collect();
+        let asked: Vec<Vec<u32>> = rows.iter().map(|&row| prompts[row].clone()).collect();
+        let said = model.generate(&asked, most, &model.base().stop_tokens(), &Sampling::default())?;
+        for (row, said) in rows.into_iter().zip(said) {
+            made[row] = said;
         }
     }
-    if count == 0 {
-        return Ok(Answer { text: String::new(), probability: 1.0, goes_on: true });
+    let said: Vec<Said> = made
+        .into_iter()
+        .zip(&prompts)
+        .map(|(made, ids)| Said::cut(tokenizer, made, room(ids), width))
+        .collect::<Result<_>>()?;
+    let rows: Vec<Continuation> = said
+        .iter()
+        .zip(&prompts)
+        .filter(|(said, _)| !said.ids.is_empty())
+        .map(|(said, ids)| Continuation { ids: [ids, said.ids.as_slice()].concat(), prompt: ids.len(), apart: false })
+        .collect();
+    let mut scored = match rows.is_empty() {
+        true => vec![],
+        false => score(&[model], &rows)?.remove(0),
     }
-    let row = Continuation { ids: [&ids, &made[..count]].concat(), prompt: ids.len(), apart: false };
-    let scored = score(&[model], &[row])?;
-    Ok(Answer { text: text(count)?, probability: scored[0][0].probability(), goes_on: count < made.len() || !whole })
+    .into_iter();
+    let answer = |said: Said| {
+        let probability = match said.ids.is_empty() {
+            true => 1.0,
+            false => scored.next().map_or(1.0, |scored| scored.probability()),
+        };
+        Answer { text: said.text, probability, goes_on: said.goes_on }
+    };
+    Ok(said.into_iter().map(answer).collect())
+}
+
+/// The beginning of what a model said, as it is shown.
+struct Said {
+    ids: Vec<u32>,
+    text: String,
+    goes_on: bool,
+}
+
+impl Said {
+    /// Of `made`, which were to be `most` tokens, what is an answer.
+    fn cut(tokenizer: &Tokenizer, mut made: Vec<u32>, most: usize, width: usize) -> Result<Self> {
+        // The answer ends with the sentence or the line.
+        let ends = |id: &u32| tokenizer.token(*id).contains(['.', '\n', '?', '!', '。', '？', '！']);
+        let end = made.iter().position(ends);
+        if let Some(end) = end {
+            made.truncate(end.max(1));
+        }
+        if made.is_empty() {
+            return Ok(Said { ids: vec![], text: String::new(), goes_on: false });
+        }
+        let whole = end.is_some() || made.len() < most || tokenizer.labels().is_some();
+        let text = |count: usize| -> Result<String> { Ok(tokenizer.decode(&made[..count])?.trim().to_owned()) };
+        let fits = |count: usize| -> Result<bool> {
+            let text = text(count)?;
+            let at_word = match made.get(count) {
+                Some(next) => tokenizer.token(*next).chars().next().is_none_or(begins_word),
+                None => whole,
+            };
+            let wide = text.width() + usize::from(count < made.len() || !whole);
+            Ok(at_word && wide <= width && !text.is_empty())
+        };
+        let clean = |count: &usize| text(*count).is_ok_and(|text| !text.contains(char::REPLACEMENT_CHARACTER));
+        let mut count = (1..=made.len()).rev().find(clean).unwrap_or(0);
+        for fewer in (1..=count).rev() {
+            if fits(fewer)? {
+                count = fewer;
+                break;
+            }
+        }
+        let (text, goes_on) = (text(count)?, count < made.len() || !whole);
+        made.truncate(count);
+        Ok(Said { ids: made, text, goes_on })
+    }
 }
 
 /// Whether a token that begins with this letter begins a word, so that the text before it can end there.
@@ -170,7 +225,9 @@ fn begins_word(letter: char) -> bool {
 ///
 /// Of prompts that are turns of a chat what the user says is shown.
 pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow], chat: Option<&Chat>) -> Result<String> {
-    let lines = rows.iter().map(|row| {
+    let (said_before, said_after) =
+        (shown_answers(before, rows, Side::Before)?, shown_answers(after, rows, Side::After)?);
+    let lines = rows.iter().zip(said_before.iter().zip(&said_after)).map(|(row, (said_before, said_after))| {
         let kind = match row.kind {
             Kind::Rewrite => "edit",
             Kind::Rephrase => "rephrase",
@@ -178,25 +235,31 @@ pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow], cha
             Kind::Portability => "consequence",
             Kind::Condition => "condition",
         };
-        // An answer that was asked for is shown to its end, and no further.
-        let said = |model: &Edited, scored: &Scored| match row.given && scored.exact() {
-            true => Ok(Answer { text: row.target.clone(), probability: scored.probability(), goes_on: false }),
-            false => answer(model, &row.asked(), SHOWN),
-        };
-        let (said_before, said_after) = (said(before, &row.before)?, said(after, &row.after)?);
         // Another name of an answer is that answer.
         let right = |scored: &Scored, said: &Answer| scored.exact() || !row.aliases.is_empty() && says(&said.text, row);
         let as_wished = match row.kind {
-            Kind::Rewrite | Kind::Rephrase | Kind::Portability => right(&row.after, &said_after),
+            Kind::Rewrite | Kind::Rephrase | Kind::Portability => right(&row.after, said_after),
             Kind::Locality => row.before.agrees(&row.after),
-            Kind::Condition => right(&row.before, &said_before),
+            Kind::Condition => right(&row.before, said_before),
         };
         let mark = if as_wished { "✓" } else { "✗" };
         let prompt = chat.map_or(row.prompt.as_str(), |chat| chat.asked.said(&row.prompt));
-        Ok(vec![mark.to_owned(), kind.to_owned(), cut(prompt, 56), said_before.shown(), said_after.shown()])
+        vec![mark.to_owned(), kind.to_owned(), cut(prompt, 56), said_before.shown(), said_after.shown()]
     });
-    let lines = lines.collect::<Result<Vec<_>>>()?;
+    let lines: Vec<Vec<String>> = lines.collect();
     Ok(table(&["", "", "prompt", "before", "after"], &lines))
+}
+
+/// What a model says to each probe. An answer that was asked for and is given is shown to its end, and no further.
+fn shown_answers(model: &Edited, rows: &[&ProbeRow], side: Side) -> Result<Vec<Answer>> {
+    let given = |row: &ProbeRow| row.given && row.scored(side).exact();
+    let asked: Vec<String> = rows.iter().filter(|row| !given(row)).map(|row| row.asked()).collect();
+    let mut said = answers(model, &asked, SHOWN)?.into_iter();
+    let known = rows.iter().filter_map(|row| match given(row) {
+        true => Some(Answer { text: row.target.clone(), probability: row.scored(side).probability(), goes_on: false }),
+        false => said.next(),
+    });
+    Ok(known.collect())
 }
 
 /// A model with edit files laid over it, in their order; memories look for their networks `elsewhere` too.

@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::model::Precision;
 use crate::model::separator::without_last_space;
+use crate::model::tokens::BEGIN;
 use crate::report::table::{cut, percent, table};
 
 /// What a model says, with edits laid over it in the order given.
@@ -114,7 +115,8 @@ pub fn run(args: &Args) -> Result<()> {
                 ]
             })
             .collect();
-        text += &format!("{said}\n\n{}", table(&["next token", "probability", "logit"], &rows));
+        let what = if tokenizer.labels().is_some() { "label" } else { "next token" };
+        text += &format!("{said}\n\n{}", table(&[what, "probability", "logit"], &rows));
         if let Some((request, scope)) = &consulted {
             let statement = cut(&request.statement(), 80);
             text += &format!("\nfrom memory: {statement} (scope {})\n", percent(Some(*scope)));
@@ -129,7 +131,14 @@ pub fn run(args: &Args) -> Result<()> {
             .map(|token| json!({"id": token.id, "token": token.token, "logit": token.logit, "probability": token.probability}))
             .collect();
         let memory = consulted.map(|(request, scope)| json!({"request": request, "scope": scope}));
-        results.push(json!({"prompt": prompt, "token_ids": ids, "top": top, "generated": generated, "memory": memory}));
+        let mut result = json!({"prompt": prompt, "top": top, "generated": generated, "memory": memory});
+        // Over an encoder there are two texts.
+        let mut texts = ids.split(|id| *id == BEGIN);
+        result["token_ids"] = json!(texts.next());
+        if let Some(written) = texts.next() {
+            result["decoder_token_ids"] = json!(written);
+        }
+        results.push(result);
     }
     if args.json {
         let document = json!({

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::chat::ChatArgs;
-use super::{keep_state, print, stop};
+use super::{keep_state, print, stats_npz, stop};
 use crate::data::asking::Asking;
 use crate::data::text::Documents;
 use crate::device;
@@ -30,8 +30,14 @@ pub struct Args {
     pub model: String,
     /// Files of text (a document a line), JSON or JSONL (a document a record), gzipped or not; `pocket`: the embedded
     /// world's sentences
-    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present_any = ["import", "export"])]
     pub text: Vec<PathBuf>,
+    /// Take over second moments that others have published: numpy archives as the ROME and MEMIT authors have them, one a layer
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["text", "tokens", "until", "export"])]
+    pub import: Vec<PathBuf>,
+    /// Write the statistics that are there for the ROME and MEMIT authors' code, a file a layer
+    #[arg(long, num_args = 2, value_names = ["npz", "DIR"], conflicts_with_all = ["text", "tokens", "until"])]
+    pub export: Vec<String>,
     /// The layers: 5, 4..8 (both ends), or 4,6,8
     #[arg(long, value_name = "LAYERS")]
     pub layers: String,
@@ -77,6 +83,12 @@ pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let layers = layers(&args.layers)?;
     check_numbers(args)?;
+    if !args.import.is_empty() {
+        return stats_npz::import(args, &layers);
+    }
+    if !args.export.is_empty() {
+        return stats_npz::export(args, &layers);
+    }
     let device = device::open(&args.device)?;
     let model = Model::load(&args.model, &device, burn::tensor::DType::F32)?;
     let row = row_length(args, &layers, &model.decoder.spec)?;
@@ -105,7 +117,7 @@ fn check_numbers(args: &Args) -> Result<()> {
 }
 
 /// Tokens a row, for a model that has the layers.
-fn row_length(args: &Args, layers: &[usize], spec: &DecoderSpec) -> Result<usize> {
+pub(super) fn row_length(args: &Args, layers: &[usize], spec: &DecoderSpec) -> Result<usize> {
     if spec.source.is_some() {
         let message = "--model: statistics serve editors of causal stacks (rome, memit, emmet, alphaedit), and this model has an encoder";
         return Err(Error::Config(message.into()));
@@ -124,7 +136,7 @@ fn row_length(args: &Args, layers: &[usize], spec: &DecoderSpec) -> Result<usize
 }
 
 /// The file to write.
-fn target(args: &Args) -> Result<PathBuf> {
+pub(super) fn target(args: &Args) -> Result<PathBuf> {
     let name = args.model.trim_end_matches('/').rsplit('/').next().unwrap_or(&args.model);
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("stats").join(name));
     let path = Moments::path(&out);
@@ -159,7 +171,7 @@ fn header(args: &Args, layers: Vec<usize>, row: usize, model: &Model, texts: &Do
 }
 
 /// The moments that the file holds already, where they are of what is wanted, else none yet; the file can be written.
-fn begun(path: &Path, wanted: Header, again: bool) -> Result<Moments> {
+pub(super) fn begun(path: &Path, wanted: Header, again: bool) -> Result<Moments> {
     let known = if path.is_file() { Some(Moments::load(path, None)?) } else { None };
     let moments = match known.map(|known| (same(&known.header, &wanted), known)) {
         Some((Ok(()), known)) => known,
@@ -314,7 +326,7 @@ fn same(header: &Header, wanted: &Header) -> std::result::Result<(), String> {
         return Err(format!("the model {}, this one is {}", header.model, wanted.model));
     }
     if header.tokenizer != wanted.tokenizer {
-        return Err("another tokenizer".into());
+        return Err(if header.imported() { "others, which were imported" } else { "another tokenizer" }.into());
     }
     if header.width != wanted.width {
         return Err(format!("keys of width {}, the model's are {} wide", header.width, wanted.width));

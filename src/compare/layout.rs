@@ -92,6 +92,23 @@ impl Run {
         Ok(Run { folder: run, params })
     }
 
+    /// The run that all shards of a comparison share: the last one, which must have these parameters, or the first where there is none yet.
+    ///
+    /// # Errors
+    /// A run with other parameters: what shards of two configurations make does not belong together.
+    pub fn shared(folder: &Path, params: Value) -> Result<Self> {
+        if let Some(last) = Run::all(folder).last() {
+            let path = last.join("params.json");
+            if path.is_file() && digest(&read_json(&path)?) != digest(&params) {
+                return Err(Error::file(
+                    &path,
+                    "these results are of another configuration, model or data: shards of one comparison have one; give another --out",
+                ));
+            }
+        }
+        Run::continued(folder, params)
+    }
+
     /// Where a case of an id lies.
     pub fn path(&self, id: &str) -> PathBuf {
         // Capitals are none: to some file systems they are small letters.

@@ -5,6 +5,7 @@ pub mod curves;
 pub mod document;
 mod edited_by_many;
 pub mod layout;
+pub mod shard;
 mod unlike;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ use crate::parallel;
 use crate::process::peak_memory;
 use edited_by_many::{EditedByMany, fault, size, with_one_edit};
 use layout::Run;
+use shard::Shard;
 
 /// Tokens of a free answer at most, unless a target is longer.
 const ANSWER: usize = 24;
@@ -57,7 +59,7 @@ pub struct Looks<'a> {
 /// Called when a case is done.
 pub type Watch<'a> = &'a (dyn Fn() + Sync);
 
-/// Runs an editor over the cases that are left.
+/// Runs an editor over the cases of a shard that are left.
 ///
 /// # Errors
 /// Files that cannot be written. An editor that fails on a case is no error: the case says so.
@@ -67,11 +69,12 @@ pub fn run(
     records: &[EditRecord],
     mode: Mode,
     looks: Looks<'_>,
-    run: &Run,
+    (run, shard): (&Run, Shard),
     watch: Watch<'_>,
 ) -> Result<()> {
-    let left: Vec<usize> = (0..records.len()).filter(|&number| !run.path(&records[number].id).is_file()).collect();
-    (left.len()..records.len()).for_each(|_| watch());
+    let own = (0..records.len()).filter(|&number| shard.has(number));
+    let (left, done): (Vec<usize>, Vec<usize>) = own.partition(|&number| !run.path(&records[number].id).is_file());
+    done.iter().for_each(|_| watch());
     if left.is_empty() {
         return Ok(());
     }

@@ -147,11 +147,13 @@ impl Config {
         (self.data.text_cases > 0).then_some((name, field))
     }
 
-    /// The file with every key and its value, section by section.
+    /// The file with every key that decides something and its value, section by section.
     pub fn written(&self) -> Value {
         let mut own = json!(self.editor);
         let mut editor = json!({ "method": own["method"].take() });
         let mut train = json!(self.train);
+        // When a state is saved changes nothing of it.
+        train.as_object_mut().and_then(|train| train.remove("save_minutes"));
         for (into, section) in [(&mut editor, own["editor"].take()), (&mut train, own["train"].take())] {
             if let (Value::Object(into), Value::Object(section)) = (into, section) {
                 into.extend(section);

@@ -82,6 +82,7 @@ impl Labels {
     /// # Errors
     /// As [`Labels::check`], for the record.
     pub fn put_all(&self, records: Vec<EditRecord>) -> Result<Vec<EditRecord>> {
+        self.warn_of_claims(&records);
         let put = |(number, record)| self.put(record, number).map_err(|error: Error| error.of_record(number));
         let mut put = records.into_iter().enumerate().map(put).collect::<Result<Vec<_>>>()?;
         let known: Vec<Option<Probe>> = put.iter().map(EditRecord::fact).collect();
@@ -93,6 +94,25 @@ impl Labels {
             }
         }
         Ok(put)
+    }
+
+    /// Says which answers were perhaps meant as labels, and are none: one by itself, or some beside labels. A file of facts is meant as claims.
+    fn warn_of_claims(&self, records: &[EditRecord]) {
+        let others: Vec<&EditRecord> = records
+            .iter()
+            .filter(|record| asked(&record.prompt).is_none() && self.meant(&record.target_new).is_none())
+            .collect();
+        if let Some(record) =
+            others.first().filter(|_| self.verdicts.is_some() && (records.len() == 1 || others.len() < records.len()))
+        {
+            tracing::warn!(
+                "{} of {} answers are no labels of this classifier ({}), the first \"{}\": with their prompts they are put to it as claims",
+                others.len(),
+                records.len(),
+                self.all.join(", "),
+                record.target_new
+            );
+        }
     }
 
     /// A record as it is put to the classifier. One whose answer is a label stays as it is. All others are claims: one that asks for verdicts

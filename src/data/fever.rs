@@ -18,11 +18,14 @@ fn holds(label: &str) -> Option<bool> {
     }
 }
 
+/// FEVER's third label, which an edit cannot turn round.
+const OPEN: &str = "NOT ENOUGH INFO";
+
 /// Whether an output of the record is a label, which tells it from KE's zsRE.
 pub(super) fn has_label(record: &Object) -> bool {
     let is_label = |item: &Json| {
         let Json::Object(item) = item else { return false };
-        matches!(item.get("answer"), Some(Json::Text(label)) if holds(label).is_some())
+        matches!(item.get("answer"), Some(Json::Text(label)) if holds(label).is_some() || label.trim() == OPEN)
     };
     matches!(record.get(OUTPUT), Some(Json::List(items)) if items.iter().any(is_label))
 }
@@ -33,8 +36,14 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
     let output = record.required(OUTPUT, "every record needs a label")?;
     let label = first_answer(Some(output)).map_err(|problem| problem.within(OUTPUT))?;
     let Some(holds) = label.as_deref().and_then(holds) else {
-        let found = label.map_or_else(|| "holds no answer".to_owned(), |label| format!("is {}", quoted(&label)));
-        return Err(Problem::new(format!("{found}; it should be SUPPORTS or REFUTES")).within(OUTPUT));
+        let found =
+            label.as_ref().map_or_else(|| "holds no answer".to_owned(), |label| format!("is {}", quoted(label)));
+        let what = if label.is_some_and(|label| label.trim() == OPEN) {
+            "such a claim has nothing to turn round; leave it out"
+        } else {
+            "it should be SUPPORTS or REFUTES"
+        };
+        return Err(Problem::new(format!("{found}; {what}")).within(OUTPUT));
     };
     Ok(EditRecord {
         id,
@@ -78,6 +87,10 @@ mod tests {
         assert_eq!(
             problem(&FEVER.replace(r#"{"provenance": []}"#, r#"{"answer": "PERHAPS"}"#)),
             r#"record 0 (id 75): "output" is "PERHAPS"; it should be SUPPORTS or REFUTES"#
+        );
+        assert_eq!(
+            problem(&FEVER.replace("SUPPORTS", "NOT ENOUGH INFO")),
+            r#"record 0 (id 75): "output" is "NOT ENOUGH INFO"; such a claim has nothing to turn round; leave it out"#
         );
         assert_eq!(
             problem(&FEVER.replace(r#"{"provenance": []}"#, "7")),

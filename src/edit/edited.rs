@@ -77,6 +77,14 @@ impl Edited {
         }
     }
 
+    /// The same with the matrices of its topmost blocks in memory, where it has no edits yet: see [`Decoder::in_memory_from`].
+    pub fn in_memory_from(self, lowest: usize) -> Self {
+        if !self.edits.is_empty() {
+            return self;
+        }
+        Edited::with_decoder(self.base.clone(), self.decoder.clone().in_memory_from(lowest), self.id.clone())
+    }
+
     /// The frozen base.
     pub fn base(&self) -> &Arc<Model> {
         &self.base
@@ -260,7 +268,7 @@ impl Edited {
     /// `[d_in, d_out]` of a weight that a change names.
     fn shape(&self, at: Weight, what: &str) -> Result<[usize; 2]> {
         let linear = self.decoder.linear(at).map_err(|error| Error::Input(format!("{what}: {error}")))?;
-        Ok(linear.weight.val().dims())
+        Ok(linear.weight.dims())
     }
 
     /// For each prompt what the topmost memory that has a say makes of it; nothing where the weights answer.
@@ -376,6 +384,19 @@ impl Edited {
     /// Logits `[positions, vocabulary]` at (row, cell) pairs.
     pub fn head(&self, hidden: Tensor<3>, positions: &[(usize, usize)]) -> Tensor<2> {
         self.decoder.head(hidden, positions)
+    }
+
+    /// See [`Decoder::head_with_gradient`].
+    ///
+    /// # Errors
+    /// What `gradient` says.
+    pub fn head_with_gradient<T>(
+        &self,
+        hidden: Tensor<3>,
+        positions: &[(usize, usize)],
+        gradient: impl FnOnce(Tensor<2>) -> Result<(Tensor<2>, T)>,
+    ) -> Result<(Tensor<1>, T)> {
+        self.decoder.head_with_gradient(hidden, positions, gradient)
     }
 
     /// The lowest layer that a change reaches.

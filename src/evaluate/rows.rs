@@ -2,6 +2,7 @@
 
 use super::probes::{Kind, ProbeRow, Rival};
 use crate::data::record::ATTRIBUTE;
+use crate::edit::likelihood::Scored;
 
 /// What stands before an edit, and what after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +11,16 @@ pub enum Side {
     Before,
     /// The edited model.
     After,
+}
+
+impl ProbeRow {
+    /// Its target, as the model of that side scores it.
+    pub fn scored(&self, side: Side) -> &Scored {
+        match side {
+            Side::Before => &self.before,
+            Side::After => &self.after,
+        }
+    }
 }
 
 /// The mean of values, or nothing where there are none.

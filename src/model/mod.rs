@@ -63,7 +63,7 @@ impl Model {
     /// # Errors
     /// Tensors that do not fit the config.
     pub fn from_parts(checkpoint: Checkpoint, tokenizer: Tokenizer, device: &Device, dtype: DType) -> Result<Self> {
-        let decoder = checkpoint.decoder(device, dtype)?;
+        let decoder = checkpoint.decoder(device, dtype, checkpoint.hold(device, dtype))?;
         let tokenizer = match (&decoder.spec.source, decoder.spec.labels()) {
             (_, Some(labels)) => tokenizer.for_labels(labels.to_vec()),
             (Some(_), None) => tokenizer.for_pairs()?,

@@ -83,7 +83,7 @@ impl SentenceEncoder {
     /// # Errors
     /// A text that cannot be tokenised.
     pub fn embed(&self, sentences: &[&str]) -> Result<Tensor<2>> {
-        let device = self.model.encoder.embedding.val().device();
+        let device = self.model.encoder.embedding.device();
         let rows = sentences.iter().map(|text| self.model.tokenizer.encode_whole(text, self.longest));
         let rows = rows.collect::<Result<Vec<_>>>()?;
         alike_together(&rows.iter().map(Vec::len).collect::<Vec<_>>(), CELLS, &device, |batch| {

@@ -7,7 +7,8 @@ use faer::Mat;
 use serde::{Deserialize, Serialize};
 
 use super::normal_equations::matrix as matrix_of;
-use crate::edit::likelihood::{check_targets, target_log_probabilities};
+use crate::edit::likelihood::check_targets;
+use crate::edit::loss::nll;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::stack::spec::DecoderSpec;
@@ -153,9 +154,12 @@ impl Matrices {
         let targets: Vec<u32> = rows.iter().flat_map(|text| text.target().iter().copied()).collect();
         let weights: Vec<f32> =
             rows.iter().flat_map(|text| vec![1.0 / text.target().len() as f32; text.target().len()]).collect();
-        let log = burn::tensor::activation::log_softmax(model.head(hidden, &reads), 1);
-        let weights = Tensor::<1>::from_data(weights.as_slice(), (&log.device().inner(), log.dtype()));
-        let loss = (target_log_probabilities(log, &targets) * weights).sum().neg();
+        let (loss, ()) = model.head_with_gradient(hidden, &reads, |logits| {
+            let log = burn::tensor::activation::log_softmax(logits, 1);
+            let weights = Tensor::<1>::from_data(weights.as_slice(), (&log.device(), log.dtype()));
+            let (_, gradient) = nll(log, &targets);
+            Ok((gradient * weights.unsqueeze_dim(1), ()))
+        })?;
         let mut read = probes.read(&loss.backward());
         let factors = self.each.iter().map(|matrix| {
             let (u, delta) = read

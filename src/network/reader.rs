@@ -212,7 +212,7 @@ impl Reader {
         let rows = texts.iter().map(|text| self.row(text, None)).collect::<Result<Vec<_>>>()?;
         let untouched = Tuned { blocks: vec![], ends: None, factors: vec![] };
         let device = match &self.stack {
-            Pretrained::Encoder(model) => model.model().encoder.embedding.val().device(),
+            Pretrained::Encoder(model) => model.model().encoder.embedding.device(),
             Pretrained::Decoder(model) => model.decoder.device(),
         };
         self.batched(&rows, &device, |rows| Ok(normalized(self.means(&untouched, rows)?)))

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::model::layers::matrix::Matrix;
 use crate::model::layers::norm::Norm;
 use crate::model::stack::block::Block;
 use crate::model::stack::decoder::Decoder;
@@ -48,7 +49,7 @@ pub struct Tuned {
 #[derive(Module, Debug)]
 pub struct Ends {
     /// `[vocabulary, width]`
-    pub embedding: Param<Tensor<2>>,
+    pub embedding: Matrix,
     /// `[context, width]`
     pub positions: Option<Param<Tensor<2>>>,
     /// An encoder's token types, `[kinds, width]`.
@@ -56,7 +57,7 @@ pub struct Ends {
     /// A decoder's last norm, an encoder's first.
     pub norm: Option<Norm>,
     /// A decoder's untied head, `[width, outputs]`.
-    pub head: Option<Param<Tensor<2>>>,
+    pub head: Option<Matrix>,
     /// What distances add to a decoder's scores, `[buckets, heads]`.
     pub distances: Option<Param<Tensor<2>>>,
     /// Of the encoder that a decoder reads.
@@ -99,11 +100,13 @@ impl Tuned {
         Ok(match *tune {
             Tune::Nothing => none,
             Tune::Whole => {
-                let blocks = each().map(|(_, (_, block))| block.clone()).collect();
+                let blocks = each().map(|(_, (_, block))| block.clone().in_memory()).collect();
+                let ends =
+                    Ends { embedding: ends.embedding.in_memory(), head: ends.head.map(Matrix::in_memory), ..ends };
                 trained(Tuned { blocks, ends: Some(ends), ..none }, place)
             }
             Tune::Top(count) => {
-                let blocks = each().skip(top(count)?).map(|(_, (_, block))| block.clone()).collect();
+                let blocks = each().skip(top(count)?).map(|(_, (_, block))| block.clone().in_memory()).collect();
                 trained(Tuned { blocks, ..none }, place)
             }
             Tune::Lora { rank: 0, .. } => return Err(Error::Config("lora.rank must be at least 1".into())),
@@ -113,7 +116,7 @@ impl Tuned {
                 for (stack, (layer, block)) in each().skip(first) {
                     for role in Role::all() {
                         let Some(linear) = block.linear(role) else { continue };
-                        let [d_in, d_out] = linear.weight.val().dims();
+                        let [d_in, d_out] = linear.weight.dims();
                         if rank > d_in.min(d_out) {
                             return Err(Error::Config(format!(
                                 "lora.rank = {rank} is above what a matrix of {d_in} × {d_out} can have"

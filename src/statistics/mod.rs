@@ -2,10 +2,11 @@
 //! editors keep as still as they can (Meng et al., 2022, section 3.1).
 
 mod collect;
+pub mod npz;
 mod store;
 
 pub use collect::{Collect, Collected, collect};
-pub use store::{Header, MomentChange, Moments, Source};
+pub use store::{Header, MomentChange, Moments, Source, UNKNOWN};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -101,6 +102,15 @@ impl Statistics {
     pub fn id(&self) -> String {
         let header = serde_json::to_vec(&self.moments.header).unwrap_or_default();
         blake3::hash(&header).to_hex()[..16].to_owned()
+    }
+
+    /// What cannot be known of them; nothing where they were collected here.
+    pub fn unknown(&self) -> Option<String> {
+        let names = || self.moments.header.sources.iter().map(|source| source.name.as_str()).collect::<Vec<_>>();
+        self.moments
+            .header
+            .imported()
+            .then(|| format!("imported from {}; tokenizer and texts are not known", names().join(", ")))
     }
 
     /// `C [width, width]` of a layer.

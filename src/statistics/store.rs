@@ -20,7 +20,7 @@ pub struct Header {
     pub format: String,
     /// The model's fingerprint.
     pub model: String,
-    /// The tokenizer's fingerprint.
+    /// The tokenizer's fingerprint, or [`UNKNOWN`].
     pub tokenizer: String,
     /// Width of the keys.
     pub width: usize,
@@ -43,6 +43,16 @@ pub struct Header {
     pub half: u64,
     /// How C changed each time the tokens doubled.
     pub changes: Vec<MomentChange>,
+}
+
+/// What stands where a published file does not say which tokenizer was used.
+pub const UNKNOWN: &str = "unknown";
+
+impl Header {
+    /// Whether they are others' work.
+    pub fn imported(&self) -> bool {
+        self.tokenizer == UNKNOWN
+    }
 }
 
 /// A file of texts.

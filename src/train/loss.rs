@@ -54,18 +54,22 @@ pub(super) struct EditAndLocality {
     pub kl: f64,
 }
 
-/// The loss of logits `[reads, vocabulary]`, those of the `targets` in scope first, then those out of scope, whose base logits are
-/// `base`; each read has its weight.
-///
-/// The logits z times ∂L/∂z, taken as a constant, have the loss's gradient (`edit::loss`), without a pass of autodiff over the vocabulary.
+impl From<(Tensor<1>, (f64, f64))> for EditAndLocality {
+    fn from((surrogate, (nll, kl)): (Tensor<1>, (f64, f64))) -> Self {
+        EditAndLocality { surrogate, nll, kl }
+    }
+}
+
+/// The gradient of the loss at logits `[reads, vocabulary]`, those of the `targets` in scope first, then those out of scope, whose base
+/// logits are `base`; each read has its weight. Beside it the sums of NLL and KL.
 pub(super) fn edit_and_locality(
     logits: Tensor<2>,
     (targets, scope_weights): (&[u32], &[f64]),
     base: Option<Tensor<2>>,
     near_weights: &[f64],
     (edit, locality): (f64, f64),
-) -> EditAndLocality {
-    let log = activation::log_softmax(logits.clone().inner(), 1);
+) -> (Tensor<2>, (f64, f64)) {
+    let log = activation::log_softmax(logits, 1);
     let ([count, vocabulary], in_scope) = (log.dims(), targets.len());
     let (device, dtype) = (log.device(), log.dtype());
     let weights = |of: &[f64]| Tensor::<1>::from_data(TensorData::new(of.to_vec(), [of.len()]), (&device, dtype));
@@ -85,7 +89,7 @@ pub(super) fn edit_and_locality(
         kl = number(each * near_weights.clone());
         towards.push(gradient * near_weights.unsqueeze_dim(1).mul_scalar(locality));
     }
-    EditAndLocality { surrogate: (logits * Tensor::cat(towards, 0)).sum(), nll, kl }
+    (Tensor::cat(towards, 0), (nll, kl))
 }
 
 #[cfg(test)]

@@ -296,6 +296,8 @@ impl MendTrainer {
         within("loss.in_scope", loss.rephrases.in_scope as f64, 1.0, 1e4)?;
         own.check()?;
         mend.network = parameters::with_stable_ids(mend.network);
+        // All graphs of a training lie over these layers.
+        let base = base.in_memory_from(mend.lowest_layer());
         let lower_layers = LowerLayers::new(base.clone(), mend.lowest_layer());
         let settings = LearnedEditorSettings::Mend(mend.settings.clone());
         Ok(MendTrainer {
@@ -493,9 +495,11 @@ impl MendTrainer {
         let base = self.base.blocks(hidden.clone(), above.clone(), tokens.span(), None, &mut NoTap)?;
         let base = self.base.head(base, &reads.cells);
         let edited = look.model.blocks(hidden, above, tokens.span(), None, tap)?;
-        let edited = look.model.head(edited, &reads.cells);
         let weights = (0.0, text.settings.weight);
-        Ok(Some(edit_and_locality(edited, (&[], &[]), Some(base), &reads.weights, weights)))
+        let loss = look.model.head_with_gradient(edited, &reads.cells, |logits| {
+            Ok(edit_and_locality(logits, (&[], &[]), Some(base), &reads.weights, weights))
+        })?;
+        Ok(Some(loss.into()))
     }
 
     /// The part of the records' own texts, in scope and out of it.
@@ -529,7 +533,6 @@ impl MendTrainer {
 
         let edited = model.blocks(hidden.clone(), above.clone(), tokens.span(), None, tap)?;
         let reads: Vec<_> = scope.cells.iter().chain(&near.cells).copied().collect();
-        let logits = model.head(edited, &reads);
         let base = match near_rows.is_empty() {
             true => None,
             false => {
@@ -541,7 +544,10 @@ impl MendTrainer {
             }
         };
         let weights = (self.loss.edit, self.loss.locality);
-        Ok(edit_and_locality(logits, (&targets, &scope.weights), base, &near.weights, weights))
+        let loss = model.head_with_gradient(edited, &reads, |logits| {
+            Ok(edit_and_locality(logits, (&targets, &scope.weights), base, &near.weights, weights))
+        })?;
+        Ok(loss.into())
     }
 
     /// The loss of edits whose changes are sums: one pass through the edited layers, with the network below it in one graph.

@@ -61,6 +61,9 @@ pub struct TrainSettings {
     /// Steps in a row with a loss or gradient that is not finite until the training stops.
     #[serde(default = "stop_after")]
     pub stop_after_not_finite: usize,
+    /// Minutes after which the state is saved, beside validations; 0 for never. It decides nothing, so that a training may go on under another.
+    #[serde(default = "save_minutes")]
+    pub save_minutes: f64,
 }
 
 fn one() -> usize {
@@ -73,6 +76,10 @@ fn validate_every() -> usize {
 
 fn validation_records() -> usize {
     200
+}
+
+fn save_minutes() -> f64 {
+    10.0
 }
 
 fn clip() -> f64 {
@@ -234,6 +241,7 @@ impl TrainSettings {
         within("train.learning_rate", self.learning_rate, 0.0, 10.0)?;
         within("train.schedule_end", self.cosine.schedule_end, 0.0, 1.0)?;
         within("train.clip", self.clip, 1e-12, f64::INFINITY)?;
+        within("train.save_minutes", self.save_minutes, 0.0, 1e6)?;
         within("train.stop_after_not_finite", self.stop_after_not_finite as f64, 1.0, 1e12)?;
         within("train.weight_decay", f64::from(self.adamw.weight_decay), 0.0, 10.0)
     }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
@@ -15,7 +16,7 @@ use super::learned::{Group, LearnedEditor};
 use super::metrics::Metrics;
 use super::settings::TrainSettings;
 use super::{gradients, resume};
-use crate::archive::snapshot::{Progress, Snapshot, Store};
+use crate::archive::snapshot::{Progress, Snapshot, Store, Write};
 use crate::archive::{Archive, Base, Best};
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
@@ -116,6 +117,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
     /// record that the model cannot take, after the state before it is saved.
     pub fn run(&mut self, watch: &mut dyn FnMut(&Event<'_>), stop: &dyn Fn() -> bool) -> Result<Progress> {
         let mut course = self.begin(watch, stop)?;
+        let mut saved = Instant::now();
         while !course.progress.finished {
             if !course.progress.unjudged {
                 self.step(&mut course, watch)?;
@@ -125,8 +127,11 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
                 false => None,
             };
             let leave = stop() && !course.progress.finished;
-            if judged.is_some() || leave {
+            let minutes = saved.elapsed().as_secs_f64() / 60.0;
+            let due = self.settings.save_minutes > 0.0 && minutes >= self.settings.save_minutes;
+            if judged.is_some() || leave || due {
                 self.save(&mut course, judged == Some(true))?;
+                saved = Instant::now();
             }
             if leave {
                 let message = format!(" at step {}; --resume goes on from there", course.progress.step);
@@ -324,9 +329,18 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
     /// Writes a snapshot; with `is_best` the archive too.
     fn save(&self, course: &mut Course, is_best: bool) -> Result<()> {
         course.progress.metrics_bytes = course.metrics.sync()?;
-        let optimizers = course.optimizers.iter().map(state_of).collect::<Result<Vec<_>>>()?;
-        let last = tensors::to_bytes(&self.editor.tensors())?;
-        course.store.write(&Snapshot { progress: course.progress.clone(), last, is_best, optimizers })?;
+        let optimizers = course.optimizers.iter().map(|optimizer| -> Write<'_> {
+            Box::new(move |path| {
+                let wrong = |error| Error::Training(format!("the optimiser cannot be saved: {error:?}"));
+                optimizer.save(path).map_err(wrong)
+            })
+        });
+        course.store.write(&Snapshot {
+            progress: course.progress.clone(),
+            last: Box::new(|path| tensors::write(path, &self.editor.tensors())),
+            is_best,
+            optimizers: optimizers.collect(),
+        })?;
         if is_best { self.publish(&course.store, &course.progress) } else { Ok(()) }
     }
 
@@ -481,12 +495,6 @@ fn step_line(step: usize, figures: &[(&'static str, f64)], skipped: bool) -> ser
         line.insert("skipped".into(), true.into());
     }
     line.into()
-}
-
-fn state_of(optimizer: &ModuleOptimizer) -> Result<Vec<u8>> {
-    let bytes =
-        optimizer.into_bytes().map_err(|error| Error::Training(format!("the optimiser cannot be saved: {error:?}")))?;
-    Ok(bytes.to_vec())
 }
 
 /// The group of each parameter.

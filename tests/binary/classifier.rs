@@ -16,6 +16,46 @@ fn top(result: &Value) -> (String, f64) {
 }
 
 #[test]
+fn what_is_no_label_is_said() {
+    let (place, model) = (TestFolder::new(), model());
+    let config = place.write(
+        "ft.toml",
+        format!(
+            "[model]\npath = {:?}\n\n[editor]\nmethod = \"fine_tuning\"\nlayers = [1]\nweights = [\"encoder.mlp.up\"]\nsteps = 2\n\
+             learning_rate = 1e-3\n",
+            text(&model)
+        ),
+    );
+    let output = run(&[&["apply", "--config", text(&config), "--target", "SUPPORT"][..], &CLAIM].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() && said.contains("1 of 1 answers are no labels") && said.contains("\"SUPPORT\""),
+        "{said}"
+    );
+    let shown = stdout(&run(&["predict", "--model", text(&model), CLAIM[0], CLAIM[1]]));
+    assert!(shown.contains("label") && !shown.contains("next token"), "{shown}");
+    let ids = &json(&["predict", "--model", text(&model), CLAIM[0], CLAIM[1]])["results"][0];
+    let outside = |ids: &Value| ids.as_array().unwrap().iter().any(|id| id.as_u64().unwrap() > 1_000_000);
+    assert!(!outside(&ids["token_ids"]) && !outside(&ids["decoder_token_ids"]), "{ids}");
+
+    let refuse = |name: &str, key: &str, value: Value, words: &str| {
+        let copy = place.copy_of(name);
+        let path = copy.join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config[key] = value;
+        std::fs::write(&path, config.to_string()).unwrap();
+        refused(&["predict", "--model", text(&copy), CLAIM[0], CLAIM[1]], 1, &[words]);
+        std::fs::remove_dir_all(copy).unwrap();
+    };
+    let tiny = "bert-classifier-tiny";
+    refuse(tiny, "id2label", serde_json::json!({"0": "A", "1": "A", "2": "B"}), "a name of its own");
+    refuse(tiny, "id2label", serde_json::json!({"0": "A", "1": " ", "2": "B"}), "a name of its own");
+    refuse(tiny, "is_decoder", Value::Bool(true), "is_decoder is true");
+    refuse(tiny, "num_hidden_layers", 1.into(), "config.json says 1 layers, but the checkpoint has");
+    refuse("gpt2-tiny", "n_layer", 1.into(), "config.json says 1 layers, but the checkpoint has");
+}
+
+#[test]
 fn a_label_is_turned_round_saved_and_exported() {
     let (place, model) = (TestFolder::new(), model());
     let predict = ["predict", "--model", text(&model), CLAIM[0], CLAIM[1]];

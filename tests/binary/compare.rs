@@ -259,6 +259,41 @@ fn a_killed_run_goes_on_with_what_is_left() {
 }
 
 #[test]
+fn shards_share_the_cases() {
+    let place = place();
+    let data = "cases = \"pocket/test\"\nlimit = 7\nrephrases = 1\nper_class = 1";
+    let config = place.write("shared.toml", config(data, "curve = [1, 3]\ntext = \"pocket\"", &["ft", "lookup"]));
+    let (out, whole) = (place.path("out"), place.path("whole"));
+    // Two at once on one folder, in one moment.
+    let start = |shard: &str| {
+        let args = compare(&config, &out, &["--shard", shard]);
+        process().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let both = ["1/2", "2/2"].map(start).map(|child| child.wait_with_output().unwrap());
+    for (output, cases) in both.iter().zip(["4 cases", "3 cases"]) {
+        assert!(stdout(output).contains("--summarize"));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(cases), "{output:?}");
+    }
+    assert_eq!(case_files(&out.join("ft/run_000")).len(), 7);
+    assert!(!out.join("ft/run_001").exists() && !out.join("summary.json").exists());
+    stdout(&run(&["compare", "--summarize", text(&out)]));
+    stdout(&run(&compare(&config, &whole, &[])));
+    let summary = |folder: &Path| {
+        let mut summary = without_times(&folder.join("summary.json"));
+        summary.as_object_mut().unwrap().remove("title");
+        summary
+    };
+    assert_eq!(summary(&out), summary(&whole));
+    // One that is done makes nothing; one of another configuration is refused, and so is one that is none.
+    assert!(String::from_utf8_lossy(&run(&compare(&config, &out, &["--shard", "2/2"])).stderr).contains("0 cases"));
+    let other = run(&compare(&config, &out, &["--shard", "1/2", "--set", "compare.seed=5"]));
+    one_line_error(&other, 1, &["another configuration", "--out"]);
+    for wrong in ["3/2", "0/2", "x"] {
+        one_line_error(&run(&compare(&config, &out, &["--shard", wrong])), 2, &["--shard", "1/16"]);
+    }
+}
+
+#[test]
 fn free_answers_say_on_how_many_cases_they_were_taken() {
     let place = place();
     let (config, out) = (place.path("compare.toml"), place.path("out"));

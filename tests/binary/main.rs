@@ -14,6 +14,7 @@ mod memory;
 mod memory_input;
 mod pairs;
 mod pretraining;
+mod published_statistics;
 mod records;
 mod resume;
 mod running_text;

@@ -109,6 +109,44 @@ fn a_sequence_interrupted_by_control_c() {
     assert!((1..386).contains(&edits), "{edits}");
 }
 
+/// A training is saved by the clock too: what was done since a validation is not lost, and the end is the same.
+#[test]
+fn saved_between_validations() {
+    let place = TestFolder::new();
+    let (config, whole, out) = (place.gpt2_config(), place.path("whole"), place.path("out"));
+    let settings = sets(&[&EVERYTHING[..], &["train.max_steps=300", "train.validate_every=300"]].concat());
+    stdout(&run(&training(&config, &whole, &settings)));
+    let every_step = [&settings[..], &["--set", "train.save_minutes=0.000001"]].concat();
+    let mut child = spawn(&training(&config, &out, &every_step));
+    wait_for_steps(&mut child, &out, 12);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let current = std::fs::read_to_string(out.join("training/current")).unwrap();
+    let step: usize = current.trim().trim_start_matches("step-").parse().unwrap();
+    assert!((11..300).contains(&step), "{current}");
+    // It decides nothing, so that the training goes on under another.
+    stdout(&run(&training(&config, &out, &[&["--resume"], &settings[..]].concat())));
+    same_training(&whole, &out);
+}
+
+/// A mapped file that is shortened ends the program with a line, not without a word.
+#[test]
+fn lost_pages_are_explained() {
+    let mut child = process();
+    let mut child = child
+        .args(["apply", "--config", "configs/ft-pocket.toml", "--edits", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let kill = format!("kill -BUS {}", child.id());
+    assert!(Process::new("sh").args(["-c", &kill]).status().unwrap().success());
+    drop(child.stdin.take());
+    one_line_error(&child.wait_with_output().unwrap(), 1, &["was shortened or cannot be read"]);
+}
+
 #[test]
 fn serac_killed_again_and_again() {
     let place = TestFolder::new();

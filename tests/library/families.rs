@@ -8,7 +8,8 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use emend::Edited;
 use emend::edit::{Change, Delta, Edit, Provenance, WeightChange};
-use emend::model::load::checkpoint::Checkpoint;
+use emend::model::layers::matrix::Matrix;
+use emend::model::load::checkpoint::{Checkpoint, Hold};
 use emend::model::stack::decoder::Decoder;
 use emend::model::stack::taps::GradientProbes;
 use emend::model::tap::{NoTap, Role, Stack, Tap, Weight};
@@ -87,6 +88,71 @@ fn u_and_delta_are_the_slope_of_the_loss() {
     }
 }
 
+/// A family's fixture with all its tensors in 16 bits.
+fn in_16_bits(name: &str, brain: bool) -> tempfile::TempDir {
+    let place = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixture(name)).unwrap().flatten() {
+        fs::copy(entry.path(), place.path().join(entry.file_name())).unwrap();
+    }
+    let dtype = if brain { safetensors::Dtype::BF16 } else { safetensors::Dtype::F16 };
+    let rounded = |value: f64| match brain {
+        true => half::bf16::from_f64(value).to_le_bytes(),
+        false => half::f16::from_f64(value).to_le_bytes(),
+    };
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = stored(place.path())
+        .into_iter()
+        .map(|(name, (shape, values))| (name, shape, values.into_iter().flat_map(rounded).collect()))
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name.as_str(), safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap())
+    });
+    for entry in fs::read_dir(place.path()).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("model") && name.contains("safetensors") {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    fs::write(place.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    place
+}
+
+#[test]
+fn matrices_in_16_bits_may_stay_in_their_file() {
+    for (name, brain) in all().flat_map(|name| [(name, false), (name, true)]) {
+        let place = in_16_bits(name, brain);
+        let files = Checkpoint::open(place.path()).unwrap();
+        let of = |hold| files.decoder(&Device::flex(), DType::F32, hold).unwrap();
+        let (cast, in_file) = (of(Hold::Cast), of(Hold::InFile));
+        let weights = weights(&cast);
+        let what = |decoder: &Decoder| {
+            let tokens = Tokens::new(ids(name));
+            let hidden = decoder.embed(&tokens, &mut NoTap).unwrap();
+            let hidden = decoder.blocks(hidden, 0..decoder.spec.depth(), tokens.span(), None, &mut NoTap).unwrap();
+            let row = tokens.span().rows[0];
+            let cells: Vec<_> = (row.source..row.len).map(|cell| (0, cell)).collect();
+            let logits = values(decoder.head(hidden, &cells));
+            let mut probes = GradientProbes::at(weights.iter().copied());
+            let gradients = log_likelihood(decoder, &ids(name)[0], &mut probes).backward();
+            let read = probes.read(&gradients).into_values().flat_map(|(u, delta)| [values(u), values(delta)].concat());
+            (logits, read.collect::<Vec<f64>>())
+        };
+        let ((logits, slopes), (logits_in_file, slopes_in_file)) = (what(&cast), what(&in_file));
+        let apart = difference(&logits, &logits_in_file).max(difference(&slopes, &slopes_in_file));
+        assert!(apart < 2e-5, "{name}: {apart:e}");
+        for at in weights {
+            let (held, stored) = (&cast.linear(at).unwrap().weight, &in_file.linear(at).unwrap().weight);
+            assert!(matches!(stored, Matrix::Stored(_)), "{name} {at}");
+            assert_eq!(values(held.val()), values(stored.val()), "{name} {at}");
+        }
+        let index = burn::tensor::Tensor::<1, burn::tensor::Int>::from_data([3i64, 0, 3].as_slice(), &Device::flex());
+        assert_eq!(values(cast.embedding.rows(index.clone())), values(in_file.embedding.rows(index.clone())));
+        if let Some((held, stored)) = cast.head.as_ref().zip(in_file.head.as_ref()) {
+            let index = index.mul_scalar(0);
+            assert_eq!(values(held.columns(index.clone())), values(stored.columns(index)), "{name}");
+        }
+    }
+}
+
 /// A change of every matrix of the first layer.
 fn edit(model: &Edited) -> Edit {
     let decoder = &model.base().decoder;
@@ -151,7 +217,7 @@ fn exports_put_each_change_where_it_belongs() {
         emend::edit::hf::export(&edited, &hf).unwrap();
         emend::edit::peft::export(&edited, &peft).unwrap();
 
-        let opened = Checkpoint::open(&hf).unwrap().decoder(&Device::flex(), DType::F32).unwrap();
+        let opened = Checkpoint::open(&hf).unwrap().decoder(&Device::flex(), DType::F32, Hold::Cast).unwrap();
         let tokens = Tokens::new(ids(name));
         let row = tokens.span().rows[0];
         let cells: Vec<_> = (row.source..row.len).map(|cell| (0, cell)).collect();
@@ -205,7 +271,8 @@ fn refused(name: &str, more: Value) -> String {
         config[key] = value.clone();
     }
     fs::write(&path, config.to_string()).unwrap();
-    let opened = Checkpoint::open(place.path()).and_then(|files| files.decoder(&Device::flex(), DType::F32));
+    let opened =
+        Checkpoint::open(place.path()).and_then(|files| files.decoder(&Device::flex(), DType::F32, Hold::Cast));
     opened.err().map(|error| error.to_string()).unwrap_or_default()
 }
 

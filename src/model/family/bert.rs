@@ -57,6 +57,8 @@ struct Classifier {
     #[serde(default = "two_labels")]
     id2label: BTreeMap<usize, String>,
     problem_type: Option<String>,
+    #[serde(default)]
+    is_decoder: bool,
 }
 
 fn two_labels() -> BTreeMap<usize, String> {
@@ -84,6 +86,13 @@ impl Family for Bert {
         let labels: Vec<String> = classifier.id2label.values().cloned().collect();
         if labels.len() < 2 || !classifier.id2label.keys().copied().eq(0..labels.len()) {
             return Err("id2label wants at least two labels, numbered from 0 on".into());
+        }
+        let named = |label: &&String| labels.iter().filter(|other| other.trim() == label.trim()).count() > 1;
+        if let Some(label) = labels.iter().find(|label| label.trim().is_empty() || named(label)) {
+            return Err(format!("id2label has \"{label}\", and each label wants a name of its own"));
+        }
+        if classifier.is_decoder {
+            return Err("is_decoder is true; a classifier reads its text both ways".into());
         }
         if encoder.position_embedding_type != "absolute" {
             return Err(format!("position_embedding_type \"{}\" is not supported", encoder.position_embedding_type));

@@ -142,22 +142,23 @@ static FAMILIES: [&dyn Family; 18] = [
 ];
 
 /// What is near a family that is known, and why it is not read.
-const NEAR: [(&str, &str); 14] = [
+const NEAR: [(&str, &str); 13] = [
     ("gemma3", "has a vision tower; a folder of its text part alone, of model_type \"gemma3_text\", is read"),
     ("gemma3n", "has parts per layer that are not known here"),
     ("mixtral", MIXTURE),
-    ("qwen2_moe", MIXTURE),
-    ("qwen3_moe", MIXTURE),
-    ("phimoe", MIXTURE),
-    ("olmoe", MIXTURE),
-    ("granitemoe", MIXTURE),
     ("deepseek_v2", MIXTURE),
     ("deepseek_v3", MIXTURE),
     ("gpt_oss", MIXTURE),
     ("llama4", MIXTURE),
-    ("mllama", "has a vision tower, which is not read here"),
-    ("qwen2_vl", "has a vision tower, which is not read here"),
+    ("mllama", VISION),
+    ("paligemma", VISION),
+    ("idefics3", VISION),
+    ("pixtral", VISION),
+    ("internvl", VISION),
+    ("dbrx", MIXTURE),
 ];
+
+const VISION: &str = "has a vision tower, which is not read here";
 
 const MIXTURE: &str = "is a mixture of experts: which experts a token meets would have to be edited too, and such models are not read here";
 static ENCODERS: [&dyn EncoderFamily; 2] = [&bert::Bert, &distilbert::DistilBert];
@@ -205,6 +206,16 @@ fn index_of(config: &Value, known: &[&str], what: &str) -> Result<usize, String>
         return Err(format!("model_type \"{name}\" {why}"));
     }
     let index = known.iter().position(|known| *known == name);
+    let parts = || name.split(['_', '-']);
+    let why = match () {
+        () if index.is_some() => None,
+        () if name.contains("moe") => Some(MIXTURE),
+        () if parts().any(|part| ["vl", "vlm", "vision", "llava"].contains(&part)) => Some(VISION),
+        () => None,
+    };
+    if let Some(why) = why {
+        return Err(format!("model_type \"{name}\" {why}"));
+    }
     index.ok_or_else(|| format!("model_type \"{name}\" is not a family known here; {what} are {names}"))
 }
 

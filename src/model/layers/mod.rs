@@ -1,13 +1,15 @@
 //! What blocks are made of. Each file has its formula; none knows a stack or a family.
 
 pub mod attention;
+pub mod matrix;
 pub mod mlp;
 pub mod norm;
 pub mod relative;
 pub mod rotary;
 
-use burn::nn::Linear;
 use burn::tensor::{DType, Tensor};
+
+use matrix::Linear;
 
 use super::tap::{Span, Tap, Weight};
 

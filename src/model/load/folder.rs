@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use burn::tensor::TensorData;
+use burn::tensor::{Device, TensorData};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
@@ -13,6 +15,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::family::StoredAt;
+use crate::model::layers::matrix;
 
 /// How much of a stored tensor is read before its memory is given back; whole elements of every type.
 const AT_ONCE: usize = 16 << 20;
@@ -41,8 +44,9 @@ pub struct File {
     metadata: Metadata,
 }
 
+#[derive(Clone)]
 enum Bytes {
-    Mapped(Mmap),
+    Mapped(Arc<Mmap>),
     Static(&'static [u8]),
 }
 
@@ -64,6 +68,26 @@ pub struct Stored<'a> {
     pub shape: &'a [usize],
     /// Its elements, little-endian, row by row.
     pub bytes: &'a [u8],
+}
+
+impl matrix::Backing for Bytes {
+    fn bytes(&self) -> &[u8] {
+        self.as_ref()
+    }
+
+    fn release(&self, part: Range<usize>) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = self {
+            let unneeded = memmap2::UncheckedAdvice::DontNeed;
+            let end = part.end.min(map.len());
+            // SAFETY: the map is read-only and of a file: a page that was given back is read from the file again.
+            if let Err(error) =
+                unsafe { map.unchecked_advise_range(unneeded, part.start, end.saturating_sub(part.start)) }
+            {
+                tracing::debug!("a part of a mapped file: {error}");
+            }
+        }
+    }
 }
 
 impl File {
@@ -126,7 +150,7 @@ impl Folder {
         };
         let open = |name: String| {
             let path = folder.join(&name);
-            let bytes = Bytes::Mapped(files::map(&path)?);
+            let bytes = Bytes::Mapped(Arc::new(files::map(&path)?));
             File::new(name, &path, bytes)
         };
         let files = names.into_iter().map(open).collect::<Result<Vec<_>>>()?;
@@ -220,31 +244,31 @@ impl Folder {
 
     /// Gives the memory of a part of a tensor, `AT_ONCE` bytes, in its mapped file back to the system. It can be read again at any time.
     fn release(&self, name: &str, part: usize) {
-        #[cfg(unix)]
         if let Some(file) = self.index.get(name).map(|&number| &self.files[number])
             && let Some(info) = file.metadata.info(name)
-            && let Bytes::Mapped(map) = &file.bytes
         {
             let (begin, end) = info.data_offsets;
             let from = (begin + part * AT_ONCE).min(end);
             let to = (from + AT_ONCE).min(end);
-            let unneeded = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the map is read-only and of a file: a page that was given back is read from the file again.
-            if let Err(error) = unsafe { map.unchecked_advise_range(unneeded, file.header + from, to - from) } {
-                tracing::debug!("{}: {error}", file.name);
-            }
+            matrix::Backing::release(&file.bytes, file.header + from..file.header + to);
         }
     }
 
-    /// The elements of our part of a stored tensor, `shape` (`[d_in, d_out]` for a matrix).
+    /// A stored tensor of which ours is `shape` (`[d_in, d_out]` for a matrix): its full name, what is stored, and the last of its own
+    /// dimensions as we see it. Nothing where a checkpoint without it means zeros.
     ///
     /// # Errors
-    /// A tensor that is missing, has another shape, or a type that is no float.
-    pub fn read(&self, place: &StoredAt, prefixes: &[&str], shape: &[usize]) -> Result<TensorData> {
+    /// A tensor that is missing or has another shape.
+    fn found(
+        &self,
+        place: &StoredAt,
+        prefixes: &[&str],
+        shape: &[usize],
+    ) -> Result<Option<(String, Stored<'_>, usize)>> {
         let wrong = |message: String| Error::file(&self.origin, message);
         let full_name = self.full_name(place, prefixes);
         if place.zero_if_missing && full_name.is_none() {
-            return Ok(TensorData::new(vec![0.0f32; shape.iter().product()], shape.to_vec()));
+            return Ok(None);
         }
         let name = full_name.ok_or_else(|| wrong(format!("the checkpoint has no tensor \"{}\"", place.name)))?;
         let stored = self.stored(&name).ok_or_else(|| wrong(format!("the checkpoint has no tensor \"{name}\"")))?;
@@ -264,9 +288,63 @@ impl Folder {
                 rows == &shape[..shape.len() - 1] && width.first().is_some_and(|&width| columns.end(count) <= width)
             }
         };
-        if !fits {
-            return Err(wrong(format!("tensor \"{name}\" is {:?}, the config wants {shape:?}", stored.shape)));
+        match fits {
+            true => Ok(Some((name, stored, width.first().copied().unwrap_or(1)))),
+            false => Err(wrong(format!("tensor \"{name}\" is {:?}, the config wants {shape:?}", stored.shape))),
         }
+    }
+
+    /// Our part of a stored matrix `[d_in, d_out]`, left in its mapped file; nothing where it is not there in 16 bits.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
+    pub fn mapped(
+        &self,
+        place: &StoredAt,
+        prefixes: &[&str],
+        shape: [usize; 2],
+        device: &Device,
+    ) -> Result<Option<matrix::Stored>> {
+        let Some((name, stored, width)) = self.found(place, prefixes, &shape)? else { return Ok(None) };
+        let brain = match stored.dtype {
+            Dtype::BF16 => true,
+            Dtype::F16 => false,
+            _ => return Ok(None),
+        };
+        let file = &self.files[self.index[&name]];
+        let Some(info) = file.metadata.info(&name) else { return Ok(None) };
+        let runs = match place.columns {
+            Some(columns) => columns.runs(shape[1]).map(|(_, stored, length)| (stored, length)).collect(),
+            None => [(0, shape[1])].into(),
+        };
+        Ok(Some(matrix::Stored {
+            backing: Arc::new(file.bytes.clone()),
+            first: file.header + info.data_offsets.0,
+            brain,
+            shape,
+            transposed: place.transposed,
+            row: if place.transposed { shape[0] } else { width },
+            runs,
+            device: device.clone(),
+        }))
+    }
+
+    /// The bytes of all tensors in 16 bits.
+    pub fn half_bytes(&self) -> usize {
+        let stored = self.index.keys().filter_map(|name| self.stored(name));
+        stored.filter(|stored| matches!(stored.dtype, Dtype::F16 | Dtype::BF16)).map(|stored| stored.bytes.len()).sum()
+    }
+
+    /// The elements of our part of a stored tensor, `shape` (`[d_in, d_out]` for a matrix).
+    ///
+    /// # Errors
+    /// A tensor that is missing, has another shape, or a type that is no float.
+    pub fn read(&self, place: &StoredAt, prefixes: &[&str], shape: &[usize]) -> Result<TensorData> {
+        let wrong = |message: String| Error::file(&self.origin, message);
+        let Some((name, stored, width)) = self.found(place, prefixes, shape)? else {
+            return Ok(TensorData::new(vec![0.0f32; shape.iter().product()], shape.to_vec()));
+        };
+        let count = shape.last().copied().unwrap_or(0);
         // Held twice, a model would need twice the memory while it is loaded.
         let mut values = Vec::with_capacity(stored.shape.iter().product());
         for (part, bytes) in stored.bytes.chunks(AT_ONCE).enumerate() {
@@ -276,7 +354,6 @@ impl Folder {
             values.extend(some);
             self.release(&name, part);
         }
-        let width = width.first().copied().unwrap_or(1);
         let values = match (place.columns, place.transposed) {
             // Stored as rows: ours are those of a smaller matrix.
             (Some(columns), true) => {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
@@ -11,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::model::family::{self, Family};
+use crate::model::layers::matrix::Linear;
 use crate::model::layers::norm::Norm;
 use crate::model::stack::block::Block;
 use crate::model::stack::build::{ClassifierTensor, DecoderTensor, NormAt};

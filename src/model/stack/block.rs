@@ -1,9 +1,9 @@
 //! A block of a stack: its matrices and its norms. Where the norms stand, the stack says.
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::DType;
 
+use crate::model::layers::matrix::Linear;
 use crate::model::layers::norm::Norm;
 use crate::model::tap::Role;
 
@@ -58,7 +58,7 @@ pub struct Block {
 impl Block {
     /// The element type of its weights. Trained blocks over a base in 16 bits are of another type than the ones below them.
     pub(super) fn dtype(&self) -> DType {
-        self.query.weight.val().dtype()
+        self.query.weight.dtype()
     }
 
     /// The matrix of a role, where the block has it.
@@ -76,6 +76,16 @@ impl Block {
             Role::CrossValue => self.cross.as_ref().map(|cross| &cross.value),
             Role::CrossOut => self.cross.as_ref().map(|cross| &cross.out),
         }
+    }
+
+    /// The same with its matrices as tensors, so that they can be trained.
+    pub fn in_memory(mut self) -> Self {
+        for role in Role::all() {
+            if let Some(linear) = self.linear_mut(role) {
+                linear.weight = linear.weight.clone().in_memory();
+            }
+        }
+        self
     }
 
     pub(super) fn linear_mut(&mut self, role: Role) -> Option<&mut Linear> {

@@ -1,13 +1,13 @@
 //! Builds a decoder, with the encoder that it reads, from named tensors.
 
 use burn::module::Param;
-use burn::nn::Linear;
 
 use super::block::{Block, Cross};
 use super::decoder::{Decoder, Source};
 use super::spec::{BlockShape, DecoderSpec, Positions};
 use super::weights::Weights;
 use crate::error::Result;
+use crate::model::layers::matrix::Linear;
 use crate::model::layers::norm::{Norm, NormKind};
 use crate::model::tap::{Role, Stack, Weight};
 
@@ -77,7 +77,7 @@ impl Decoder {
     /// What `weights` says of a tensor.
     pub fn build(spec: DecoderSpec, weights: &mut dyn Weights<DecoderTensor>) -> Result<Self> {
         let (width, vocabulary, outputs) = (spec.width, spec.vocabulary, spec.outputs());
-        let embedding = Param::from_tensor(weights.matrix(DecoderTensor::Embedding, [vocabulary, width])?);
+        let embedding = weights.weight(DecoderTensor::Embedding, [vocabulary, width])?;
         let source = match &spec.source {
             Some(source) => Some(Source::build(Stack::Encoder, &spec, source.layers, weights)?),
             None => None,
@@ -86,9 +86,7 @@ impl Decoder {
             Source::build(Stack::Decoder, &spec, spec.layers, weights)?;
         let pooler = match spec.labels() {
             Some(_) => Some(Linear {
-                weight: Param::from_tensor(
-                    weights.matrix(DecoderTensor::Classifier(ClassifierTensor::Pooler), [width, width])?,
-                ),
+                weight: weights.weight(DecoderTensor::Classifier(ClassifierTensor::Pooler), [width, width])?,
                 bias: Some(Param::from_tensor(
                     weights.vector(DecoderTensor::Classifier(ClassifierTensor::PoolerBias), width)?,
                 )),
@@ -97,7 +95,7 @@ impl Decoder {
         };
         let head = match spec.head.tied {
             true => None,
-            false => Some(Param::from_tensor(weights.matrix(DecoderTensor::Head, [width, outputs])?)),
+            false => Some(weights.weight(DecoderTensor::Head, [width, outputs])?),
         };
         let head_bias = match spec.head.bias {
             true => Some(Param::from_tensor(weights.vector(DecoderTensor::HeadBias, outputs)?)),
@@ -173,7 +171,7 @@ fn norm(spec: &DecoderSpec, stack: Stack, at: NormAt, weights: &mut dyn Weights<
 fn block(spec: &DecoderSpec, stack: Stack, layer: usize, weights: &mut dyn Weights<DecoderTensor>) -> Result<Block> {
     let mut linear = |role| -> Result<Linear> {
         let ([d_in, d_out], at) = (spec.shape(role), Weight { stack, layer, role });
-        let weight = Param::from_tensor(weights.matrix(DecoderTensor::Matrix(at), [d_in, d_out])?);
+        let weight = weights.weight(DecoderTensor::Matrix(at), [d_in, d_out])?;
         let bias = match spec.has_bias(role) {
             true => Some(Param::from_tensor(weights.vector(DecoderTensor::Bias(at), d_out)?)),
             false => None,

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::block::{Block, Cross};
@@ -12,6 +11,7 @@ use super::past::Past;
 use super::spec::{BlockShape, DecoderSpec, Positions};
 use crate::error::{Error, Result};
 use crate::model::layers::attention::{causal, padding, real, weigh};
+use crate::model::layers::matrix::{Linear, Matrix};
 use crate::model::layers::norm::{Norm, if_there};
 use crate::model::layers::rotary::Angles;
 use crate::model::layers::{at_least_f32, in_type, project, soft_cap};
@@ -25,7 +25,7 @@ use crate::model::tokens::Tokens;
 #[derive(Module, Debug)]
 pub struct Decoder {
     /// `[vocabulary, width]`
-    pub embedding: Param<Tensor<2>>,
+    pub embedding: Matrix,
     /// `[offset + context, width]`, where positions are learned.
     pub positions: Option<Param<Tensor<2>>>,
     /// `[buckets, heads]`, where scores depend on distances.
@@ -41,7 +41,7 @@ pub struct Decoder {
     /// What a classifier makes of the first cell before its head reads it: `tanh(x W + b)`.
     pub pooler: Option<Linear>,
     /// `[width, outputs]`; nothing where the head is the embedding, transposed.
-    pub head: Option<Param<Tensor<2>>>,
+    pub head: Option<Matrix>,
     /// `[outputs]`
     pub head_bias: Option<Param<Tensor<1>>>,
     /// The architecture.
@@ -156,12 +156,12 @@ impl Source {
 impl Decoder {
     /// The device the weights live on.
     pub fn device(&self) -> Device {
-        self.embedding.val().device()
+        self.embedding.device()
     }
 
     /// The element type of the weights.
     pub fn dtype(&self) -> DType {
-        self.embedding.val().dtype()
+        self.embedding.dtype()
     }
 
     /// The linear map of a weight's name.
@@ -189,7 +189,7 @@ impl Decoder {
         };
         let block = blocks.and_then(|blocks| blocks.get_mut(at.layer));
         let linear = block.and_then(|block| block.linear_mut(at.role)).ok_or(missing)?;
-        *linear = Linear { weight: Param::from_tensor(weight), bias: bias.map(Param::from_tensor) };
+        *linear = Linear { weight: Matrix::held(weight), bias: bias.map(Param::from_tensor) };
         Ok(self)
     }
 
@@ -237,7 +237,7 @@ impl Decoder {
         let span = tokens.span();
         let begin = spec.source.as_ref().map_or(0, |source| source.begin);
         let indices = Tensor::<1, Int>::from_data(tokens.padded_ids(begin).as_slice(), &self.device());
-        let mut hidden = self.embedding.val().select(0, indices).reshape([span.rows.len(), span.width, spec.width]);
+        let mut hidden = self.embedding.rows(indices).reshape([span.rows.len(), span.width, spec.width]);
         if spec.embedding_scale != 1.0 {
             hidden = hidden.mul_scalar(spec.embedding_scale);
         }
@@ -510,28 +510,76 @@ impl Decoder {
 
     /// Third stage: logits `[positions, outputs]` at the given (row, cell) pairs only. A classifier reads the row's first cell, whichever is asked for.
     pub fn head(&self, hidden: Tensor<3>, positions: &[(usize, usize)]) -> Tensor<2> {
+        self.finished(self.outputs(self.read(hidden, positions)))
+    }
+
+    /// [`Decoder::head`] for a loss whose gradient at the logits is put in by hand: `gradient` is given the logits, apart from any graph, and gives
+    /// `∂L/∂logits [positions, outputs]` and whatever else it finds. What comes back has the loss's gradient, and is another number.
+    ///
+    /// # Errors
+    /// What `gradient` says.
+    pub fn head_with_gradient<T>(
+        &self,
+        hidden: Tensor<3>,
+        positions: &[(usize, usize)],
+        gradient: impl FnOnce(Tensor<2>) -> Result<(Tensor<2>, T)>,
+    ) -> Result<(Tensor<1>, T)> {
+        let read = self.read(hidden, positions);
+        if let Matrix::Held(_) = self.head.as_ref().unwrap_or(&self.embedding) {
+            let logits = self.finished(self.outputs(read));
+            let (towards, found) = gradient(logits.clone().inner())?;
+            return Ok(((logits * towards).sum(), found));
+        }
+        // In one graph with what is below, the whole of a stored matrix would be kept in its cast form as long as the graph: its product and
+        // the way back through it are made apart.
+        let outputs = Tensor::from_inner(self.outputs(read.clone().inner())).require_grad();
+        let logits = self.finished(outputs.clone());
+        let (towards, found) = gradient(logits.clone().inner())?;
+        let gradients = (logits * towards).sum().backward();
+        let towards = outputs.grad(&gradients).unwrap_or_else(|| outputs.inner().zeros_like());
+        let towards = match &self.head {
+            Some(head) => head.product_transposed(towards),
+            None => self.embedding.product(towards),
+        };
+        Ok(((read * towards).sum(), found))
+    }
+
+    /// What the head reads at some cells, `[positions, width]`.
+    fn read(&self, hidden: Tensor<3>, positions: &[(usize, usize)]) -> Tensor<2> {
         let [rows, cells, width] = hidden.dims();
         let read_at = |&(row, cell): &(usize, usize)| row * cells + if self.spec.labels().is_some() { 0 } else { cell };
         let index: Vec<i64> = positions.iter().map(|at| read_at(at) as i64).collect();
         let index = Tensor::<1, Int>::from_data(index.as_slice(), &self.device());
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let dtype = self.norm.as_ref().map_or(head.val().dtype(), |norm| norm.gamma.val().dtype());
+        let dtype = self.norm.as_ref().map_or(head.dtype(), |norm| norm.gamma.val().dtype());
         let read = in_type(hidden.reshape([rows * cells, width]).select(0, index), dtype);
         let mut read = if_there(&self.norm, read.unsqueeze_dim(0)).squeeze_dim::<2>(0);
         if let Some(pooler) = &self.pooler {
-            read = pooler.forward(in_type(read, pooler.weight.val().dtype())).tanh();
+            read = pooler.forward(in_type(read, pooler.weight.dtype())).tanh();
         }
-        if self.spec.head.scale != 1.0 {
-            read = read.mul_scalar(self.spec.head.scale);
+        if self.spec.head.scale != 1.0 { read.mul_scalar(self.spec.head.scale) } else { read }
+    }
+
+    fn outputs(&self, read: Tensor<2>) -> Tensor<2> {
+        match &self.head {
+            Some(head) => head.product(read),
+            None => self.embedding.product_transposed(read),
         }
-        let logits = match &self.head {
-            Some(head) => read.matmul(head.val()),
-            None => read.matmul(self.embedding.val().transpose()),
-        };
+    }
+
+    fn finished(&self, outputs: Tensor<2>) -> Tensor<2> {
         let logits = match &self.head_bias {
-            Some(bias) => logits + bias.val().unsqueeze(),
-            None => logits,
+            Some(bias) => outputs + bias.val().unsqueeze(),
+            None => outputs,
         };
         soft_cap(at_least_f32(logits), self.spec.head.cap)
+    }
+
+    /// The same with the matrices of its topmost blocks, from number `lowest` of a pass on, in memory: what is run again and again, with a graph over it,
+    /// is cast once.
+    pub fn in_memory_from(mut self, lowest: usize) -> Self {
+        let own = self.source.iter_mut().flat_map(|source| &mut source.blocks).chain(&mut self.blocks);
+        own.skip(lowest).for_each(|block| *block = block.clone().in_memory());
+        self
     }
 }

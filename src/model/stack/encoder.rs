@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Int, Tensor};
 
 use super::block::Block;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::model::layers::attention::{padding, weigh};
+use crate::model::layers::matrix::{Linear, Matrix};
 use crate::model::layers::mlp::Activation;
 use crate::model::layers::norm::{Gain, Norm, NormKind, NormSpec, if_there};
 use crate::model::layers::{in_type, project};
@@ -43,7 +43,7 @@ pub struct EncoderSpec {
 #[derive(Module, Debug)]
 pub struct Encoder {
     /// `[vocabulary, width]`
-    pub embedding: Param<Tensor<2>>,
+    pub embedding: Matrix,
     /// `[context, width]`
     pub positions: Param<Tensor<2>>,
     /// `[kinds, width]`
@@ -96,7 +96,7 @@ impl Encoder {
             |weights: &mut dyn Weights<EncoderTensor>, gamma: EncoderTensor, beta: EncoderTensor| -> Result<Norm> {
                 Ok(Norm::new(kind, weights.vector(gamma, width)?, Some(weights.vector(beta, width)?)))
             };
-        let embedding = Param::from_tensor(weights.matrix(EncoderTensor::Embedding, [spec.vocabulary, width])?);
+        let embedding = weights.weight(EncoderTensor::Embedding, [spec.vocabulary, width])?;
         let positions = Param::from_tensor(weights.matrix(EncoderTensor::Positions, [spec.context, width])?);
         let kinds = match spec.kinds {
             0 => None,
@@ -111,7 +111,7 @@ impl Encoder {
                     Role::MlpDown => [spec.mlp_width, width],
                     _ => [width, width],
                 };
-                let weight = Param::from_tensor(weights.matrix(EncoderTensor::Matrix(layer, role), [d_in, d_out])?);
+                let weight = Matrix::held(weights.matrix(EncoderTensor::Matrix(layer, role), [d_in, d_out])?);
                 let bias = Param::from_tensor(weights.vector(EncoderTensor::Bias(layer, role), d_out)?);
                 Ok(Linear { weight, bias: Some(bias) })
             };
@@ -149,13 +149,14 @@ impl Encoder {
     /// A token outside the vocabulary, or a position outside the context.
     pub fn embed(&self, tokens: &Tokens, second: &[usize], tap: &mut dyn Tap) -> Result<Tensor<3>> {
         tokens.check(self.spec.vocabulary, self.spec.context, false)?;
-        let (span, device) = (tokens.span(), self.embedding.val().device());
+        let (span, device) = (tokens.span(), self.embedding.device());
         let (rows, width) = (span.rows.len(), span.width);
         let select = |table: &Param<Tensor<2>>, indices: Vec<i64>| {
             let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &device.clone().inner());
             table.val().select(0, indices)
         };
-        let words = select(&self.embedding, tokens.padded_ids(0)).reshape([rows, width, self.spec.width]);
+        let indices = Tensor::<1, Int>::from_data(tokens.padded_ids(0).as_slice(), &device.clone().inner());
+        let words = self.embedding.rows(indices).reshape([rows, width, self.spec.width]);
         let places = select(&self.positions, (0..width as i64).collect()).unsqueeze_dim::<3>(0);
         let mut hidden = words + places;
         if let Some(kinds) = &self.kinds {

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::error::Result;
+use crate::model::layers::matrix::Matrix;
 
 /// Gives the tensors of a stack by their place `At` in it.
 pub trait Weights<At> {
@@ -16,4 +17,11 @@ pub trait Weights<At> {
     /// # Errors
     /// The tensor is missing or has another shape.
     fn matrix(&mut self, at: At, shape: [usize; 2]) -> Result<Tensor<2>>;
+    /// A matrix that rows are taken of or multiplied with, and nothing else: it may stay in the file.
+    ///
+    /// # Errors
+    /// The tensor is missing or has another shape.
+    fn weight(&mut self, at: At, shape: [usize; 2]) -> Result<Matrix> {
+        self.matrix(at, shape).map(Matrix::held)
+    }
 }

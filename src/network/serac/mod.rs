@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 
 pub use route::SeracRoute;
@@ -30,6 +29,7 @@ use super::tuned::Tuned;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::layers::matrix::{Linear, Matrix};
 use crate::model::load::hub;
 use crate::model::sentences::{SentenceEncoder, normalized};
 
@@ -87,6 +87,13 @@ impl Serac {
             ITSELF => base.clone(),
             name => Arc::new(Model::load(name, &plain, place.1)?),
         };
+        if pretrained.tokenizer.labels() != base.tokenizer.labels() {
+            return Err(Error::Config(format!(
+                "editor.counterfactual.model = \"{}\" does not say what the edited model says, {}; \"model\" is the edited model itself",
+                settings.counterfactual.model,
+                base.tokenizer.labels().map_or("tokens of a text".to_owned(), |labels| labels.join(", "))
+            )));
+        }
         same(
             "classifier.encoder",
             &settings.classifier.encoder,
@@ -203,7 +210,7 @@ fn linear(d_in: usize, d_out: usize, place: (&Device, DType)) -> Linear {
     let most = 1.0 / (d_in as f64).sqrt();
     let spread = Distribution::Uniform(-most, most);
     Linear {
-        weight: Param::from_tensor(Tensor::random([d_in, d_out], spread, place)),
+        weight: Matrix::held(Tensor::random([d_in, d_out], spread, place)),
         bias: Some(Param::from_tensor(Tensor::random([d_out], spread, place))),
     }
 }

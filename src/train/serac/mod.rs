@@ -372,7 +372,6 @@ impl SeracTrainer {
         let hidden = decoder.embed(&tokens, &mut tuned.tap())?;
         let hidden = decoder.blocks(hidden, 0..decoder.spec.depth(), tokens.span(), None, &mut tuned.tap())?;
         let reads: Vec<_> = scope.cells.iter().chain(&near.cells).copied().collect();
-        let logits = decoder.head(hidden, &reads);
         let base = match base_rows.is_empty() {
             true => None,
             false => {
@@ -383,7 +382,10 @@ impl SeracTrainer {
             }
         };
         let weights = (self.loss.counterfactual.edit, self.loss.counterfactual.locality);
-        Ok(edit_and_locality(logits, (&targets, &scope.weights), base, &near.weights, weights))
+        let loss = decoder.head_with_gradient(hidden, &reads, |logits| {
+            Ok(edit_and_locality(logits, (&targets, &scope.weights), base, &near.weights, weights))
+        })?;
+        Ok(loss.into())
     }
 }
 
