@@ -370,18 +370,15 @@ impl Rows {
         rows * cells * width * model.base().decoder.spec.mlp.width
     }
 
-    /// The hidden states `[rows, cells, width]` with δ `[open, width]` added at the subjects.
-    fn hidden(&self, model: &Edited, cone: &Cone, delta: &Tensor<2>) -> Result<Tensor<3>> {
+    /// What the layers above read, `[rows, cells, width]`, with δ `[open, width]` added at the subjects.
+    fn stream(&self, delta: &Tensor<2>) -> Tensor<3> {
         let [rows, cells, width] = self.right.dims();
         let subject = self.right.clone().slice([0..rows, 0..1, 0..width]);
         let subject = subject + delta.clone().select(0, self.owners.clone()).unsqueeze_dim::<3>(1);
-        let hidden = match cells {
+        match cells {
             1 => subject,
             _ => Tensor::cat(vec![subject, self.right.clone().slice([0..rows, 1..cells, 0..width])], 1),
-        };
-        let mut past = self.past.clone();
-        let above = cone.layer + 1..model.layers();
-        model.blocks(hidden, above, self.tokens.span(), past.as_mut(), &mut NoTap)
+        }
     }
 
     /// The figures and the gradient at δ `[open, width]`. `before` is what the model says of all essences, kept at the first evaluation.
@@ -395,9 +392,18 @@ impl Rows {
     ) -> Result<Round> {
         let place = (&cone.right.device().autodiff(), cone.right.dtype());
         let delta = Tensor::<2>::from_data(delta, place).require_grad();
-        let hidden = self.hidden(model, cone, &delta)?;
-        let (loss, (each_nll, each_kl)) =
-            model.head_with_gradient(hidden, &self.reads, |logits| self.towards(logits, kl_weight, before))?;
+        let (stream, above, span) = (self.stream(&delta), cone.layer + 1..model.layers(), self.tokens.span());
+        let mut loss_of = |hidden: Tensor<3>| {
+            model.head_with_gradient(hidden, &self.reads, |logits| self.towards(logits, kl_weight, before))
+        };
+        let (loss, (each_nll, each_kl)) = match model.in_file(above.clone()) {
+            true => {
+                let place = (span, self.past.as_ref());
+                let (gradient, found) = model.gradient_below(stream.clone().inner(), above, place, &mut loss_of)?;
+                ((stream * gradient).sum(), found)
+            }
+            false => loss_of(model.blocks(stream, above, span, self.past.clone().as_mut(), &mut NoTap)?)?,
+        };
         let gradients = loss.backward();
         let gradient = delta.grad(&gradients);
         let gradient = gradient.ok_or_else(|| Error::Input("the loss does not reach the subject".into()))?;

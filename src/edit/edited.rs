@@ -15,7 +15,7 @@ use crate::model::Model;
 use crate::model::stack::decoder::Decoder;
 use crate::model::stack::past::Past;
 use crate::model::stack::spec::DecoderSpec;
-use crate::model::tap::{Both, Span, Tap, Weight};
+use crate::model::tap::{Both, NoTap, Span, Tap, Weight};
 use crate::model::tokens::Tokens;
 
 /// A frozen base with edits on it: all that evaluation, prediction and generation see. Cheap to clone.
@@ -386,6 +386,11 @@ impl Edited {
         self.decoder.head(hidden, positions)
     }
 
+    /// Whether some of its layers stay in their file.
+    pub fn in_file(&self, layers: Range<usize>) -> bool {
+        self.decoder.in_file(layers)
+    }
+
     /// See [`Decoder::head_with_gradient`].
     ///
     /// # Errors
@@ -397,6 +402,40 @@ impl Edited {
         gradient: impl FnOnce(Tensor<2>) -> Result<(Tensor<2>, T)>,
     ) -> Result<(Tensor<1>, T)> {
         self.decoder.head_with_gradient(hidden, positions, gradient)
+    }
+
+    /// The gradient at the input `hidden [batch, tokens, width]` of some layers of a loss above them, which `above` makes of their output; and
+    /// whatever else that finds. Every layer is run twice, the second time in a graph of its own: in one graph all of a model that stays in its
+    /// file would be kept, cast.
+    ///
+    /// # Errors
+    /// What the layers or `above` say; a loss that does not depend on the input.
+    pub fn gradient_below<T>(
+        &self,
+        hidden: Tensor<3>,
+        layers: Range<usize>,
+        (span, past): (&Span, Option<&Past>),
+        above: impl FnOnce(Tensor<3>) -> Result<(Tensor<1>, T)>,
+    ) -> Result<(Tensor<3>, T)> {
+        let layer = |hidden: Tensor<3>, number: usize| {
+            self.blocks(hidden, number..number + 1, span, past.cloned().as_mut(), &mut NoTap)
+        };
+        let leaf = |hidden: Tensor<3>| Tensor::from_inner(hidden).require_grad();
+        let unreached = || Error::Input("the loss does not depend on what is below it".into());
+        let (mut stream, mut inputs) = (hidden, vec![]);
+        for number in layers.clone() {
+            inputs.push(stream.clone());
+            stream = layer(stream, number)?;
+        }
+        let top = leaf(stream);
+        let (loss, found) = above(top.clone())?;
+        let mut gradient = top.grad(&loss.backward()).ok_or_else(unreached)?;
+        for (number, input) in layers.zip(inputs).rev() {
+            let input = leaf(input);
+            let gradients = (layer(input.clone(), number)? * gradient).sum().backward();
+            gradient = input.grad(&gradients).ok_or_else(unreached)?;
+        }
+        Ok((gradient, found))
     }
 
     /// The lowest layer that a change reaches.

@@ -16,6 +16,7 @@ use emend::apply::{Editor, Mode, apply};
 use emend::data::text::Documents;
 use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance};
 use emend::model::Model;
+use emend::model::load::checkpoint::Hold;
 use emend::model::stack::taps::{Recorder, Replace, cells};
 use emend::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use emend::model::tokens::Tokens;
@@ -264,6 +265,29 @@ fn rome_maps_the_key_to_the_value() {
             mapped = mapped + bias.unsqueeze();
         }
         assert!(difference(&values(mapped), &values(wanted)) < 1e-6, "{name}");
+    }
+}
+
+/// On a model that stays in its file the descent goes layer by layer, each in a graph of its own.
+#[test]
+fn a_value_is_the_same_on_a_model_in_its_file() {
+    for name in ["gpt2-tiny", "llama-tiny"] {
+        let place = crate::families::in_16_bits(name, false);
+        let model = Arc::new(Model::load(place.path().to_str().unwrap(), &Device::flex(), DType::F32).unwrap());
+        let templates = ["{}", "A hill. {}"].map(str::to_owned);
+        let descent =
+            Descent { steps: 6, learning_rate: 0.2, early_stop: 0.0, weight_decay: 0.01, clamp: 4.0, kl: 0.0625 };
+        let found = |hold| {
+            let decoder = model.checkpoint.decoder(&Device::flex(), DType::F32, hold).unwrap();
+            let base = Edited::with_decoder(model.clone(), decoder, model.fingerprint.clone());
+            assert_eq!(base.in_file(1..2), hold == Hold::InFile);
+            let in_contexts = RequestInContexts::new(&base, &request(), &templates).unwrap();
+            let cone = Cone::new(&base, 0, &[&in_contexts]).unwrap();
+            values(descend(&base, &cone, &descent, NormOf::Value).unwrap().delta)
+        };
+        let (cast, in_file) = (found(Hold::Cast), found(Hold::InFile));
+        let length = cast.iter().map(|value| value * value).sum::<f64>().sqrt();
+        assert!(difference(&cast, &in_file) < 1e-3 * length, "{name}: {}", difference(&cast, &in_file) / length);
     }
 }
 

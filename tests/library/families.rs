@@ -89,7 +89,7 @@ fn u_and_delta_are_the_slope_of_the_loss() {
 }
 
 /// A family's fixture with all its tensors in 16 bits.
-fn in_16_bits(name: &str, brain: bool) -> tempfile::TempDir {
+pub fn in_16_bits(name: &str, brain: bool) -> tempfile::TempDir {
     let place = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(fixture(name)).unwrap().flatten() {
         fs::copy(entry.path(), place.path().join(entry.file_name())).unwrap();

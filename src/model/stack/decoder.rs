@@ -575,6 +575,12 @@ impl Decoder {
         soft_cap(at_least_f32(logits), self.spec.head.cap)
     }
 
+    /// Whether some of its blocks, as a pass counts them, stay in their file.
+    pub fn in_file(&self, layers: Range<usize>) -> bool {
+        let own = self.source.iter().flat_map(|source| &source.blocks).chain(&self.blocks);
+        own.skip(layers.start).take(layers.len()).any(|block| matches!(block.up.weight, Matrix::Stored(_)))
+    }
+
     /// The same with the matrices of its topmost blocks, from number `lowest` of a pass on, in memory: what is run again and again, with a graph over it,
     /// is cast once.
     pub fn in_memory_from(mut self, lowest: usize) -> Self {
