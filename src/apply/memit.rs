@@ -22,10 +22,11 @@ use super::Editor;
 use super::association::{Association, defaults_of_many};
 use super::contexts::{RequestInContexts, templates};
 use super::prepared::{Prepared, Progress, check, columns, of_request, tensor};
-use super::value::{Cone, NormOf, descend};
+use super::value::{AddedTo, Cone, descend};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::layers::norm::Norm;
 use crate::model::stack::taps::{Recorder, cells};
 use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use crate::model::tokens::Tokens;
@@ -182,7 +183,7 @@ pub(super) fn spread(
     let found =
         parallel::each(&model.base().decoder.device(), together(&in_contexts), |together: &[RequestInContexts]| {
             let cone = Cone::new(model, last, &together.iter().collect::<Vec<_>>())?;
-            let found = descend(model, &cone, &settings.descent, NormOf::Stream)?;
+            let found = descend(model, &cone, &settings.descent, AddedTo::Stream)?;
             progress(together.len());
             let firsts = (0..together.len()).map(|request| (0, cone.contexts(request).start)).collect::<Vec<_>>();
             Ok((cells(cone.streams.clone().unsqueeze_dim(0), &firsts) + found.delta.clone(), found.findings()))
@@ -195,9 +196,13 @@ pub(super) fn spread(
     let mut current = model.clone();
     let mut change = WeightChange::default();
     for (number, &layer) in settings.layers.iter().enumerate() {
-        let (keys, streams) = texts.keys_and_streams(&current, layer, last)?;
+        let Seen { keys, values, streams } = texts.seen(&current, layer, last)?;
         let left = settings.layers.len() - number;
         let missing = (&wanted - streams) * Scale(1.0 / left as f64);
+        let missing = match current.norm_behind_mlp(layer) {
+            Some(norm) => before_norm(norm, &values, &missing),
+            None => missing,
+        };
         let adjusted = adjust(layer, &keys)?;
         let (a, b) = (tensor(model, &adjusted), tensor(model, &missing.transpose().to_owned()));
         let delta = Delta::LowRank { a, b }.smaller();
@@ -210,6 +215,25 @@ pub(super) fn spread(
         current = current.with_change(&WeightChange { matrices: [(at, delta)].into(), biases: BTreeMap::new() })?;
     }
     Ok(Spread { change, findings: serde_json::json!({"requests": findings}) })
+}
+
+/// What MLPs must say otherwise, `[width, requests]`, so that the norm behind them gives `missing` more than it does of `values`.
+fn before_norm(norm: &Norm, values: &Mat<f64>, missing: &Mat<f64>) -> Mat<f64> {
+    let column = |of: &Mat<f64>, request: usize| (0..of.nrows()).map(|row| of[(row, request)]).collect::<Vec<f64>>();
+    let changes =
+        (0..values.ncols()).map(|request| norm.change_before(&column(values, request), &column(missing, request)));
+    let changes: Vec<Vec<f64>> = changes.collect();
+    Mat::from_fn(values.nrows(), values.ncols(), |row, request| changes[request][row])
+}
+
+/// What is seen of all requests at a layer.
+struct Seen {
+    /// `[mlp width, requests]`: the mean of its first context's and of the mean of the others: the bare prompt counts half.
+    keys: Mat<f64>,
+    /// What its MLP says in the first context, `[width, requests]`.
+    values: Mat<f64>,
+    /// The streams above the last layer in the first context, `[width, requests]`.
+    streams: Mat<f64>,
 }
 
 /// The requests whose z are found together: two halves, each in parts of at most [`TOGETHER`], so that two cores share a few requests and
@@ -245,20 +269,19 @@ impl SubjectTexts {
         Ok(SubjectTexts { batches, subjects, rows, at_layer: layer })
     }
 
-    /// Keys `[mlp width, requests]` of a layer, and the streams `[width, requests]` above the `last` one, on the model
-    /// as it is now.
-    ///
-    /// A request's key is the mean of its first context's and of the mean of the others: the bare prompt counts half.
-    fn keys_and_streams(&mut self, model: &Edited, layer: usize, last: usize) -> Result<(Mat<f64>, Mat<f64>)> {
-        let site = Site { stack: Stack::Decoder, layer, place: Place::MlpHidden };
-        let (mut keys, mut streams) = (vec![], vec![]);
+    /// What is seen at a layer, on the model as it is now.
+    fn seen(&mut self, model: &Edited, layer: usize, last: usize) -> Result<Seen> {
+        let site = |place| Site { stack: Stack::Decoder, layer, place };
+        let (mut keys, mut values, mut streams) = (vec![], vec![], vec![]);
         for ((tokens, hidden), subjects) in self.batches.iter_mut().zip(&self.subjects) {
             *hidden = model.blocks(hidden.clone(), self.at_layer..layer, tokens.span(), None, &mut NoTap)?;
-            let mut recorder = Recorder::at([site]);
+            let mut recorder = Recorder::at([site(Place::MlpHidden), site(Place::MlpOut)]);
             let above = model.blocks(hidden.clone(), layer..layer + 1, tokens.span(), None, &mut recorder)?;
-            let seen = recorder.values.remove(&site);
-            let seen = seen.ok_or_else(|| Error::Input(format!("layer {layer} was not reached")))?;
-            let seen = cells(seen, subjects);
+            let mut at = |place| {
+                let seen = recorder.values.remove(&site(place)).map(|seen| cells(seen, subjects));
+                seen.ok_or_else(|| Error::Input(format!("layer {layer} was not reached")))
+            };
+            let (seen, said) = (at(Place::MlpHidden)?, at(Place::MlpOut)?);
             let [count, width] = seen.dims();
             let requests = count / self.rows;
             let seen = seen.reshape([requests, self.rows, width]);
@@ -274,6 +297,7 @@ impl SubjectTexts {
             let firsts: Vec<usize> = (0..requests).map(|request| request * self.rows).collect();
             let index: Vec<i64> = firsts.iter().map(|&row| row as i64).collect();
             let index = Tensor::<1, Int>::from_data(index.as_slice(), &above.device());
+            values.push(said.select(0, index.clone()));
             let some = Tokens::new(firsts.iter().map(|&row| tokens.ids()[row].clone()).collect());
             let [_, _, channels] = above.dims();
             let above = above.select(0, index).slice([0..requests, 0..some.span().width, 0..channels]);
@@ -283,6 +307,7 @@ impl SubjectTexts {
             streams.push(cells(above, &ends));
         }
         self.at_layer = layer;
-        Ok((columns(&Tensor::cat(keys, 0)), columns(&Tensor::cat(streams, 0))))
+        let columns = |parts: Vec<Tensor<2>>| columns(&Tensor::cat(parts, 0));
+        Ok(Seen { keys: columns(keys), values: columns(values), streams: columns(streams) })
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::association::Association;
 use super::contexts::{RequestInContexts, templates};
 use super::prepared::{check, of_request, precision};
-use super::value::{Cone, Found, NormOf, descend};
+use super::value::{AddedTo, Cone, Found, descend};
 use super::{Editor, Prepared};
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
@@ -89,7 +89,7 @@ impl Rome {
         let layer = self.settings.association.layers[0];
         let in_contexts = RequestInContexts::new(model, request, templates)?;
         let cone = Cone::new(model, layer, &[&in_contexts])?;
-        let found = descend(model, &cone, &self.settings.association.descent, NormOf::Value)?;
+        let found = descend(model, &cone, &self.settings.association.descent, AddedTo::Value)?;
 
         let of_first = |tensor: &Tensor<2>| {
             let width = tensor.dims()[1];

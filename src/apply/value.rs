@@ -1,12 +1,12 @@
 //! The value that makes the model answer as asked (Meng et al., 2022, equation 4).
 //!
-//! A vector δ is added to the residual stream above a layer's MLP, at the subject's last token, and follows
+//! A vector δ is added to what a layer's MLP says, or to the residual stream above it, at the subject's last token, and follows
 //!
 //! ```text
 //! mean over contexts of −ln p(target) / |target|  +  kl · KL(p(· | "SUBJECT is a") ‖ p₀)  +  decay · ‖δ‖ / ‖v₀‖²
 //! ```
 //!
-//! down by Adam. Only its cone is computed: layers above, cells from the subject on. To the left of these, keys and
+//! down by Adam. Both are one, unless a norm stands between the MLP and the stream. Only its cone is computed: layers above, cells from the subject on. To the left of these, keys and
 //! values are constants.
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
@@ -75,10 +75,10 @@ impl Descent {
     }
 }
 
-/// Whose norm `‖v₀‖` is: the clamp and the decay of δ are relative to it.
+/// What δ is added to. The clamp and the decay are relative to its norm `‖v₀‖`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormOf {
-    /// The MLP's output (ROME).
+pub enum AddedTo {
+    /// The MLP's output (ROME), before the norm behind it where there is one.
     Value,
     /// The residual stream above the layer (MEMIT).
     Stream,
@@ -196,11 +196,11 @@ pub struct Found {
 ///
 /// # Errors
 /// A loss that is not finite.
-pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, norm_of: NormOf) -> Result<Found> {
+pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, added_to: AddedTo) -> Result<Found> {
     let [_, _, width] = cone.right.dims();
-    let mut paths: Vec<Path> = cone.norms(norm_of).into_iter().map(|norm| Path::new(norm, width)).collect();
+    let mut paths: Vec<Path> = cone.norms(added_to).into_iter().map(|norm| Path::new(norm, width)).collect();
     let mut open: Vec<usize> = (0..paths.len()).collect();
-    let mut rows = Rows::new(cone, &open);
+    let mut rows = Rows::new(cone, &open, added_to);
     // The model's distribution after each essence before any change.
     let mut before = None;
     for step in 0..settings.steps {
@@ -228,7 +228,7 @@ pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, norm_of: NormOf)
         }
         if going.len() < open.len() {
             open = going;
-            rows = Rows::new(cone, &open);
+            rows = Rows::new(cone, &open, added_to);
         }
     }
     let delta: Vec<f64> = paths.iter().flat_map(|path| path.delta.iter().copied()).collect();
@@ -288,10 +288,10 @@ impl Path {
 
 impl Cone {
     /// ‖v₀‖ of each request, at its first row.
-    fn norms(&self, norm_of: NormOf) -> Vec<f64> {
-        let origin = match norm_of {
-            NormOf::Value => &self.values,
-            NormOf::Stream => &self.streams,
+    fn norms(&self, added_to: AddedTo) -> Vec<f64> {
+        let origin = match added_to {
+            AddedTo::Value => &self.values,
+            AddedTo::Stream => &self.streams,
         };
         let width = origin.dims()[1];
         let norm = |&first: &usize| {
@@ -305,6 +305,8 @@ impl Cone {
 /// The rows of the requests that are not done yet, as one batch.
 struct Rows {
     right: Tensor<3>,
+    /// What δ is added to before the norm behind the MLP, `[rows, width]`; nothing where it is added to the stream.
+    values: Option<Tensor<2>>,
     tokens: Tokens,
     past: Option<Past>,
     /// The open requests, and for each row the place of its request among them.
@@ -325,7 +327,7 @@ struct Round {
 }
 
 impl Rows {
-    fn new(cone: &Cone, open: &[usize]) -> Self {
+    fn new(cone: &Cone, open: &[usize], added_to: AddedTo) -> Self {
         let (mut rows, mut owners, mut reads, mut essences) = (vec![], vec![], vec![], vec![]);
         let (mut targets, mut shares) = (vec![], vec![]);
         for (place, &request) in open.iter().enumerate() {
@@ -353,6 +355,7 @@ impl Rows {
         let [_, _, width] = cone.right.dims();
         let places = rows.iter().map(|&row| (row, cone.starts[row])).collect();
         Rows {
+            values: (added_to == AddedTo::Value).then(|| cone.values.clone().select(0, index.clone())),
             right: cone.right.clone().select(0, index).slice([0..rows.len(), 0..most, 0..width]),
             tokens: Tokens::placed(tokens, places),
             past: cone.past.as_ref().map(|past| past.select(&rows)),
@@ -371,10 +374,18 @@ impl Rows {
     }
 
     /// What the layers above read, `[rows, cells, width]`, with δ `[open, width]` added at the subjects.
-    fn stream(&self, delta: &Tensor<2>) -> Tensor<3> {
+    fn stream(&self, model: &Edited, cone: &Cone, delta: &Tensor<2>) -> Tensor<3> {
         let [rows, cells, width] = self.right.dims();
         let subject = self.right.clone().slice([0..rows, 0..1, 0..width]);
-        let subject = subject + delta.clone().select(0, self.owners.clone()).unsqueeze_dim::<3>(1);
+        let delta = delta.clone().select(0, self.owners.clone()).unsqueeze_dim::<3>(1);
+        let change = match (model.norm_behind_mlp(cone.layer), &self.values) {
+            (Some(norm), Some(values)) => {
+                let values = values.clone().unsqueeze_dim::<3>(1);
+                norm.forward(values.clone() + delta) - norm.forward(values)
+            }
+            _ => delta,
+        };
+        let subject = subject + change;
         match cells {
             1 => subject,
             _ => Tensor::cat(vec![subject, self.right.clone().slice([0..rows, 1..cells, 0..width])], 1),
@@ -392,7 +403,8 @@ impl Rows {
     ) -> Result<Round> {
         let place = (&cone.right.device().autodiff(), cone.right.dtype());
         let delta = Tensor::<2>::from_data(delta, place).require_grad();
-        let (stream, above, span) = (self.stream(&delta), cone.layer + 1..model.layers(), self.tokens.span());
+        let (stream, above, span) =
+            (self.stream(model, cone, &delta), cone.layer + 1..model.layers(), self.tokens.span());
         let mut loss_of = |hidden: Tensor<3>| {
             model.head_with_gradient(hidden, &self.reads, |logits| self.towards(logits, kl_weight, before))
         };

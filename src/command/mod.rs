@@ -132,20 +132,9 @@ pub(crate) fn answers(model: &Edited, prompts: &[String], width: usize) -> Resul
 fn answer_batch(model: &Edited, prompts: &[String], width: usize) -> Result<Vec<Answer>> {
     let tokenizer = &model.base().tokenizer;
     let prompts = prompts.iter().map(|prompt| tokenizer.encode_prompt(prompt)).collect::<Result<Vec<_>>>()?;
-    let mut made: Vec<Vec<u32>> = vec![vec![]; prompts.len()];
-    // An answer stops where the context does: rows of one length of answer are a batch.
-    let room = |ids: &Vec<u32>| ANSWER.min((model.base().decoder.spec.context + 1).saturating_sub(ids.len()));
-    let mut rooms: Vec<usize> = prompts.iter().map(room).collect();
-    rooms.sort_unstable();
-    rooms.dedup();
-    for most in rooms {
-        let rows: Vec<usize> = (0..prompts.len()).filter(|&row| room(&prompts[row]) == most).collect();
-        let asked: Vec<Vec<u32>> = rows.iter().map(|&row| prompts[row].clone()).collect();
-        let said = model.generate(&asked, most, &model.base().stop_tokens(), &Sampling::default())?;
-        for (row, said) in rows.into_iter().zip(said) {
-            made[row] = said;
-        }
-    }
+    // An answer stops where the context does.
+    let room = |ids: &[u32]| ANSWER.min((model.base().decoder.spec.context + 1).saturating_sub(ids.len()));
+    let made = model.go_on(&prompts, room, &model.base().stop_tokens(), &Sampling::default())?;
     let said: Vec<Said> = made
         .into_iter()
         .zip(&prompts)

@@ -8,7 +8,7 @@ pub mod layout;
 pub mod shard;
 mod unlike;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::apply::{Editor, Mode};
@@ -207,7 +207,7 @@ fn answers(base: &Edited, after: &Edited, rows: &[ProbeRow], most: Option<usize>
     // Of a long prompt the context leaves less.
     let room = |prompt: &[u32]| (base.base().decoder.spec.context + 1).saturating_sub(prompt.len()).min(most);
     let say = |model: &Edited| -> Result<Vec<String>> {
-        let made = go_on(model, &prompts, room, &stop, &Sampling::default())?;
+        let made = model.go_on(&prompts, room, &stop, &Sampling::default())?;
         // As many lines as the target has.
         let lines = |(made, row): (Vec<u32>, &ProbeRow)| -> Result<String> {
             let text = tokenizer.decode(&made)?;
@@ -218,26 +218,6 @@ fn answers(base: &Edited, after: &Edited, rows: &[ProbeRow], most: Option<usize>
     };
     let pairs = say(base)?.into_iter().zip(or_nothing(say(after), || vec![String::new(); rows.len()])?);
     Ok(pairs.enumerate().map(|(row, (before, after))| FreeAnswer { row, before, after }).collect())
-}
-
-/// Continues each row by as many tokens as it has room for; rows with the same room are one batch.
-fn go_on(
-    model: &Edited,
-    rows: &[Vec<u32>],
-    room: impl Fn(&[u32]) -> usize,
-    stop: &[u32],
-    sampling: &Sampling,
-) -> Result<Vec<Vec<u32>>> {
-    let mut made = vec![vec![]; rows.len()];
-    let rooms: BTreeSet<usize> = rows.iter().map(|row| room(row)).collect();
-    for count in rooms {
-        let alike: Vec<usize> = (0..rows.len()).filter(|&row| room(&rows[row]) == count).collect();
-        let chosen: Vec<Vec<u32>> = alike.iter().map(|&row| rows[row].clone()).collect();
-        for (row, ids) in alike.into_iter().zip(model.generate(&chosen, count, stop, sampling)?) {
-            made[row] = ids;
-        }
-    }
-    Ok(made)
 }
 
 /// How the edited model goes on from the prompts for generation, and the perplexity under the unedited model of what both make
@@ -253,7 +233,7 @@ fn texts(base: &Edited, after: &Edited, record: &EditRecord, seed: u64) -> Resul
     let most = base.base().decoder.spec.context.min(TEXT);
     let room = |prompt: &[u32]| most.saturating_sub(prompt.len());
     let rows = record.generation.iter().map(|prompt| tokenizer.encode_prompt(prompt)).collect::<Result<Vec<_>>>()?;
-    let made = or_nothing(go_on(after, &rows, room, &[], &sampling), || vec![vec![]; rows.len()])?;
+    let made = or_nothing(after.go_on(&rows, room, &[], &sampling), || vec![vec![]; rows.len()])?;
     let text = |(prompt, made): (&String, Vec<u32>)| -> Result<FreeText> {
         let end = made.iter().position(|token| stop.contains(token)).unwrap_or(made.len());
         let to_own_end = Some(tokenizer.decode(&made[..end])?);
@@ -265,7 +245,7 @@ fn texts(base: &Edited, after: &Edited, record: &EditRecord, seed: u64) -> Resul
         Some(subject) => {
             let rows = vec![tokenizer.encode_prompt(&format!("{subject} is a"))?; ESSENCES];
             let read = |model: &Edited| -> Result<f64> {
-                let made = go_on(model, &rows, room, &stop, &sampling)?;
+                let made = model.go_on(&rows, room, &stop, &sampling)?;
                 let whole: Vec<Vec<u32>> =
                     rows.iter().zip(made).map(|(row, made)| [row.clone(), made].concat()).collect();
                 perplexity(base, &whole)

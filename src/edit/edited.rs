@@ -12,6 +12,7 @@ use super::memory::{Consulted, Recall, alike};
 use super::{Edit, EditRequest};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::layers::norm::Norm;
 use crate::model::stack::decoder::Decoder;
 use crate::model::stack::past::Past;
 use crate::model::stack::spec::DecoderSpec;
@@ -384,6 +385,11 @@ impl Edited {
     /// Logits `[positions, vocabulary]` at (row, cell) pairs.
     pub fn head(&self, hidden: Tensor<3>, positions: &[(usize, usize)]) -> Tensor<2> {
         self.decoder.head(hidden, positions)
+    }
+
+    /// The norm between the MLP of a decoder's layer and the stream, where there is one.
+    pub fn norm_behind_mlp(&self, layer: usize) -> Option<&Norm> {
+        self.decoder.blocks.get(layer)?.mlp_post_norm.as_ref()
     }
 
     /// Whether some of its layers stay in their file.

@@ -1,5 +1,7 @@
 //! Next-token distributions and generation of an edited model.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -180,6 +182,29 @@ impl Edited {
         }
         if !plain.is_empty() {
             self.continue_plain(rows, &plain, count, stop, sampling, &mut made)?;
+        }
+        Ok(made)
+    }
+
+    /// Continues each row by as many tokens as it has room for; rows with the same room are one batch.
+    ///
+    /// # Errors
+    /// As [`Edited::generate`].
+    pub fn go_on(
+        &self,
+        rows: &[Vec<u32>],
+        room: impl Fn(&[u32]) -> usize,
+        stop: &[u32],
+        sampling: &Sampling,
+    ) -> Result<Vec<Vec<u32>>> {
+        let mut made = vec![vec![]; rows.len()];
+        let rooms: BTreeSet<usize> = rows.iter().map(|row| room(row)).collect();
+        for count in rooms {
+            let alike: Vec<usize> = (0..rows.len()).filter(|&row| room(&rows[row]) == count).collect();
+            let chosen: Vec<Vec<u32>> = alike.iter().map(|&row| rows[row].clone()).collect();
+            for (row, ids) in alike.into_iter().zip(self.generate(&chosen, count, stop, sampling)?) {
+                made[row] = ids;
+            }
         }
         Ok(made)
     }

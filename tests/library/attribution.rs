@@ -11,7 +11,7 @@ use emend::apply::knowledge_neurons::{KnowledgeNeurons, attributions};
 use emend::apply::memit::{Memit, direct, woodbury};
 use emend::apply::prepared::{Prepared, check, columns};
 use emend::apply::rome::Rome;
-use emend::apply::value::{Cone, Descent, NormOf, descend};
+use emend::apply::value::{AddedTo, Cone, Descent, descend};
 use emend::apply::{Editor, Mode, apply};
 use emend::data::text::Documents;
 use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance};
@@ -19,6 +19,7 @@ use emend::model::Model;
 use emend::model::load::checkpoint::Hold;
 use emend::model::stack::taps::{Recorder, Replace, cells};
 use emend::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
+use emend::model::tokenizer::Continuation;
 use emend::model::tokens::Tokens;
 use emend::statistics::{Collect, Collected, Header, Moments, Source, Statistics, collect};
 use faer::{Mat, Scale};
@@ -255,7 +256,7 @@ fn rome_maps_the_key_to_the_value() {
         let cone = Cone::new(&base, 1, &[&in_contexts]).unwrap();
         let descent =
             Descent { steps: 8, learning_rate: 0.5, early_stop: 0.05, weight_decay: 0.01, clamp: 4.0, kl: 0.0625 };
-        let found = descend(&base, &cone, &descent, NormOf::Value).unwrap();
+        let found = descend(&base, &cone, &descent, AddedTo::Value).unwrap();
         let width = model.decoder.spec.width;
         let wanted = cone.values.clone().slice([0..1, 0..width]) + found.delta;
         let after = base.with(edit).unwrap();
@@ -265,6 +266,40 @@ fn rome_maps_the_key_to_the_value() {
             mapped = mapped + bias.unsqueeze();
         }
         assert!(difference(&values(mapped), &values(wanted)) < 1e-6, "{name}");
+    }
+}
+
+/// Where a norm stands behind the MLP, as in Gemma 2 and 3, the edited model still says what the descent saw: its loss on the contexts is the one found.
+#[test]
+fn a_value_is_found_before_the_norm_behind_it() {
+    for name in ["gemma2-tiny", "gemma3-tiny", "gpt2-tiny"] {
+        let model = Arc::new(model(name, DType::F64));
+        let base = Edited::new(model.clone());
+        // These fixtures have no tokenizer of their own.
+        let in_contexts = RequestInContexts {
+            rows: vec![Continuation { ids: vec![5, 9, 11, 3, 20, 31], prompt: 4, apart: false }],
+            subjects: vec![2],
+            essence: vec![9, 11, 7],
+            essence_subject: 1,
+        };
+        let cone = Cone::new(&base, 0, &[&in_contexts]).unwrap();
+        // The last evaluation has all updates: none is made after it.
+        let descent =
+            Descent { steps: 6, learning_rate: 0.05, early_stop: 0.0, weight_decay: 0.0, clamp: 4.0, kl: 0.0 };
+        let found = descend(&base, &cone, &descent, AddedTo::Value).unwrap();
+        let text = &in_contexts.rows[0];
+        let tokens = Tokens::new(vec![text.ids[..text.ids.len() - 1].to_vec()]);
+        let width = model.decoder.spec.width;
+        let site = Site { stack: Stack::Decoder, layer: 0, place: Place::MlpOut };
+        let value = cone.values.clone().slice([0..1, 0..width]) + found.delta.clone();
+        let mut replace = Replace { values: vec![(site, 0, in_contexts.subjects[0], value.squeeze_dim(0))] };
+        let hidden = base.embed(&tokens, &mut NoTap).unwrap();
+        let hidden = base.blocks(hidden, 0..base.layers(), tokens.span(), None, &mut replace).unwrap();
+        let reads: Vec<_> = text.reads().map(|cell| (0, cell)).collect();
+        let log = activation::log_softmax(base.head(hidden, &reads), 1);
+        let log = values(emend::edit::likelihood::target_log_probabilities(log, text.target()));
+        let nll = -log.iter().sum::<f64>() / log.len() as f64;
+        assert!((nll - found.nll[0]).abs() < 1e-6, "{name}: {nll} {}", found.nll[0]);
     }
 }
 
@@ -283,7 +318,7 @@ fn a_value_is_the_same_on_a_model_in_its_file() {
             assert_eq!(base.in_file(1..2), hold == Hold::InFile);
             let in_contexts = RequestInContexts::new(&base, &request(), &templates).unwrap();
             let cone = Cone::new(&base, 0, &[&in_contexts]).unwrap();
-            values(descend(&base, &cone, &descent, NormOf::Value).unwrap().delta)
+            values(descend(&base, &cone, &descent, AddedTo::Value).unwrap().delta)
         };
         let (cast, in_file) = (found(Hold::Cast), found(Hold::InFile));
         let length = cast.iter().map(|value| value * value).sum::<f64>().sqrt();
@@ -300,12 +335,12 @@ fn the_descent_goes_down_and_its_cone_is_the_whole_model() {
     let cone = Cone::new(&base, 0, &[&in_contexts]).unwrap();
     let descent =
         |steps| Descent { steps, learning_rate: 0.1, early_stop: 0.0, weight_decay: 0.0, clamp: 1e3, kl: 0.0 };
-    let nll = |steps| descend(&base, &cone, &descent(steps), NormOf::Stream).unwrap().nll[0];
+    let nll = |steps| descend(&base, &cone, &descent(steps), AddedTo::Stream).unwrap().nll[0];
     let first = nll(1);
     assert!(nll(10) < first && nll(20) < nll(10));
 
     // The same δ put into a whole pass gives the same loss.
-    let found = descend(&base, &cone, &descent(5), NormOf::Stream).unwrap();
+    let found = descend(&base, &cone, &descent(5), AddedTo::Stream).unwrap();
     let site = Site { stack: Stack::Decoder, layer: 0, place: Place::BlockOut };
     let mut whole = 0.0;
     for (text, &subject) in in_contexts.rows.iter().zip(&in_contexts.subjects) {
@@ -344,7 +379,7 @@ fn memit_reaches_its_streams_and_requests_do_not_mix() {
     let in_contexts = RequestInContexts::new(&base, &request(), &["{}".to_owned()]).unwrap();
     let cone = Cone::new(&base, 1, &[&in_contexts]).unwrap();
     let descent = Descent { steps: 6, learning_rate: 0.5, early_stop: 0.05, weight_decay: 0.5, clamp: 4.0, kl: 0.0625 };
-    let found = descend(&base, &cone, &descent, NormOf::Stream).unwrap();
+    let found = descend(&base, &cone, &descent, AddedTo::Stream).unwrap();
     let width = model.decoder.spec.width;
     let z = cone.streams.clone().slice([0..1, 0..width]) + found.delta;
     let streams = |edited: &Edited| {
@@ -564,7 +599,7 @@ fn the_published_denominator_is_that_of_the_prompt_alone() {
         let cone = Cone::new(&base, 1, &[&in_contexts]).unwrap();
         let descent =
             Descent { steps: 8, learning_rate: 0.5, early_stop: 0.05, weight_decay: 0.01, clamp: 4.0, kl: 0.0625 };
-        let found = descend(&base, &cone, &descent, NormOf::Value).unwrap();
+        let found = descend(&base, &cone, &descent, AddedTo::Value).unwrap();
         let width = model.decoder.spec.width;
         let wanted = cone.values.clone().slice([0..1, 0..width]) + found.delta;
         let (weight, bias) = after.weight(Weight::decoder(1, Role::MlpDown)).unwrap();
