@@ -1,4 +1,4 @@
-//! `emend inspect`: an edit, an archive, a model or a file of facts in one screen.
+//! `emend inspect`: an edit, statistics, an archive, a model or a file of facts in one screen.
 
 use std::path::{Path, PathBuf};
 
@@ -12,11 +12,12 @@ use crate::error::{Error, Result};
 use crate::model::load::checkpoint::Checkpoint;
 use crate::model::load::{hub, pocket};
 use crate::report::table::{cut, percent, table};
+use crate::statistics::{Header, Moments};
 
-/// Show an edit file, an archive, a model or a file of facts in one screen.
+/// Show an edit file, statistics, an archive, a model or a file of facts in one screen.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// An edit file, an archive's folder, a model's folder or name, or a file of records
+    /// An edit file, a file of statistics, an archive's folder, a model's folder or name, or a file of records
     #[arg(value_name = "WHAT")]
     pub what: String,
     /// Count the tokens of records as this model does
@@ -39,6 +40,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let (text, document) = if facts {
         inspect_facts::facts(path, args.model.as_deref())?
+    } else if let Ok(moments) = Moments::load(path, Some(&[])) {
+        statistics(&moments.header)
     } else if path.is_file() || inspect_facts::is_file_name(path) {
         edit(path)?
     } else if path.join("archive.toml").is_file() || path.join("training").is_dir() {
@@ -50,6 +53,22 @@ pub fn run(args: &Args) -> Result<()> {
         model(&Checkpoint::open(&folder)?)?
     };
     if args.json { print(&format!("{document:#}\n")) } else { print(&text) }
+}
+
+/// What second moments were made of.
+fn statistics(header: &Header) -> (String, Value) {
+    let Header { model, tokens, width, layers, sources, .. } = header;
+    let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
+    let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
+    let made_of = match header.imported() {
+        true => format!("imported from {}; which tokenizer read which texts is not known", names.join(", ")),
+        false => format!("of {}, in rows of {} tokens", names.join(", "), header.row),
+    };
+    let text = format!(
+        "second moments of keys of width {width}, layers {}, over {tokens} tokens\n{made_of}\nmodel {model}\n",
+        layers.join(", ")
+    );
+    (text, json!({"kind": "statistics", "imported": header.imported(), "header": header}))
 }
 
 fn edit(path: &Path) -> Result<(String, Value)> {

@@ -65,6 +65,10 @@ fn what_is_exported_is_imported() {
         let largest = ours.iter().fold(0.0f64, |most, value| most.max(value.abs()));
         assert!(ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-6 * largest));
     }
+    assert!(
+        stdout(&run(&["inspect", text(&theirs)])).contains("mom2.npz; which tokenizer read which texts is not known")
+    );
+    assert!(stdout(&run(&["inspect", text(&ours)])).contains("second moments of keys of width 768, layers 1, 2, over"));
     let (ours, theirs) = (header(&ours), header(&theirs));
     assert_eq!((&ours["tokens"], &ours["model"]), (&theirs["tokens"], &theirs["model"]));
     assert_eq!(theirs["tokenizer"], "unknown");
