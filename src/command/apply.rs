@@ -149,7 +149,7 @@ pub fn run(args: &Args) -> Result<()> {
     let chat = asking.template(&model.tokenizer)?;
     let before = laid_under(args, &model, editor.as_ref())?;
     let records = asking.put(records(args, &name)?, &model.tokenizer)?;
-    check_outputs(args, records.len())?;
+    check_outputs(args, editor.as_ref(), records.len())?;
     let cases: Vec<Vec<EditRequest>> = records.iter().map(EditRequest::of_case).collect();
     warn_of_number(args, best.as_ref().filter(|_| !editor.remembers()), cases.iter().map(Vec::len).sum());
     let watched = watched_text(args, &name, &model, editor.as_ref())?;
@@ -238,12 +238,6 @@ fn laid_under(args: &Args, model: &Arc<Model>, editor: &dyn Editor) -> Result<Ed
         let (method, _) = editor.describe();
         return Err(Error::Config(format!(
             "--memory: {method} changes weights and keeps no memory; serac, ike and lookup do; --save keeps this edit"
-        )));
-    }
-    if editor.remembers() && !args.export.is_empty() {
-        let (method, _) = editor.describe();
-        return Err(Error::Input(format!(
-            "--export: an edit of {method} is a memory and cannot be exported; its file, of --save or --memory, is all there is of it"
         )));
     }
     let known = args.memory.iter().filter(|file| file.exists());
@@ -608,7 +602,13 @@ fn shown(table: &[ProbeRow]) -> Vec<&ProbeRow> {
 }
 
 /// Sees that the results can be written before the work is done.
-fn check_outputs(args: &Args, records: usize) -> Result<()> {
+fn check_outputs(args: &Args, editor: &dyn Editor, records: usize) -> Result<()> {
+    if editor.remembers() && !args.export.is_empty() {
+        let (method, _) = editor.describe();
+        return Err(Error::Input(format!(
+            "--export: an edit of {method} is a memory and cannot be exported; its file, of --save or --memory, is all there is of it"
+        )));
+    }
     let several = args.mode == Mode::Single && records > 1;
     if args.memory.is_some() && several {
         let message = "--memory takes several records together: use --mode batch or --mode sequential";
