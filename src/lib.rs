@@ -26,6 +26,7 @@ pub mod error;
 pub mod evaluate;
 pub mod fetch;
 pub mod files;
+pub mod locate;
 pub mod model;
 pub mod network;
 mod panics;
@@ -37,6 +38,7 @@ pub mod report;
 pub mod sections;
 pub mod statistics;
 pub mod tensors;
+pub mod trace;
 pub mod train;
 
 pub use edit::{Change, Delta, Edit, EditRequest, Edited, Provenance};

@@ -26,6 +26,8 @@ enum Command {
     Forget(command::forget::Args),
     Squash(command::squash::Args),
     Compare(command::compare::Args),
+    Trace(Box<command::trace::Args>),
+    Locate(command::locate::Args),
     MakeCompletions(command::make_completions::Args),
 }
 
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
         Command::Forget(args) => command::forget::run(&args),
         Command::Squash(args) => command::squash::run(&args),
         Command::Compare(args) => command::compare::run(&args),
+        Command::Trace(args) => command::trace::run(&args),
+        Command::Locate(args) => command::locate::run(&args),
         Command::MakeCompletions(args) => command::make_completions::run(&args),
     };
     match result {

@@ -3,8 +3,10 @@
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
+use crate::data::objective::{Hidden, Objective};
 use crate::edit::generate::Sampling;
 use crate::edit::likelihood::check_targets;
+use crate::edit::noise::Noise;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::tokenizer::Continuation;
@@ -96,6 +98,10 @@ pub struct RequestInContexts {
     pub essence: Vec<u32>,
     /// The index of the subject's last token in it.
     pub essence_subject: usize,
+    /// What hides the subject in each row, where it is hidden; the essence is never.
+    pub noise: Noise,
+    /// What is to become of the target.
+    pub objective: Objective,
 }
 
 impl RequestInContexts {
@@ -107,7 +113,11 @@ impl RequestInContexts {
         let tokenizer = &model.base().tokenizer;
         let (subject, end) = request.subject()?;
         let (mut rows, mut subjects) = (vec![], vec![]);
-        for template in templates {
+        // Each row has a draw of its own, and every draw a row.
+        let hidden = request.objective().hidden();
+        let count = hidden.map_or(0, |hidden| hidden.draws).max(templates.len());
+        let mut noise = Noise::default();
+        for (number, template) in templates.iter().cycle().take(count).enumerate() {
             let prompt = template.replace("{}", &request.prompt);
             let row = tokenizer.continuation(&prompt, &request.target_new, request.separator.as_deref())?;
             let before = template.find("{}").unwrap_or(0);
@@ -116,6 +126,19 @@ impl RequestInContexts {
             check_targets(model, row.target())?;
             subjects.push(tokenizer.last_token(&prompt, before + end)?.min(row.prompt - 1));
             rows.push(row);
+            noise.0.push(match hidden {
+                Some(hidden) => {
+                    let of_template =
+                        Some(prompt[..before + end - subject.len()].to_owned() + "{}" + &prompt[before + end..]);
+                    let place = (subject, of_template.as_deref());
+                    let drawn = Noise::of_subject(model, &prompt, place, Hidden { draws: count, ..hidden })?;
+                    drawn.map(|(first, noise)| {
+                        let [_, tokens, width] = noise.dims();
+                        (first, noise.slice([number..number + 1, 0..tokens, 0..width]).squeeze_dim(0))
+                    })
+                }
+                None => None,
+            });
         }
         let essence = format!("{subject} is a");
         Ok(RequestInContexts {
@@ -123,6 +146,8 @@ impl RequestInContexts {
             subjects,
             essence: tokenizer.encode_prompt(&essence)?,
             essence_subject: tokenizer.last_token(&essence, subject.len())?,
+            noise,
+            objective: request.objective(),
         })
     }
 }

@@ -21,8 +21,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Editor;
 use super::prepared::{Prepared, check, of_request, precision};
+use crate::data::objective::Objective;
 use crate::data::text::Documents;
 use crate::edit::likelihood::check_targets;
+use crate::edit::noise::Noise;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -268,9 +270,9 @@ struct TuningTexts {
 }
 
 impl TuningTexts {
-    fn new(model: &Edited, lowest: usize, rows: impl Iterator<Item = Vec<u32>>) -> Result<Self> {
+    fn new(model: &Edited, lowest: usize, rows: impl Iterator<Item = Vec<u32>>, tap: &mut dyn Tap) -> Result<Self> {
         let tokens = Tokens::new(rows.collect());
-        let hidden = model.embed(&tokens, &mut NoTap)?;
+        let hidden = model.embed(&tokens, tap)?;
         let hidden = model.blocks(hidden, 0..lowest, tokens.span(), None, &mut NoTap)?;
         Ok(TuningTexts { tokens, hidden, lowest })
     }
@@ -304,7 +306,7 @@ impl TuningTexts {
 
 impl FineTuning {
     /// Descends from the model as it is, on prompts with their targets.
-    fn tune(&self, model: &Edited, rows: &[Continuation]) -> Result<WeightChange> {
+    fn tune(&self, model: &Edited, rows: &[Continuation], noise: Noise, objective: Objective) -> Result<WeightChange> {
         let mut tuned = BTreeMap::new();
         let mut biases = BTreeMap::new();
         for &at in &self.weights {
@@ -316,7 +318,8 @@ impl FineTuning {
         }
         let spec = &model.base().decoder.spec;
         let lowest = self.weights.iter().map(|&at| spec.place(at)).min().unwrap_or(0);
-        let edits = TuningTexts::new(model, lowest, rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()))?;
+        let read = rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec());
+        let edits = TuningTexts::new(model, lowest, read, &mut { noise })?;
         let reads = self.reads(rows);
         let cells: Vec<(usize, usize)> = reads.iter().map(|(cell, _)| *cell).collect();
         let ids: Vec<i64> = reads.iter().map(|(_, id)| i64::from(*id)).collect();
@@ -328,7 +331,19 @@ impl FineTuning {
             let index = Tensor::<1, Int>::from_data(ids.as_slice(), &device).unsqueeze_dim::<2>(1);
             let share = TensorData::new(share.clone(), [share.len()]);
             let share = Tensor::<1>::from_data(share, (&device, log.dtype()));
-            (log.gather(1, index).squeeze_dim::<1>(1) * share).sum().neg()
+            let log = log.gather(1, index).squeeze_dim::<1>(1);
+            if objective != Objective::Lower {
+                return (log * share).sum().neg();
+            }
+            // p^(1/|target|) of each row, as ROME's objective has it.
+            let own = (0..rows.len()).flat_map(|row| reads.iter().map(move |((of, _), _)| (*of == row) as u8));
+            let own: Vec<f64> = own
+                .zip(reads.iter().cycle())
+                .map(|(own, ((row, _), _))| f64::from(own) / rows[*row].target().len() as f64)
+                .collect();
+            let own = TensorData::new(own, [rows.len(), reads.len()]);
+            let own = Tensor::<2>::from_data(own, (&device, log.dtype()));
+            own.matmul(log.unsqueeze_dim(1)).exp().mean()
         };
 
         let change =
@@ -381,7 +396,7 @@ impl FineTuning {
         let mut rng = random::stream(self.settings.held.seed, "locality", step as u64);
         let drawn =
             (0..self.settings.held.locality_texts).map(|_| self.texts[rng.random_range(0..self.texts.len())].clone());
-        let texts = TuningTexts::new(model, lowest, drawn)?;
+        let texts = TuningTexts::new(model, lowest, drawn, &mut NoTap)?;
         let rows = texts.tokens.ids().iter().enumerate();
         let cells: Vec<(usize, usize)> =
             rows.flat_map(|(row, ids)| (0..ids.len()).map(move |cell| (row, cell))).collect();
@@ -392,6 +407,36 @@ impl FineTuning {
             (before.clone().exp() * apart).sum().mul_scalar(weight)
         })
     }
+}
+
+/// Rows whose subjects are hidden where the objective says so: then each is there once for every draw.
+fn hidden_rows(
+    model: &Edited,
+    requests: &[EditRequest],
+    rows: Vec<Continuation>,
+) -> Result<(Vec<Continuation>, Noise)> {
+    let (mut all, mut noise) = (vec![], Noise::default());
+    for (request, row) in requests.iter().zip(rows) {
+        let drawn = match request.objective().hidden() {
+            Some(hidden) => {
+                let (subject, _) = request.subject()?;
+                Noise::of_subject(model, &request.prompt, (subject, request.template.as_deref()), hidden)?
+            }
+            None => None,
+        };
+        let Some((first, drawn)) = drawn else {
+            all.push(row);
+            noise.0.push(None);
+            continue;
+        };
+        let [draws, tokens, width] = drawn.dims();
+        for draw in 0..draws {
+            let own = drawn.clone().slice([draw..draw + 1, 0..tokens, 0..width]).squeeze_dim(0);
+            all.push(row.clone());
+            noise.0.push(Some((first, own)));
+        }
+    }
+    Ok((all, noise))
 }
 
 impl Editor for FineTuning {
@@ -408,10 +453,17 @@ impl Editor for FineTuning {
             text.map_err(|error| of_request(requests, number, error))
         });
         let rows = texts.collect::<Result<Vec<_>>>()?;
+        let (rows, noise) = hidden_rows(model, requests, rows)?;
+        let objective = requests[0].objective();
         let cells: usize = rows.iter().map(|text| text.ids.len()).sum();
         let spec = &model.base().decoder.spec;
-        let change = parallel::run_products(cells * spec.width * spec.mlp.width, || self.tune(model, &rows))?;
+        let change =
+            parallel::run_products(cells * spec.width * spec.mlp.width, || self.tune(model, &rows, noise, objective))?;
         Ok(Edit::new(self.provenance(model, requests), Change::Weights(change), BTreeMap::new()))
+    }
+
+    fn takes(&self, _: &Objective) -> bool {
+        true
     }
 
     fn seed(&self) -> u64 {

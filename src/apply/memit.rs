@@ -23,6 +23,8 @@ use super::association::{Association, defaults_of_many};
 use super::contexts::{RequestInContexts, templates};
 use super::prepared::{Prepared, Progress, check, columns, of_request, tensor};
 use super::value::{AddedTo, Cone, descend};
+use crate::data::objective::Objective;
+use crate::edit::noise::Noise;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -108,6 +110,10 @@ impl Editor for Memit {
             })?;
         let provenance = self.provenance(model, requests).with_findings(findings);
         Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
+    }
+
+    fn takes(&self, _: &Objective) -> bool {
+        true
     }
 
     fn seed(&self) -> u64 {
@@ -262,7 +268,8 @@ impl SubjectTexts {
             let texts: Vec<Vec<u32>> = texts.map(|(text, &subject)| text.ids[..=subject].to_vec()).collect();
             subjects.push(texts.iter().enumerate().map(|(row, ids)| (row, ids.len() - 1)).collect());
             let tokens = Tokens::new(texts);
-            let hidden = model.embed(&tokens, &mut NoTap)?;
+            let noise = together.iter().flat_map(|request| request.noise.0.iter().cloned());
+            let hidden = model.embed(&tokens, &mut Noise(noise.collect()))?;
             let hidden = model.blocks(hidden, 0..layer, tokens.span(), None, &mut NoTap)?;
             batches.push((tokens, hidden));
         }

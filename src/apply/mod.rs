@@ -20,7 +20,7 @@ pub mod value;
 use std::sync::Arc;
 
 use crate::edit::join::Joined;
-use crate::edit::{Edit, EditRequest, Edited, memory as entries};
+use crate::edit::{Edit, EditRequest, Edited, edited_by, memory as entries};
 use crate::error::{Error, Result};
 use crate::parallel;
 
@@ -84,7 +84,7 @@ pub fn apply<R: Send>(
     };
     let one = |on: &Edited, number: usize| -> Result<(Arc<Edit>, Edited)> {
         let contradiction = if editor.remembers() { Ok(()) } else { prepared::check(&cases[number]) };
-        let edit = contradiction.and_then(|()| editor.edit(on, &cases[number])).and_then(finite);
+        let edit = contradiction.and_then(|()| edited_by(editor, on, &cases[number])).and_then(finite);
         let edit = edit.map_err(|error| match error {
             // Of which of the case's edits is said by its prompt.
             Error::Record { message, .. } => Error::Record { number, message },
@@ -109,7 +109,7 @@ pub fn apply<R: Send>(
                 all = stay.into_iter().map(|number| all[number].clone()).collect();
             }
             // An error names a request by its number: what is wanted is the case's.
-            let edit = editor.edit(model, &all).map_err(|error| match error {
+            let edit = edited_by(editor, model, &all).map_err(|error| match error {
                 Error::Record { number, message } => {
                     Error::Record { number: owners.get(number).copied().unwrap_or(number), message }
                 }

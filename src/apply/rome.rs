@@ -16,6 +16,7 @@ use super::contexts::{RequestInContexts, templates};
 use super::prepared::{check, of_request, precision};
 use super::value::{AddedTo, Cone, Found, descend};
 use super::{Editor, Prepared};
+use crate::data::objective::Objective;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -148,6 +149,10 @@ impl Editor for Rome {
         }
         let provenance = self.provenance(model, requests).with_findings(serde_json::json!({"requests": findings}));
         Ok(Edit::new(provenance, Change::Weights(WeightChange::sum(changes.iter())), BTreeMap::new()))
+    }
+
+    fn takes(&self, _: &Objective) -> bool {
+        true
     }
 
     fn seed(&self) -> u64 {

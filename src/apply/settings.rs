@@ -100,6 +100,11 @@ impl EditorSettings {
         Some(paths::find(name, folder, |path| Moments::path(path).is_file()).unwrap_or_else(|| name.into()))
     }
 
+    /// The layers that it edits.
+    pub fn layers(&self) -> &[usize] {
+        self.0.layers().1
+    }
+
     /// Whether there can be an editor for a model that was loaded as `name`, before hours of other work.
     ///
     /// # Errors

@@ -9,10 +9,14 @@
 //! down by Adam. Both are one, unless a norm stands between the MLP and the stream. Only its cone is computed: layers above, cells from the subject on. To the left of these, keys and
 //! values are constants.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use super::contexts::RequestInContexts;
+use crate::data::objective::Objective;
+use crate::edit::noise::Noise;
 use crate::edit::{Edited, loss};
 use crate::error::{Error, Result};
 use crate::model::stack::past::Past;
@@ -104,6 +108,8 @@ pub struct Cone {
     past: Option<Past>,
     /// The cells of each row at which its targets are predicted, and these.
     reads: Vec<(Vec<usize>, Vec<u32>)>,
+    /// Whether each request's target is to become less likely.
+    lowers: Vec<bool>,
 }
 
 impl Cone {
@@ -131,7 +137,8 @@ impl Cone {
         let tokens = Tokens::new(rows.clone());
         let site = |place| Site { stack: Stack::Decoder, layer, place };
         let mut recorder = Recorder::at([site(Place::MlpHidden), site(Place::MlpOut)]);
-        let hidden = model.embed(&tokens, &mut recorder)?;
+        let noise = in_contexts.iter().flat_map(|request| request.noise.0.iter().cloned().chain([None]));
+        let hidden = model.embed(&tokens, &mut Noise(noise.collect()))?;
         let hidden = model.blocks(hidden, 0..layer + 1, tokens.span(), None, &mut recorder)?;
         let subjects: Vec<(usize, usize)> = starts.iter().copied().enumerate().collect();
         let mut at = |place| {
@@ -158,7 +165,8 @@ impl Cone {
         };
         let tokens: Vec<Vec<u32>> = rows.iter().zip(&starts).map(|(ids, &start)| ids[start..].to_vec()).collect();
         let right = shifted(hidden, &starts, tokens.iter().map(Vec::len).max().unwrap_or(1));
-        Ok(Cone { layer, first, keys, values, streams, right, tokens, starts, past, reads })
+        let lowers = in_contexts.iter().map(|request| request.objective == Objective::Lower).collect();
+        Ok(Cone { layer, first, keys, values, streams, right, tokens, starts, past, reads, lowers })
     }
 
     /// The rows of a request: its contexts, without the essence.
@@ -213,7 +221,7 @@ pub fn descend(model: &Edited, cone: &Cone, settings: &Descent, added_to: AddedT
         for (place, &request) in open.iter().enumerate() {
             let path = &mut paths[request];
             path.nll = round.nll[place];
-            let loss = path.nll + settings.kl * round.kl[place] + path.decay(settings) * path.length();
+            let loss = round.loss[place] + settings.kl * round.kl[place] + path.decay(settings) * path.length();
             if !loss.is_finite() {
                 let message = "the loss of an edit is not finite; try a lower editor.learning_rate";
                 return Err(Error::Input(message.into()));
@@ -317,11 +325,15 @@ struct Rows {
     targets: Vec<u32>,
     /// For each target the place of its request and its weight, `1 / (contexts · |target|)`.
     shares: Vec<(usize, f64)>,
+    /// For each target the row that it stands in, and that row's number of them where the row's target is to become less likely.
+    lowered: Vec<(usize, Option<usize>)>,
 }
 
 /// One evaluation: the figures of each open request, and the gradient `[open · width]`.
 struct Round {
     nll: Vec<f64>,
+    /// `−ln p(target) / |target|`, mean over contexts; of a target that is to become less likely the mean of `p^(1/|target|)`.
+    loss: Vec<f64>,
     kl: Vec<f64>,
     gradient: Vec<f64>,
 }
@@ -329,7 +341,7 @@ struct Round {
 impl Rows {
     fn new(cone: &Cone, open: &[usize], added_to: AddedTo) -> Self {
         let (mut rows, mut owners, mut reads, mut essences) = (vec![], vec![], vec![], vec![]);
-        let (mut targets, mut shares) = (vec![], vec![]);
+        let (mut targets, mut shares, mut lowered) = (vec![], vec![], vec![]);
         for (place, &request) in open.iter().enumerate() {
             let contexts = cone.contexts(request).len() as f64;
             for row in cone.first[request]..cone.first[request + 1] {
@@ -341,6 +353,8 @@ impl Rows {
                 }
                 let weight = 1.0 / (contexts * wanted.len() as f64);
                 shares.extend(wanted.iter().map(|_| (place, weight)));
+                let lowers = cone.lowers[request].then_some(wanted.len());
+                lowered.extend(wanted.iter().map(|_| (rows.len(), lowers)));
                 targets.extend(wanted);
                 rows.push(row);
                 owners.push(place as i64);
@@ -364,6 +378,7 @@ impl Rows {
             reads,
             targets,
             shares,
+            lowered,
         }
     }
 
@@ -419,15 +434,32 @@ impl Rows {
         let gradients = loss.backward();
         let gradient = delta.grad(&gradients);
         let gradient = gradient.ok_or_else(|| Error::Input("the loss does not reach the subject".into()))?;
-        let mut nll = vec![0.0; self.open.len()];
-        for (value, (place, weight)) in each_nll.into_data().iter::<f64>().zip(&self.shares) {
+        let each_nll: Vec<f64> = each_nll.into_data().iter::<f64>().collect();
+        let (mut nll, mut loss) = (vec![0.0; self.open.len()], vec![0.0; self.open.len()]);
+        let slopes = self.slopes(&each_nll);
+        for ((value, slope), (place, weight)) in each_nll.iter().zip(&slopes).zip(&self.shares) {
             nll[*place] += weight * value;
+            // −p has the slope of p, and its share of p.
+            loss[*place] += weight * if *slope < 0.0 { -slope } else { *value };
         }
         Ok(Round {
             nll,
+            loss,
             kl: each_kl.into_data().iter::<f64>().collect(),
             gradient: gradient.into_data().iter::<f64>().collect(),
         })
+    }
+
+    /// What the loss of a row gains with the NLL of each of its targets, times the number of these: 1, and `−p^(1/|target|)` of a row whose target is to
+    /// become less likely.
+    fn slopes(&self, each_nll: &[f64]) -> Vec<f64> {
+        let mut of_row: BTreeMap<usize, f64> = BTreeMap::new();
+        for (value, (row, count)) in each_nll.iter().zip(&self.lowered) {
+            if let Some(count) = count {
+                *of_row.entry(*row).or_insert(0.0) += value / *count as f64;
+            }
+        }
+        self.lowered.iter().map(|(row, _)| of_row.get(row).map_or(1.0, |nll| -(-nll).exp())).collect()
     }
 
     /// The gradient at the logits `[reads, vocabulary]`, and the NLL of each target and the KL divergence of each essence.
@@ -442,7 +474,11 @@ impl Rows {
         let (device, dtype) = (log.device(), log.dtype());
 
         let (each_nll, towards_targets) = loss::nll(log.clone().slice([0..targets, 0..vocabulary]), &self.targets);
-        let weights: Vec<f64> = self.shares.iter().map(|(_, weight)| *weight).collect();
+        let slopes = match self.lowered.iter().any(|(_, lowers)| lowers.is_some()) {
+            true => self.slopes(&each_nll.clone().into_data().iter::<f64>().collect::<Vec<_>>()),
+            false => vec![1.0; targets],
+        };
+        let weights: Vec<f64> = self.shares.iter().zip(slopes).map(|((_, weight), slope)| weight * slope).collect();
         let weights = Tensor::<1>::from_data(TensorData::new(weights, [targets]), (&device, dtype));
         let log = log.slice([targets..reads, 0..vocabulary]);
         let known = before.get_or_insert_with(|| log.clone()).clone();

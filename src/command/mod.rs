@@ -7,13 +7,16 @@ pub mod fetch;
 pub mod forget;
 pub mod inspect;
 mod inspect_facts;
+pub mod locate;
 pub mod make_completions;
 pub mod predict;
 pub mod pretrain;
+mod propose;
 pub mod squash;
 pub mod stats;
 mod stats_npz;
 mod steps;
+pub mod trace;
 pub mod train;
 
 use std::path::PathBuf;

@@ -219,6 +219,7 @@ fn protocols(figures: &[Figure]) -> Vec<Value> {
         Protocol::Balanced => "claims answered True or False, both labels counting alike",
         Protocol::Sentiment => "replies on a topic in the wanted sentiment (Mitchell et al., 2022)",
         Protocol::Mquake => "questions over several facts, over free answers (Zhong et al., 2023)",
+        Protocol::Localize => "how much of what was possible an edit moved a target's probability (Hase et al., 2023)",
         Protocol::Ripple => "what follows from an edit and what does not, over free answers (Cohen et al., 2024)",
         Protocol::Efficiency => "seconds, memory and the size of the change",
     };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::apply::Editor;
 use crate::edit::memory::without_contradictions;
-use crate::edit::{Change, Edit, EditRequest, Edited, WeightChange};
+use crate::edit::{Change, EditRequest, Edited, WeightChange, edited_by};
 use crate::error::{Error, Result};
 use crate::evaluate::case::Size;
 use crate::tensors::sum_of_squares;
@@ -112,7 +112,7 @@ impl EditedByMany {
 
 /// A model with one more edit.
 pub(super) fn with_one_edit(editor: &dyn Editor, on: &Edited, requests: &[EditRequest]) -> Result<Edited> {
-    let edit: Edit = editor.edit(on, requests)?;
+    let edit = edited_by(editor, on, requests)?;
     if !edit.is_finite() {
         return Err(Error::Input("the edit holds values that are not finite".into()));
     }

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod compare;
+pub mod locate;
 pub mod pretrain;
 pub mod train;
 

@@ -4,7 +4,9 @@ use super::fields::REWRITE;
 use super::json::{Json, Object};
 use super::problem::Problem;
 use super::record::EditRecord;
-use super::{completions, convsent, counterfact, fever, knowedit, multi_hop, own, questions, ripple, vitaminc, zsre};
+use super::{
+    completions, convsent, counterfact, fever, knowedit, known, multi_hop, own, questions, ripple, vitaminc, zsre,
+};
 
 /// A file format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,10 +49,12 @@ pub enum Form {
     ConvSent,
     /// Passages with completions.
     Completions,
+    /// Facts to trace, as ROME has them.
+    Known,
 }
 
 impl Form {
-    const ALL: [Form; 19] = [
+    const ALL: [Form; 20] = [
         Form::Own,
         Form::CounterFact,
         Form::CounterFactFlat,
@@ -70,6 +74,7 @@ impl Form {
         Form::Fever,
         Form::ConvSent,
         Form::Completions,
+        Form::Known,
     ];
 
     /// The form's name and the keys it is known by, for errors.
@@ -95,6 +100,7 @@ impl Form {
             Form::Fever => "FEVER as KE has it (input, output with SUPPORTS or REFUTES, ...)",
             Form::ConvSent => "ConvSent (ent, pos, neg)",
             Form::Completions => "completions of passages (original, completions, n_tokens)",
+            Form::Known => "facts to trace (prompt, subject, attribute, ...)",
             Form::Own => "emend's own (prompt, target_new, ...)",
         }
     }
@@ -114,6 +120,8 @@ impl Form {
             Some((Form::ZsreMend, Sure::Yes))
         } else if any(&["claim"]) && any(&["evidence", "label"]) {
             Some((Form::VitaminC, Sure::Yes))
+        } else if all(&["prompt", "subject", "attribute"]) && !any(&["target_new"]) {
+            Some((Form::Known, Sure::Yes))
         } else if any(&["completions"]) && any(&["original", "n_tokens"]) {
             Some((Form::Completions, Sure::Yes))
         } else if any(&["ent"]) && any(&["pos", "neg"]) {
@@ -169,6 +177,7 @@ impl Form {
             Form::Fever => fever::read(record, id).map(one),
             Form::ConvSent => convsent::read(record, &id),
             Form::Completions => completions::read(record),
+            Form::Known => known::read(record, id).map(one),
             Form::Own => own::read(record, id).map(one),
         }
     }
@@ -195,6 +204,7 @@ impl Form {
             Form::Fever => &["input", "prediction", "alternatives", "filtered_rephrases", "output", "logit", "rephrases"],
             Form::ConvSent => &["ent", "pos", "neg"],
             Form::Completions => &["original", "completions", "n_tokens"],
+            Form::Known => &["known_id", "subject", "attribute", "template", "prediction", "prompt", "relation_id"],
             Form::Own => &[],
         }
     }

@@ -236,7 +236,7 @@ fn mixture(found: Form, first: Form) -> Problem {
 
 /// The id that the record itself carries.
 fn own_id(record: &Object) -> Result<Option<String>, Problem> {
-    for key in ["case_id", "id"] {
+    for key in ["case_id", "id", "known_id"] {
         match record.get(key) {
             None | Some(Json::Null) => {}
             Some(Json::Number(id)) => return Ok(Some(id.clone())),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::fields::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_TARGET, check_subject, fill};
 use super::json::{Json, Object, answer, each, prompt};
+use super::objective::Objective;
 use super::problem::{Problem, quoted};
 use super::record::{EditRecord, Probe};
 
@@ -21,11 +22,12 @@ const KEYS: &[&str] = &[
     "descriptor",
     "aliases",
     "separator",
+    "objective",
 ];
 
 /// Keys that no other form has.
 pub(super) const MARKS: &[&str] =
-    &["target_true", "rephrases", "relation", "generation", "descriptor", "aliases", "separator"];
+    &["target_true", "rephrases", "relation", "generation", "descriptor", "aliases", "separator", "objective"];
 
 /// Whether a record without a mark may be ours: it says what to edit, and most of its keys are ours or nearly.
 pub(super) fn resembles(record: &Object) -> bool {
@@ -55,6 +57,7 @@ pub(super) fn read(mut record: Object, id: String) -> Result<EditRecord, Problem
         generation: record.prompts("generation")?,
         aliases: record.texts("aliases")?.into_iter().map(answer).collect(),
         separator: separator(&mut record)?,
+        objective: objective(&mut record)?,
         ..EditRecord::default()
     })
 }
@@ -71,6 +74,22 @@ fn place_subject(text: String, subject: Option<&str>) -> Result<(String, Option<
         Some(subject) => {
             check_subject("prompt", &text, subject)?;
             Ok((text, None))
+        }
+    }
+}
+
+/// What is to become of the target.
+fn objective(record: &mut Object) -> Result<Option<Objective>, Problem> {
+    match record.optional_text("objective")?.as_deref() {
+        None => Ok(None),
+        Some("raise") => Ok(Some(Objective::Raise)),
+        Some("lower") => Ok(Some(Objective::Lower)),
+        Some(other) => {
+            let problem = format!(
+                "is {}; it should be \"raise\", or \"lower\" for a target that is to become less likely",
+                quoted(other)
+            );
+            Err(Problem::new(problem).within("objective"))
         }
     }
 }

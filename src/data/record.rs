@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::objective::Objective;
 use super::unicode;
 use crate::model::chat::AskedInChat;
 
@@ -56,7 +57,7 @@ impl Probe {
 ///
 /// Prompts are kept to the character, but for one plain space at their end; targets have no white space around them. What stands
 /// between the two belongs to `model::separator`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EditRecord {
     /// The record's name in its file: its own id where it has one, else its index.
     pub id: String,
@@ -106,6 +107,9 @@ pub struct EditRecord {
     /// That the target is the completion of a passage, of so many tokens (`data::completions`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion: Option<usize>,
+    /// What is to become of the target, where that is said: a problem of a comparison says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<Objective>,
 }
 
 impl EditRecord {

@@ -10,6 +10,7 @@ pub mod join;
 pub mod likelihood;
 pub(crate) mod loss;
 pub mod memory;
+pub mod noise;
 pub mod peft;
 mod request;
 pub mod score;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::data::objective::Objective;
 use crate::error::{Error, Result};
 
 pub use change::{Change, Delta, RecordDeltas, SharedDeltas, WeightChange};
@@ -38,6 +40,11 @@ pub trait Editor: Send + Sync {
 
     /// Its name and settings.
     fn describe(&self) -> (String, serde_json::Value);
+
+    /// Whether it can do to a target what is asked. All can make it likelier.
+    fn takes(&self, objective: &Objective) -> bool {
+        matches!(objective, Objective::Raise)
+    }
 
     /// Whether its edits are memories: of two requests on one question the later then wins, where others refuse them.
     fn remembers(&self) -> bool {
@@ -59,6 +66,26 @@ pub trait Editor: Send + Sync {
         let (method, settings) = self.describe();
         Provenance::new(&method, settings, self.seed(), model, requests)
     }
+}
+
+/// One edit for requests, whose objectives the editor takes.
+///
+/// # Errors
+/// An objective that it does not take; different ones in one edit; what the editor says.
+pub fn edited_by(editor: &dyn Editor, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
+    let objectives: Vec<Objective> = requests.iter().map(EditRequest::objective).collect();
+    if let Some(strange) = objectives.iter().find(|objective| !editor.takes(objective)) {
+        let (method, _) = editor.describe();
+        let message = format!(
+            "{method} makes a target likelier and takes no other objective, such as \"{}\"; fine_tuning, rome and memit do",
+            strange.name()
+        );
+        return Err(Error::Config(message));
+    }
+    if objectives.windows(2).any(|pair| pair[0] != pair[1]) {
+        return Err(Error::Input("the requests of one edit have different objectives; make an edit of each".into()));
+    }
+    editor.edit(model, requests)
 }
 
 /// Where an edit comes from: enough to make it again.

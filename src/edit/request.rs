@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::objective::Objective;
 use crate::data::record::{EditRecord, place_of_subject};
 use crate::error::{Error, Result};
 use crate::model::chat::AskedInChat;
@@ -9,7 +10,7 @@ use crate::model::separator::{joined, parted};
 use crate::model::tokenizer::{Continuation, Tokenizer};
 
 /// What an editor is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EditRequest {
     /// The sentence to edit, with the subject in its place.
     pub prompt: String,
@@ -36,6 +37,9 @@ pub struct EditRequest {
     /// That it was asked as the turn of a chat.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<AskedInChat>,
+    /// What is to become of the target; it becomes likelier where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<Objective>,
 }
 
 impl EditRequest {
@@ -51,12 +55,18 @@ impl EditRequest {
             rephrases: vec![],
             separator: None,
             chat: None,
+            objective: None,
         }
     }
 
     /// All edits of a case: one in most forms of records.
     pub fn of_case(record: &EditRecord) -> Vec<Self> {
         record.edits().map(EditRequest::from).collect()
+    }
+
+    /// What is to become of the target.
+    pub fn objective(&self) -> Objective {
+        self.objective.unwrap_or(Objective::Raise)
     }
 
     /// The text that states the edit: its descriptor, or the prompt with its target.
@@ -115,6 +125,7 @@ impl From<&EditRecord> for EditRequest {
             rephrases: record.rephrases.clone(),
             separator: record.separator.clone(),
             chat: record.chat.clone(),
+            objective: record.objective,
         }
     }
 }

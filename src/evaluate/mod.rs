@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod paired;
 pub mod perplexity;
 pub mod probes;
+pub mod problem;
 pub mod protocol;
 mod rows;
 pub mod significance;

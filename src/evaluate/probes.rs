@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::objective::Hidden;
 use crate::data::record::{EditRecord, Probe, TestPart};
 use crate::edit::Edited;
 use crate::edit::likelihood::Scored;
+use crate::edit::noise::{self, Noise};
 use crate::edit::score::score;
 use crate::error::Result;
 use crate::model::separator::parted;
@@ -113,6 +115,8 @@ struct Asked {
     separator: Option<String>,
     text: Continuation,
     rival: Option<(String, Continuation)>,
+    /// The noise under which it is read, and the subject that is hidden.
+    hidden: Option<(Hidden, String)>,
 }
 
 /// Asks both models the probes of records: their own prompt, rephrases, locality and portability prompts.
@@ -169,6 +173,12 @@ pub fn probe_table(
                 separator: record.separator.clone(),
                 text,
                 rival,
+                hidden: match kind {
+                    Kind::Rewrite | Kind::Rephrase => {
+                        edit.objective.and_then(|objective| objective.hidden()).zip(edit.subject.clone())
+                    }
+                    _ => None,
+                },
             });
             Ok(())
         };
@@ -199,7 +209,15 @@ pub fn probe_table(
     }
     let rivals = asked.iter().filter_map(|asked| Some(&asked.rival.as_ref()?.1));
     let texts: Vec<Continuation> = asked.iter().map(|asked| &asked.text).chain(rivals).cloned().collect();
-    let scored = score(&[before, after], &texts)?;
+    let mut scored = score(&[before, after], &texts)?;
+    // Where a subject is to be hidden the edit's own prompts are read so.
+    for (number, asked) in asked.iter().enumerate() {
+        let Some((hidden, subject)) = &asked.hidden else { continue };
+        if let Some(noise) = Noise::of_subject(before, &asked.prompt, (subject, None), *hidden)? {
+            let own = noise::score(&[before, after], &asked.text, &noise)?;
+            scored.iter_mut().zip(own).for_each(|(of_model, own)| of_model[number] = own);
+        }
+    }
     let [before, after] = scored.as_slice() else { return Ok(vec![]) };
     let mut both = before.iter().cloned().zip(after.iter().cloned());
     let own: Vec<(Scored, Scored)> = both.by_ref().take(asked.len()).collect();

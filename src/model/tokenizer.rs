@@ -1,5 +1,6 @@
 //! Text to tokens and back, and where in the tokens a target or a subject stands.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -457,6 +458,19 @@ impl Tokenizer {
         let (_, offsets) = self.encode_with_offsets(text)?;
         let last = offsets.iter().rposition(|&(from, to)| from < end && to > from);
         last.ok_or_else(|| Error::Input(format!("no token of \"{text}\" begins in its first {end} bytes")))
+    }
+
+    /// Which tokens of a text stand, in part at least, in some of its bytes.
+    ///
+    /// # Errors
+    /// None does.
+    pub fn tokens_of(&self, text: &str, bytes: Range<usize>) -> Result<Range<usize>> {
+        let (_, offsets) = self.encode_with_offsets(text)?;
+        let inside = |&(from, to): &(usize, usize)| from < bytes.end && to > bytes.start && to > from;
+        match (offsets.iter().position(inside), offsets.iter().rposition(inside)) {
+            (Some(first), Some(last)) => Ok(first..last + 1),
+            _ => Err(Error::Input(format!("no token of \"{text}\" stands in its bytes {bytes:?}"))),
+        }
     }
 
     /// The text of tokens, without special ones; of a classifier's answer, its label.

@@ -94,7 +94,7 @@ pub fn page(document: &Value, title: &str) -> String {
 }
 
 /// Nothing but an array has entries.
-pub(super) fn list(value: &Value) -> &[Value] {
+pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 

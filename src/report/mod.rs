@@ -1,6 +1,7 @@
 //! Tables and plain words for people.
 
 pub mod figures;
+pub mod heat_map;
 pub mod html;
 mod metrics;
 pub mod summary;

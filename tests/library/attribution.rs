@@ -281,6 +281,8 @@ fn a_value_is_found_before_the_norm_behind_it() {
             subjects: vec![2],
             essence: vec![9, 11, 7],
             essence_subject: 1,
+            noise: Default::default(),
+            objective: emend::data::objective::Objective::Raise,
         };
         let cone = Cone::new(&base, 0, &[&in_contexts]).unwrap();
         // The last evaluation has all updates: none is made after it.

@@ -9,6 +9,7 @@ pub mod counterfact;
 pub mod easyedit;
 pub mod efficiency;
 pub mod generate;
+pub mod localize;
 pub mod mend;
 pub mod mquake;
 pub mod ripple;
@@ -45,13 +46,15 @@ pub enum Protocol {
     Mquake,
     /// Tests of what follows from an edit (Cohen et al., 2024).
     Ripple,
+    /// How much of a target's probability an edit moved (Hase et al., 2023).
+    Localize,
     /// Time, memory and the size of the change.
     Efficiency,
 }
 
 impl Protocol {
     /// All of them, in the order of tables.
-    pub const ALL: [Protocol; 10] = [
+    pub const ALL: [Protocol; 11] = [
         Protocol::Counterfact,
         Protocol::Easyedit,
         Protocol::Mend,
@@ -61,6 +64,7 @@ impl Protocol {
         Protocol::Sentiment,
         Protocol::Mquake,
         Protocol::Ripple,
+        Protocol::Localize,
         Protocol::Efficiency,
     ];
 
@@ -76,6 +80,7 @@ impl Protocol {
             Protocol::Sentiment => "sentiment",
             Protocol::Mquake => "mquake",
             Protocol::Ripple => "ripple",
+            Protocol::Localize => "localize",
             Protocol::Efficiency => "efficiency",
         }
     }
@@ -138,7 +143,7 @@ pub struct About {
 #[rustfmt::skip]
 const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
     use Better::{Higher, Lower, Neither};
-    use Protocol::{Balanced, Completion, Counterfact, Easyedit, Efficiency, Generate, Mend, Mquake, Ripple, Sentiment};
+    use Protocol::{Balanced, Completion, Counterfact, Easyedit, Efficiency, Generate, Localize, Mend, Mquake, Ripple, Sentiment};
     use Unit::{Bits, Bytes, Difference, Number, Seconds, Share};
     &[
         (Counterfact, "score", Higher, Share, "harmonic mean of efficacy, paraphrase and neighborhood"),
@@ -197,6 +202,11 @@ const TABLE: &[(Protocol, &str, Better, Unit, &str)] = {
         (Ripple, "subject_aliasing", Higher, Share, "tests passed of the edit under other names of its subject"),
         (Ripple, "compositionality_i", Higher, Share, "tests passed of facts one step behind the new answer"),
         (Ripple, "compositionality_ii", Higher, Share, "tests passed of facts about others that lead to the subject"),
+        (Localize, "target", Higher, Share, "harmonic mean of the scores below"),
+        (Localize, "rewrite", Higher, Number, "own prompt, how much of what the target's probability could gain (or lose) it did"),
+        (Localize, "paraphrase", Higher, Number, "rephrases, the same"),
+        (Localize, "neighborhood", Higher, Share, "other subjects, how little the same target's probability moved"),
+        (Localize, "essence", Higher, Share, "how little the perplexity of what it writes of the subject rose"),
         (Efficiency, "seconds/edit", Lower, Seconds, "seconds of making the edit; of edits made together their mean"),
         (Efficiency, "seconds/evaluation", Lower, Seconds, "seconds of asking both models about a case"),
         (Efficiency, "seconds", Lower, Seconds, "seconds of a phase"),
@@ -253,6 +263,7 @@ pub fn known_unedited(protocol: Protocol, name: &str) -> bool {
         Protocol::Generate => stem == "locality_same",
         Protocol::Sentiment => stem == "topic",
         Protocol::Completion => stem == "perplexity_before",
+        Protocol::Localize => true,
         Protocol::Balanced | Protocol::Mquake | Protocol::Ripple | Protocol::Efficiency => false,
     }
 }
@@ -290,6 +301,7 @@ pub fn values(case: &Case) -> Vec<Value> {
         sentiment::values,
         mquake::values,
         ripple::values,
+        localize::values,
         efficiency::values,
     ];
     protocols.into_iter().flat_map(|values| values(case)).collect()

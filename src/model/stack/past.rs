@@ -86,6 +86,14 @@ impl Past {
         Past { owner: self.owner.clone(), layers: layers.collect(), crossed: crossed.collect(), sources }
     }
 
+    /// What it holds of some layers; nothing of the others.
+    pub fn of_layers(&self, layers: Range<usize>) -> Past {
+        let kept = |number: usize| layers.contains(&number);
+        let own = self.layers.iter().enumerate().map(|(number, layer)| layer.clone().filter(|_| kept(number)));
+        let crossed = self.crossed.iter().enumerate().map(|(number, crossed)| crossed.clone().filter(|_| kept(number)));
+        Past { layers: own.collect(), crossed: crossed.collect(), ..self.clone() }
+    }
+
     /// Its first `cells` cells; all of what an encoder made.
     pub fn truncated(&self, cells: usize) -> Past {
         let layers = self.layers.iter().map(|layer| {

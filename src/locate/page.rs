@@ -1,0 +1,372 @@
+//! A sweep as one page that loads nothing, and as text: regressions, scores and tracing effects by layer, and what they do and do not show.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::evaluate::problem::Problem;
+use crate::report::html::list;
+use crate::report::table::table;
+
+/// The methods' colours, in the order of a sweep; each differs in lightness.
+const COLOURS: [&str; 6] = ["#3f6fb5", "#c8553d", "#3b8c66", "#8661a8", "#b8892b", "#4a4a4a"];
+
+/// Rows of a document that are of a metric and a window.
+fn rows<'a>(document: &'a Value, metric: &'a str, window: &'a Value) -> impl Iterator<Item = &'a Value> {
+    list(&document["rows"]).iter().filter(move |row| row["metric"] == metric && row["window"] == *window)
+}
+
+fn share(value: &Value) -> String {
+    value.as_f64().map_or("–".into(), |value| format!("{value:.3}"))
+}
+
+fn p_value(value: &Value) -> String {
+    match value.as_f64() {
+        Some(p) if p < 1e-3 => "< 0.001".into(),
+        Some(p) => format!("{p:.3}"),
+        None => "–".into(),
+    }
+}
+
+/// A correlation with its interval.
+fn correlated(value: &Value) -> String {
+    let interval = list(&value["interval"]);
+    match (value["r"].as_f64(), interval) {
+        (Some(r), [low, high]) => {
+            format!("{r:.2} ({:.2} to {:.2})", low.as_f64().unwrap_or(r), high.as_f64().unwrap_or(r))
+        }
+        (Some(r), _) => format!("{r:.2}"),
+        (None, _) => "–".into(),
+    }
+}
+
+fn title_of(problem: &Value) -> &str {
+    let named = problem.as_str().unwrap_or_default();
+    Problem::ALL.iter().find(|known| known.name() == named).map_or(named, |known| known.title())
+}
+
+/// The table of regressions of one metric and one window.
+fn regressions(document: &Value, metric: &str, window: &Value) -> (Vec<&'static str>, Vec<Vec<String>>) {
+    let header = vec![
+        "problem",
+        "method",
+        "R² layer",
+        "R² tracing",
+        "R² both",
+        "difference",
+        "p",
+        "best layer",
+        "r at the traced layer",
+    ];
+    let line = |row: &Value| {
+        let (of, r2) = (&row["regression"], &row["regression"]["r2"]);
+        let best = row["best_layer"].as_u64().map_or("–".into(), |layer| layer.to_string());
+        let mut line =
+            vec![title_of(&row["problem"]).to_owned(), row["method"].as_str().unwrap_or_default().to_owned()];
+        line.extend([share(&r2["layer"]), share(&r2["effect"]), share(&r2["both"]), share(&r2["difference"])]);
+        line.extend([p_value(&of["p"]), best, correlated(&row["at_peak"])]);
+        line
+    };
+    (header, rows(document, metric, window).map(line).collect())
+}
+
+/// Where tracing points, and what it adds to the layer: a sentence each, and what they do not show.
+pub fn words(document: &Value) -> Vec<String> {
+    let mut words = vec![];
+    let Some(window) = list(&document["windows"]).first() else { return words };
+    let trace = list(&document["trace"]).iter().find(|trace| trace["window"] == *window);
+    if let Some((trace, peak)) = trace.and_then(|trace| Some((trace, trace["peak"].as_u64()?))) {
+        let most = trace["last_subject"][peak as usize].as_f64().unwrap_or(0.0);
+        let around = match window.as_u64() {
+            Some(1) => String::new(),
+            _ => format!(" and {window} layers around it"),
+        };
+        words.push(format!(
+            "Tracing points at layer {peak}: with the MLP's output there{around} restored at the subject's last token, {:.0} % of the lost probability comes back, on \
+             the mean of {} facts.",
+            100.0 * most,
+            trace["facts"]
+        ));
+    }
+    let gains = rows(document, "rewrite", window).filter_map(|row| row["regression"]["r2"]["difference"].as_f64());
+    let gains: Vec<f64> = gains.collect();
+    if let Some(most) = gains.iter().copied().reduce(f64::max) {
+        let mean = gains.iter().sum::<f64>() / gains.len() as f64;
+        words.push(format!(
+            "Where the layer of an edit is known already, a fact's tracing effect explains {:.1} % more of the variance of the rewrite score, on the mean over \
+             problems and methods, and at most {:.1} %.",
+            100.0 * mean,
+            100.0 * most
+        ));
+    }
+    words.push(format!(
+        "These are correlations over {} facts of one model. A small share says that tracing does not tell which layer to edit for which fact; it does not \
+         say that facts are not kept where tracing finds them. A p-value counts edits of one fact at several layers as independent, which they are not.",
+        document["facts"]
+    ));
+    words
+}
+
+/// For each problem and method the best layer beside the one where tracing points.
+fn best_layers(document: &Value) -> Vec<String> {
+    let Some(window) = list(&document["windows"]).first() else { return vec![] };
+    let sentence = |row: &Value| {
+        let at = |layer: &Value| list(&row["by_layer"]).iter().find(|one| one["layer"] == *layer);
+        let (best, traced) = (at(&row["best_layer"])?, at(&row["at_peak"]["layer"])?);
+        Some(format!(
+            "{}, {}: best at layer {} (rewrite score {}); at layer {}, where tracing points, {}.",
+            capital(title_of(&row["problem"])),
+            row["method"].as_str()?,
+            best["layer"],
+            share(&best["mean"]),
+            traced["layer"],
+            share(&traced["mean"])
+        ))
+    };
+    rows(document, "rewrite", window).filter_map(sentence).collect()
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// For a terminal.
+pub fn terminal(document: &Value) -> String {
+    let mut text = String::new();
+    for window in list(&document["windows"]) {
+        let (header, lines) = regressions(document, "rewrite", window);
+        let _ = write!(
+            text,
+            "rewrite score (protocol localize), tracing with windows of {window}\n\n{}\n",
+            table(&header, &lines)
+        );
+    }
+    for words in words(document) {
+        let _ = writeln!(text, "{words}");
+    }
+    let first = list(&document["windows"]).first().cloned().unwrap_or_default();
+    let reasons = rows(document, "rewrite", &first).filter_map(|row| -> Option<String> {
+        let why = row["why"].as_str()?;
+        Some(format!("no regression for {} by {}: {why}\n", title_of(&row["problem"]), row["method"].as_str()?))
+    });
+    reasons.for_each(|reason| text += &reason);
+    text
+}
+
+/// Markdown, for a README.
+pub fn markdown(document: &Value) -> String {
+    let mut text = String::new();
+    for window in list(&document["windows"]) {
+        let (header, lines) = regressions(document, "rewrite", window);
+        let _ = writeln!(
+            text,
+            "Rewrite score, tracing with windows of {window}:\n\n| {} |\n|{}|",
+            header.join(" | "),
+            "---|".repeat(header.len() - 1) + "---"
+        );
+        for line in lines {
+            let _ = writeln!(text, "| {} |", line.join(" | "));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// The page. `heat_map` is a picture of the mean effects, as SVG.
+pub fn page(document: &Value, heat_map: &str) -> String {
+    let title = escape(document["title"].as_str().unwrap_or_default());
+    let mut body = format!(
+        "<h1>{title}</h1>\n<p>{} facts, layers {}, noise σ = {}.</p>\n",
+        document["facts"],
+        escape(&document["layers"].to_string()),
+        share(&document["noise"]["sigma"])
+    );
+    body += "<h2>What the numbers say</h2>\n";
+    for words in words(document) {
+        let _ = writeln!(body, "<p>{}</p>", escape(&words));
+    }
+    let best: String = best_layers(document).iter().map(|line| format!("<li>{}</li>\n", escape(line))).collect();
+    let _ = writeln!(body, "<details><summary>The best layers</summary>\n<ul>\n{best}</ul></details>");
+    for (metric, open) in
+        [("rewrite", true), ("paraphrase", false), ("neighborhood", false), ("essence", false), ("target", false)]
+    {
+        for window in list(&document["windows"]) {
+            let (header, lines) = regressions(document, metric, window);
+            if lines.is_empty() {
+                continue;
+            }
+            let cells = |cells: &mut dyn Iterator<Item = String>, tag: &str| -> String {
+                cells.map(|cell| format!("<{tag}>{}</{tag}>", escape(&cell))).collect()
+            };
+            let head = cells(&mut header.into_iter().map(str::to_owned), "th");
+            let lines: String =
+                lines.into_iter().map(|line| format!("<tr>{}</tr>\n", cells(&mut line.into_iter(), "td"))).collect();
+            let opened = if open { " open" } else { "" };
+            let _ = writeln!(
+                body,
+                "<details{opened}><summary>R² of the {metric} score, tracing with windows of {window}</summary>\n<div class=\"wide\"><table><tr>{head}</tr>\n{lines}</table></div></details>"
+            );
+        }
+    }
+    let first = list(&document["windows"]).first().cloned().unwrap_or_default();
+    body += "<h2>Score by layer, beside the mean tracing effect</h2>\n<div class=\"figures\">\n";
+    for problem in Problem::ALL {
+        let own: Vec<&Value> =
+            rows(document, "rewrite", &first).filter(|row| row["problem"] == problem.name()).collect();
+        if !own.is_empty() {
+            body += &bars(document, problem, &own, &first);
+        }
+    }
+    body += "</div>\n<h2>Score against tracing effect, a point an edit</h2>\n<div class=\"figures\">\n";
+    for row in rows(document, "rewrite", &first) {
+        body += &scatter(row);
+    }
+    body += "</div>\n<h2>Mean tracing effects</h2>\n<div class=\"wide\">";
+    body += heat_map;
+    body += "</div>\n";
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n<title>{title}</title>\n<style>\n\
+         :root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }}\nbody {{ max-width: 72rem; margin: 2rem auto; padding: 0 1rem }}\n\
+         table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}\nth, td {{ padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #8884; white-space: nowrap }}\n\
+         .figures {{ display: flex; flex-wrap: wrap; gap: 1rem }}\n.wide {{ overflow-x: auto }}\nsummary {{ cursor: pointer; margin: .6rem 0 }}\nsvg text {{ fill: currentColor; font-size: 12px }}\n\
+         .wide svg text {{ fill: #111 }}\n</style></head>\n<body>\n{body}</body></html>\n"
+    )
+}
+
+/// Width and height of a figure's field, and the room around it.
+const FIELD: (f64, f64) = (300.0, 160.0);
+const ROOM: (f64, f64) = (40.0, 26.0);
+
+/// A figure with its axes: what is drawn in it is given in shares of the field.
+fn figure(title: &str, x: &[(f64, String)], y: (f64, f64), inside: &str, legend: &[(String, String)]) -> String {
+    let (width, height) = (FIELD.0 + 2.0 * ROOM.0, FIELD.1 + 2.0 * ROOM.1 + 18.0 * legend.len() as f64);
+    let (left, top) = ROOM;
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"{0}\">\n<text x=\"{left}\" y=\"16\">{0}</text>\n",
+        escape(title)
+    );
+    let (bottom, right) = (top + FIELD.1, left + FIELD.0);
+    let _ = writeln!(
+        svg,
+        "<path d=\"M{left} {top}V{bottom}H{right}\" fill=\"none\" stroke=\"currentColor\" stroke-opacity=\".5\"/>"
+    );
+    for (at, value) in [(bottom, y.0), (top + FIELD.1 / 2.0, f64::midpoint(y.0, y.1)), (top, y.1)] {
+        let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{value:.2}</text>", left - 4.0, at + 4.0);
+    }
+    for (at, label) in x {
+        let _ = writeln!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>",
+            left + at * FIELD.0,
+            bottom + 15.0
+        );
+    }
+    svg += inside;
+    for (number, (colour, label)) in legend.iter().enumerate() {
+        let at = bottom + 2.0 * ROOM.1 - 12.0 + 18.0 * number as f64;
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{left}\" y=\"{}\" width=\"10\" height=\"10\" fill=\"{colour}\"/><text x=\"{}\" y=\"{at}\">{}</text>",
+            at - 9.0,
+            left + 16.0,
+            escape(label)
+        );
+    }
+    svg + "</svg>\n"
+}
+
+/// The place of a point, in shares of the field.
+fn at(x: f64, y: f64) -> (f64, f64) {
+    (ROOM.0 + x * FIELD.0, ROOM.1 + (1.0 - y.clamp(0.0, 1.0)) * FIELD.1)
+}
+
+fn bars(document: &Value, problem: Problem, own: &[&Value], window: &Value) -> String {
+    let layers: Vec<u64> = list(&document["layers"]).iter().filter_map(Value::as_u64).collect();
+    let count = layers.len().max(1) as f64;
+    let (mut inside, mut legend) = (String::new(), vec![]);
+    let wide = 0.8 / count / own.len() as f64;
+    for (number, row) in own.iter().enumerate() {
+        let colour = COLOURS[number % COLOURS.len()];
+        for one in list(&row["by_layer"]) {
+            let place = layers.iter().position(|layer| Some(*layer) == one["layer"].as_u64());
+            let (Some(place), Some(mean)) = (place, one["mean"].as_f64()) else { continue };
+            let (x, y) = at((place as f64 + 0.1) / count + wide * number as f64, mean);
+            let _ = writeln!(
+                inside,
+                "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"><title>layer {}: {mean:.3}</title></rect>",
+                wide * FIELD.0,
+                ROOM.1 + FIELD.1 - y,
+                layers[place]
+            );
+        }
+        legend.push((colour.to_owned(), row["method"].as_str().unwrap_or_default().to_owned()));
+    }
+    let trace = list(&document["trace"]).iter().find(|trace| trace["window"] == *window);
+    let line: Vec<String> = layers
+        .iter()
+        .enumerate()
+        .filter_map(|(place, &layer)| {
+            let effect = trace?["last_subject"][layer as usize].as_f64()?;
+            let (x, y) = at((place as f64 + 0.5) / count, effect);
+            Some(format!("{x:.1},{y:.1}"))
+        })
+        .collect();
+    let _ = writeln!(
+        inside,
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"currentColor\" stroke-width=\"2\" stroke-dasharray=\"4 3\"/>",
+        line.join(" ")
+    );
+    legend.push(("currentColor".into(), "tracing effect at the subject's last token (dashed)".into()));
+    let every = layers.len().div_ceil(10).max(1);
+    let ticks: Vec<(f64, String)> = layers
+        .iter()
+        .enumerate()
+        .step_by(every)
+        .map(|(place, layer)| ((place as f64 + 0.5) / count, layer.to_string()))
+        .collect();
+    figure(&format!("{}: rewrite score by layer", problem.title()), &ticks, (0.0, 1.0), &inside, &legend)
+}
+
+fn scatter(row: &Value) -> String {
+    let points: Vec<(f64, f64, String)> = list(&row["points"])
+        .iter()
+        .filter_map(|point| {
+            Some((point[2].as_f64()?, point[3].as_f64()?, format!("fact {}, layer {}", point[0].as_str()?, point[1])))
+        })
+        .collect();
+    let most = points.iter().map(|point| point.0).fold(1.0, f64::max);
+    let mut inside = String::new();
+    for (effect, score, what) in &points {
+        let (x, y) = at(effect / most, *score);
+        let _ = writeln!(
+            inside,
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.5\" fill=\"{}\" fill-opacity=\".5\"><title>{}</title></circle>",
+            COLOURS[0],
+            escape(what)
+        );
+    }
+    // The least-squares line.
+    let count = points.len() as f64;
+    let (mean_x, mean_y) =
+        (points.iter().map(|p| p.0).sum::<f64>() / count, points.iter().map(|p| p.1).sum::<f64>() / count);
+    let spread: f64 = points.iter().map(|p| (p.0 - mean_x).powi(2)).sum();
+    if spread > 0.0 {
+        let slope = points.iter().map(|p| (p.0 - mean_x) * (p.1 - mean_y)).sum::<f64>() / spread;
+        let (from, to) = (at(0.0, mean_y - slope * mean_x), at(1.0, mean_y + slope * (most - mean_x)));
+        let _ = writeln!(
+            inside,
+            "<path d=\"M{:.1} {:.1}L{:.1} {:.1}\" stroke=\"{}\" stroke-width=\"2\"/>",
+            from.0, from.1, to.0, to.1, COLOURS[1]
+        );
+    }
+    let r2 = share(&row["regression"]["r2"]["effect"]);
+    let title = format!("{}, {}: R² {r2}", title_of(&row["problem"]), row["method"].as_str().unwrap_or_default());
+    let ticks = [(0.0, "0".to_owned()), (0.5, format!("{:.1}", most / 2.0)), (1.0, format!("{most:.1}"))];
+    figure(&title, &ticks, (0.0, 1.0), &inside, &[])
+}

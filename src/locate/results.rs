@@ -1,0 +1,211 @@
+//! What a sweep left in its folder, as one document: scores by layer, tracing effects by layer, and the regressions.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::regress::{Observation, Regressions, correlation};
+use super::sweep::{Cell, Sweep};
+use crate::compare::layout::Run;
+use crate::error::Result;
+use crate::evaluate::problem::Problem;
+use crate::evaluate::protocol::{Protocol, values};
+use crate::trace::average::{Mean, Role};
+use crate::trace::folder::Traces;
+
+/// What tracing says of a fact, for one width of windows: the share of the total effect that each layer brings back, at its best token, and at the
+/// subject's last.
+#[derive(Debug, Clone)]
+struct Effects {
+    best: Vec<f64>,
+    last_subject: Vec<f64>,
+}
+
+/// Of a fact's document; nothing where it was left out.
+fn effects(document: &Value, width: usize) -> Option<Effects> {
+    let whole = document["total_effect"].as_f64()?.abs();
+    let rows = document["mlp"][width.to_string()]["effect"].as_array()?;
+    let table: Vec<Vec<f64>> = rows
+        .iter()
+        .map(|row| row.as_array().map(|row| row.iter().filter_map(Value::as_f64).collect()))
+        .collect::<Option<_>>()?;
+    let share = |effect: f64| if whole > 0.0 { (effect / whole).max(0.0) } else { 0.0 };
+    let layers = table.first()?.len();
+    let best = |layer: usize| table.iter().map(|row| row[layer]).fold(f64::NEG_INFINITY, f64::max);
+    let roles = document["roles"].as_array()?;
+    let last = roles.iter().position(|role| role.as_str() == Some(Role::LastSubject.name()))?;
+    Some(Effects {
+        best: (0..layers).map(|layer| share(best(layer))).collect(),
+        last_subject: (0..layers).map(|layer| share(table[last][layer])).collect(),
+    })
+}
+
+/// One edit's scores.
+struct Scored {
+    problem: Problem,
+    editor: String,
+    layer: usize,
+    /// The record's id.
+    id: String,
+    /// By metric of the protocol `localize`.
+    scores: BTreeMap<String, f64>,
+}
+
+/// The document of a sweep.
+///
+/// ```text
+/// {
+///   "format": "locate/1", "model": …, "facts": 20, "layers": […], "windows": […], "noise": …,
+///   "trace": [{"window": 5, "best": [mean by layer], "last_subject": [mean by layer], "peak": the layer of the largest of these}],
+///   "rows": [{"problem": "injection", "method": "rome", "metric": "rewrite", "window": 5,
+///     "regression": {"r2": {"layer", "effect", "both", "difference"}, "f", "p", "correlation", "edits"} or null, "why": "…",
+///     "by_layer": [{"layer", "mean", "interval", "facts"}], "best_layer": …,
+///     "at_peak": {"layer", "r", "interval"}, "points": [[fact, layer, effect, score]]}],
+///   "failed": edits that failed
+/// }
+/// ```
+///
+/// # Errors
+/// Files that are broken.
+pub fn document(sweep: &Sweep<'_>, folder: &Path, traces: &Traces, title: &str, windows: &[usize]) -> Result<Value> {
+    let mut of_fact: BTreeMap<(String, usize), Effects> = BTreeMap::new();
+    for (number, fact) in sweep.facts.iter().enumerate() {
+        let Some(document) = traces.read(number)? else { continue };
+        for &width in windows {
+            if let Some(effects) = effects(&document, width) {
+                of_fact.insert((fact.id.clone(), width), effects);
+            }
+        }
+    }
+    let (mut edits, mut failed) = (vec![], 0);
+    for cell in sweep.cells() {
+        for case in Run::last(&folder.join(cell.name()))?.cases()?.into_values() {
+            if case.error.is_some() {
+                failed += 1;
+                continue;
+            }
+            let scores = values(&case).into_iter().filter(|value| value.protocol == Protocol::Localize);
+            let scores = scores.map(|value| (value.name, value.value)).collect();
+            let Cell { problem, editor, layer } = cell.clone();
+            edits.push(Scored { problem, editor, layer, id: case.id, scores });
+        }
+    }
+    let layers = sweep.layers.len();
+    let traced = windows.iter().map(|&width| {
+        let all: Vec<&Effects> =
+            of_fact.iter().filter(|((_, of), _)| *of == width).map(|(_, effects)| effects).collect();
+        let count = all.first().map_or(0, |one| one.best.len());
+        let mean = |of: &dyn Fn(&Effects) -> f64| all.iter().map(|one| of(one)).sum::<f64>() / all.len().max(1) as f64;
+        let best: Vec<f64> = (0..count).map(|layer| mean(&|one| one.best[layer])).collect();
+        let last: Vec<f64> = (0..count).map(|layer| mean(&|one| one.last_subject[layer])).collect();
+        json!({ "window": width, "best": best, "last_subject": last, "peak": peak(&last), "facts": all.len() })
+    });
+    let traced: Vec<Value> = traced.collect();
+    let mut rows = vec![];
+    for problem in sweep.posed.iter().map(|(problem, _)| *problem) {
+        let mut methods: Vec<&str> = vec![];
+        for edit in edits.iter().filter(|edit| edit.problem == problem) {
+            if !methods.contains(&edit.editor.as_str()) {
+                methods.push(&edit.editor);
+            }
+        }
+        for method in methods {
+            for metric in ["rewrite", "paraphrase", "neighborhood", "essence", "target"] {
+                let own: Vec<&Scored> = edits
+                    .iter()
+                    .filter(|edit| edit.problem == problem && edit.editor == method && edit.scores.contains_key(metric))
+                    .collect();
+                if own.is_empty() {
+                    continue;
+                }
+                let by_layer: Vec<(usize, Mean)> = sweep
+                    .layers
+                    .iter()
+                    .filter_map(|&layer| {
+                        let at = own.iter().filter(|edit| edit.layer == layer).map(|edit| edit.scores[metric]);
+                        Some((layer, Mean::of(&at.collect::<Vec<f64>>())?))
+                    })
+                    .collect();
+                let best = by_layer.iter().max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean)).map(|(layer, _)| *layer);
+                let means: Vec<Value> = by_layer
+                    .iter()
+                    .map(|(layer, mean)| {
+                        let Mean { mean, interval, count } = mean;
+                        json!({ "layer": layer, "mean": mean, "interval": interval, "facts": count })
+                    })
+                    .collect();
+                for &width in windows {
+                    let effect = |edit: &Scored, of: fn(&Effects) -> &Vec<f64>| {
+                        of_fact.get(&(edit.id.clone(), width)).and_then(|effects| of(effects).get(edit.layer).copied())
+                    };
+                    let seen: Vec<(&Scored, f64)> =
+                        own.iter().filter_map(|edit| Some((*edit, effect(edit, |of| &of.best)?))).collect();
+                    let observations: Vec<Observation> = seen
+                        .iter()
+                        .map(|(edit, effect)| Observation {
+                            score: edit.scores[metric],
+                            layer: edit.layer,
+                            effect: *effect,
+                        })
+                        .collect();
+                    let (regression, why) = match Regressions::of(&observations) {
+                        Ok(found) => (found.document(), Value::Null),
+                        Err(why) => (Value::Null, json!(why)),
+                    };
+                    let highest =
+                        traced.iter().find(|one| one["window"] == json!(width)).and_then(|one| one["peak"].as_u64());
+                    // The layer that was edited nearest to where tracing peaks.
+                    let near = highest.and_then(|highest| {
+                        sweep.layers.iter().min_by_key(|&&layer| (layer as u64).abs_diff(highest)).copied()
+                    });
+                    let at_peak = near.map(|layer| {
+                        let pairs: Vec<(f64, f64)> = own
+                            .iter()
+                            .filter(|edit| edit.layer == layer)
+                            .filter_map(|edit| Some((effect(edit, |of| &of.last_subject)?, edit.scores[metric])))
+                            .collect();
+                        let found = correlation(&pairs);
+                        json!({ "layer": layer, "r": found.map(|of| of.r), "interval": found.and_then(|of| of.interval), "facts": pairs.len() })
+                    });
+                    let points: Vec<Value> = seen
+                        .iter()
+                        .map(|(edit, effect)| json!([edit.id, edit.layer, effect, edit.scores[metric]]))
+                        .collect();
+                    rows.push(json!({
+                        "problem": problem.name(),
+                        "method": method,
+                        "metric": metric,
+                        "window": width,
+                        "regression": regression,
+                        "why": why,
+                        "by_layer": means,
+                        "best_layer": best,
+                        "at_peak": at_peak,
+                        "points": points,
+                    }));
+                }
+            }
+        }
+    }
+    let posed: serde_json::Map<String, Value> =
+        sweep.posed.iter().map(|(problem, records)| (problem.name().to_owned(), json!(records.len()))).collect();
+    debug_assert!(layers > 0);
+    Ok(json!({
+        "format": "locate/1",
+        "title": title,
+        "facts": sweep.facts.len(),
+        "posed": posed,
+        "layers": sweep.layers,
+        "windows": windows,
+        "noise": { "sigma": sweep.noise.sigma, "draws": sweep.noise.draws, "seed": sweep.noise.seed },
+        "trace": traced,
+        "rows": rows,
+        "failed": failed,
+    }))
+}
+
+/// Where a list is highest.
+pub fn peak(values: &[f64]) -> Option<usize> {
+    (0..values.len()).max_by(|&a, &b| values[a].total_cmp(&values[b]).then(b.cmp(&a)))
+}

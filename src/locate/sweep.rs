@@ -1,0 +1,243 @@
+//! The sweep: each fact of each problem, edited by each editor at each layer. Every edit is a case of a comparison, in a folder of its own for each
+//! problem, editor and layer, so that what was stopped or killed goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::apply::Mode;
+use crate::compare::compared_editor::ComparedEditor;
+use crate::compare::layout::Run;
+use crate::compare::shard::Shard;
+use crate::compare::{Looks, Watch, run as run_cases};
+use crate::config::compare::{self, Compare, Competitor};
+use crate::config::locate::{Config, Swept};
+use crate::data::objective::Hidden;
+use crate::data::record::EditRecord;
+use crate::edit::{EditRequest, Edited};
+use crate::error::{Error, Result};
+use crate::evaluate::WatchedText;
+use crate::evaluate::probes::Limits;
+use crate::evaluate::problem::{Problem, is_known};
+use crate::model::tap::Place;
+use crate::trace::folder::Traces;
+use crate::trace::{Restored, window};
+
+/// A sweep that is ready to run: facts that the model knows, posed as problems, and all editors at all layers.
+pub struct Sweep<'a> {
+    config: &'a Config,
+    place: &'a Path,
+    base: Edited,
+    /// The facts that the model knows.
+    pub facts: Vec<EditRecord>,
+    /// The problems, each with its records.
+    pub posed: Vec<(Problem, Vec<EditRecord>)>,
+    /// The layers that are edited.
+    pub layers: Vec<usize>,
+    /// The noise of tracing, reversal and forcing.
+    pub noise: Hidden,
+}
+
+/// One cell of a sweep.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    /// The problem.
+    pub problem: Problem,
+    /// The editor's name.
+    pub editor: String,
+    /// The layer.
+    pub layer: usize,
+}
+
+impl Cell {
+    /// The folder of its cases.
+    pub fn name(&self) -> String {
+        format!("{}.{}.L{:02}", self.problem.name(), self.editor, self.layer)
+    }
+}
+
+impl<'a> Sweep<'a> {
+    /// Finds the facts that the model knows among `candidates`, and poses the problems.
+    ///
+    /// # Errors
+    /// No fact is left; a layer that does not exist; a window that there is no room for.
+    pub fn new(config: &'a Config, place: &'a Path, base: &Edited, candidates: &[EditRecord]) -> Result<Self> {
+        let count = base.layers();
+        let layers = if config.locate.layers.is_empty() { (0..count).collect() } else { config.locate.layers.clone() };
+        if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
+            return Err(Error::Config(format!(
+                "locate.layers: the model has no layer {layer}; it has layers 0 to {}",
+                count - 1
+            )));
+        }
+        restored(config).check(count)?;
+        let mut facts = vec![];
+        for fact in candidates.iter().filter(|fact| fact.subject.is_some() && fact.also.is_empty()) {
+            if facts.len() == config.data.limit {
+                break;
+            }
+            if is_known(base, fact, config.data.known)? {
+                facts.push(fact.clone());
+            }
+        }
+        if facts.is_empty() {
+            let message = format!(
+                "{}: no fact is left: of {} records the model knows none (the true answer in what it writes, with a probability above {})",
+                config.data.facts,
+                candidates.len(),
+                config.data.known
+            );
+            return Err(Error::Input(message));
+        }
+        let requests: Vec<EditRequest> = facts.iter().map(EditRequest::from).collect();
+        let sigma = config.locate.noise.for_requests(base, &requests)?;
+        let noise = Hidden { sigma, draws: config.locate.draws, seed: config.locate.seed };
+        let pose = |&problem: &Problem| -> Result<(Problem, Vec<EditRecord>)> {
+            let posed = facts.iter().map(|fact| problem.pose(base, fact, noise)).collect::<Result<Vec<_>>>()?;
+            Ok((problem, posed.into_iter().flatten().collect()))
+        };
+        let posed = config.locate.problems.iter().map(pose).collect::<Result<Vec<_>>>()?;
+        for (problem, records) in posed.iter().filter(|(_, records)| records.len() < facts.len()) {
+            tracing::warn!("{}: {} of {} facts can be posed", problem.title(), records.len(), facts.len());
+        }
+        Ok(Sweep { config, place, base: base.clone(), facts, posed, layers, noise })
+    }
+
+    /// Sees that every editor can be made for every cell, before hours of others' work.
+    ///
+    /// # Errors
+    /// A config or statistics that are missing or wrong; the editor is named.
+    pub fn check(&self) -> Result<()> {
+        for cell in self.cells() {
+            if let Some(swept) = self.config.editors.iter().find(|swept| swept.name == cell.editor) {
+                let config = self.comparison(swept, &cell);
+                ComparedEditor::open(&config.editors[0], self.place, self.base.base(), &config.model.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All cells, problem by problem.
+    pub fn cells(&self) -> Vec<Cell> {
+        let mut cells = vec![];
+        for (problem, records) in self.posed.iter().filter(|(_, records)| !records.is_empty()) {
+            debug_assert!(!records.is_empty());
+            for editor in &self.config.editors {
+                let cell = |&layer: &usize| Cell { problem: *problem, editor: editor.name.clone(), layer };
+                cells.extend(self.layers.iter().map(cell));
+            }
+        }
+        cells
+    }
+
+    /// Edits in all.
+    pub fn edits(&self) -> usize {
+        self.posed.iter().map(|(_, records)| records.len()).sum::<usize>()
+            * self.config.editors.len()
+            * self.layers.len()
+    }
+
+    /// Traces the facts into a folder, and gives it. `watch` is called after each.
+    ///
+    /// # Errors
+    /// As [`Traces::begin`] and [`Traces::trace`].
+    pub fn trace(&self, folder: &Path, watch: &dyn Fn()) -> Result<Traces> {
+        let requests = self.facts.iter().map(|fact| {
+            let truth = fact.target_true.clone().unwrap_or_default();
+            EditRequest { target_new: truth, ..EditRequest::from(fact) }
+        });
+        let requests: Vec<EditRequest> = requests.collect();
+        let digest = blake3::hash(serde_json::to_string(&requests).unwrap_or_default().as_bytes()).to_hex();
+        let restored = restored(self.config);
+        let params = json!({
+            "format": "trace/1",
+            "fingerprint": self.base.base().fingerprint,
+            "facts": digest[..16],
+            "noise": { "sigma": self.noise.sigma, "draws": self.noise.draws, "seed": self.noise.seed },
+            "windows": restored.windows,
+        });
+        let traces = Traces::begin(folder, &params)?;
+        for (number, request) in requests.iter().enumerate() {
+            if !traces.path(number).is_file() {
+                traces.trace(number, &self.base, request, self.noise, &restored)?;
+            }
+            watch();
+        }
+        Ok(traces)
+    }
+
+    /// Runs the cases of one cell that are left, and gives where they lie.
+    ///
+    /// # Errors
+    /// A config that is wrong; files that cannot be written.
+    pub fn run(&self, cell: &Cell, folder: &Path, watch: Watch<'_>) -> Result<PathBuf> {
+        let Some(swept) = self.config.editors.iter().find(|swept| swept.name == cell.editor) else {
+            return Err(Error::Config(format!("there is no editor {}", cell.editor)));
+        };
+        let records = self.posed.iter().find(|(problem, _)| *problem == cell.problem);
+        let records: &[EditRecord] = records.map_or(&[], |(_, records)| records);
+        let config = self.comparison(swept, cell);
+        let model: &Arc<_> = self.base.base();
+        let competitor = &config.editors[0];
+        let (editor, params) = ComparedEditor::open(competitor, self.place, model, &config.model.path)?.editor(
+            &config,
+            model,
+            records,
+            &[],
+        )?;
+        let run = Run::continued(&folder.join(&competitor.name), params)?;
+        run.cases()?;
+        let looks = Looks {
+            limits: Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: false },
+            generate: 0,
+            answer_tokens: None,
+            texts: config.compare.texts,
+            perplexity: 0,
+            text: &WatchedText::default(),
+            seed: config.compare.seed,
+            memory_before: None,
+        };
+        run_cases(editor.as_ref(), &self.base, records, Mode::Single, looks, (&run, Shard::default()), watch)?;
+        Ok(run.folder)
+    }
+
+    /// A comparison of one editor at one layer.
+    fn comparison(&self, swept: &Swept, cell: &Cell) -> compare::Config {
+        let data = &self.config.data;
+        let layers: Vec<usize> = window(cell.layer, swept.width, self.base.layers()).collect();
+        let mut set = swept.sets(cell.problem);
+        set.push(format!("editor.layers={layers:?}"));
+        compare::Config {
+            model: self.config.model.clone(),
+            data: compare::Data {
+                cases: data.facts.clone(),
+                chat: false,
+                system: None,
+                separator: None,
+                limit: 0,
+                rephrases: data.rephrases,
+                per_class: data.per_class,
+                plain_questions: false,
+                note: String::new(),
+            },
+            compare: Compare {
+                seed: self.config.locate.seed,
+                texts: self.config.locate.essence,
+                perplexity: Some(0),
+                ..Compare::default()
+            },
+            editors: vec![Competitor {
+                name: cell.name(),
+                archive: None,
+                config: Some(swept.config.clone()),
+                set,
+                curve: false,
+            }],
+        }
+    }
+}
+
+fn restored(config: &Config) -> Restored {
+    Restored { states: false, places: vec![Place::MlpOut], windows: config.locate.windows.clone() }
+}

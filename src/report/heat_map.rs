@@ -1,0 +1,274 @@
+//! Heat maps of traces: in a terminal, as SVG and as PNG. The two files are drawn by one hand, on a canvas of either kind.
+
+use std::fmt::Write as _;
+
+use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
+use unicode_width::UnicodeWidthStr;
+
+use super::table::cut;
+use crate::error::{Error, Result};
+use crate::model::tap::Place;
+use crate::model::tokenizer::Tokenizer;
+use crate::trace::average::Averages;
+use crate::trace::result::{Map, Trace};
+
+/// One heat map.
+#[derive(Debug, Clone)]
+pub struct Panel {
+    /// Above it.
+    pub title: String,
+    /// What its rows are.
+    pub rows: Vec<String>,
+    /// Row by row, a number a layer.
+    pub values: Vec<Vec<f64>>,
+    /// What is white, and what is darkest.
+    pub scale: (f64, f64),
+    /// From light to dark; each is darker than the one before, so that grey shows as much.
+    colours: [[u8; 3]; 3],
+}
+
+const STATES: [[u8; 3]; 3] = [[252, 251, 253], [158, 154, 200], [63, 0, 125]];
+const MLP: [[u8; 3]; 3] = [[247, 252, 245], [116, 196, 118], [0, 68, 27]];
+const ATTENTION: [[u8; 3]; 3] = [[255, 245, 240], [251, 106, 74], [103, 0, 13]];
+
+/// The widest label of a row, in letters.
+const LABEL: usize = 24;
+
+impl Panel {
+    /// The maps of a trace: probabilities, white where nothing is gained.
+    pub fn of_trace(trace: &Trace, tokenizer: &Tokenizer) -> Vec<Self> {
+        let question = &trace.question;
+        let shown = |(number, &id): (usize, &u32)| {
+            let mark = if question.at.contains(&number) { "*" } else { "" };
+            let text = tokenizer.token(id);
+            let text = if text.trim().is_empty() { tokenizer.shown(id) } else { text.trim().to_owned() };
+            cut(&format!("{text}{mark}"), LABEL)
+        };
+        let rows: Vec<String> = question.ids.iter().enumerate().map(shown).collect();
+        let panel = |map: &Map| Panel {
+            title: format!("p({:?}), {}", tokenizer.token(question.answer).trim(), map.title()),
+            rows: rows.clone(),
+            values: map.probability.clone(),
+            scale: (trace.low(), map.probability.iter().flatten().copied().fold(trace.high, f64::max)),
+            colours: match map.window {
+                None => STATES,
+                Some((Place::MlpOut, _)) => MLP,
+                Some(_) => ATTENTION,
+            },
+        };
+        trace.maps.iter().map(panel).collect()
+    }
+
+    /// Mean effects by role.
+    pub fn of_averages(averages: &Averages) -> Self {
+        let values: Vec<Vec<f64>> =
+            averages.rows.iter().map(|(_, means)| means.iter().map(|mean| mean.mean).collect()).collect();
+        let what = match (averages.name.as_str(), averages.window) {
+            ("state", _) => "the block's output".to_owned(),
+            (name, window) => {
+                format!("{} outputs in windows of {}", if name == "mlp" { "MLP" } else { name }, window.unwrap_or(1))
+            }
+        };
+        Panel {
+            title: format!("mean indirect effect, {what}"),
+            rows: averages.rows.iter().map(|(role, _)| role.name().to_owned()).collect(),
+            scale: (0.0, values.iter().flatten().copied().fold(1e-9, f64::max)),
+            values,
+            colours: match averages.name.as_str() {
+                "state" => STATES,
+                "mlp" => MLP,
+                _ => ATTENTION,
+            },
+        }
+    }
+
+    /// How dark a value is, from 0 to 1.
+    fn share(&self, value: f64) -> f64 {
+        let (low, high) = self.scale;
+        if high > low { ((value - low) / (high - low)).clamp(0.0, 1.0) } else { 0.0 }
+    }
+
+    fn colour(&self, value: f64) -> [u8; 3] {
+        let at = self.share(value) * 2.0;
+        let (from, to) = if at < 1.0 { (self.colours[0], self.colours[1]) } else { (self.colours[1], self.colours[2]) };
+        let part = at - at.floor().min(1.0);
+        std::array::from_fn(|channel| {
+            let (from, to) = (f64::from(from[channel]), f64::from(to[channel]));
+            (from + part * (to - from)).round() as u8
+        })
+    }
+
+    /// For a terminal: a letter a layer, darker where the value is higher.
+    pub fn terminal(&self) -> String {
+        const SHADES: [char; 6] = ['·', '░', '░', '▒', '▓', '█'];
+        let layers = self.values.first().map_or(0, Vec::len);
+        let label = self.rows.iter().map(|row| row.width()).max().unwrap_or(0);
+        let mut axis = String::new();
+        for layer in (0..layers).step_by(5) {
+            let _ = write!(axis, "{layer:<5}");
+        }
+        let mut text = format!("{}\n{}  {}\n", self.title, " ".repeat(label), axis.trim_end());
+        for (row, values) in self.rows.iter().zip(&self.values) {
+            let shade = |value: &f64| SHADES[(self.share(*value) * 5.0).round() as usize];
+            let cells: String = values.iter().map(shade).collect();
+            let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let _ = writeln!(text, "{}{row}  {cells}  {most:.3}", " ".repeat(label - row.width()));
+        }
+        text + &format!(
+            "{}  · {:.3} to █ {:.3}; on the right the row's highest\n",
+            " ".repeat(label),
+            self.scale.0,
+            self.scale.1
+        )
+    }
+}
+
+/// What a picture is drawn on. Places are in pixels, from the upper left corner.
+trait Canvas {
+    fn rectangle(&mut self, at: [usize; 4], colour: [u8; 3]);
+    /// A text whose left end is at x and whose middle is at y.
+    fn text(&mut self, x: usize, y: usize, text: &str);
+}
+
+/// Width of a letter and height of a line.
+const LETTER: usize = 8;
+const LINE: usize = 20;
+/// Around everything.
+const EDGE: usize = 12;
+
+/// The size of a picture of these panels, one below the other.
+fn size(panels: &[Panel]) -> (usize, usize) {
+    let width = |panel: &Panel| {
+        let layers = panel.values.first().map_or(0, Vec::len);
+        let title = panel.title.width() * LETTER;
+        (left(panel) + layers * cell(layers) + 12 * LETTER + 30).max(title) + 2 * EDGE
+    };
+    let height = |panel: &Panel| (panel.rows.len() + 4) * LINE;
+    (panels.iter().map(width).max().unwrap_or(0), panels.iter().map(height).sum::<usize>() + EDGE)
+}
+
+/// Where the cells of a panel begin.
+fn left(panel: &Panel) -> usize {
+    panel.rows.iter().map(|row| row.width()).max().unwrap_or(0) * LETTER + LETTER
+}
+
+/// The width of a cell.
+fn cell(layers: usize) -> usize {
+    (640 / layers.max(1)).clamp(8, 32)
+}
+
+fn draw(panels: &[Panel], on: &mut dyn Canvas) {
+    let mut top = EDGE;
+    for panel in panels {
+        let layers = panel.values.first().map_or(0, Vec::len);
+        let (left, wide) = (EDGE + left(panel), cell(layers));
+        on.text(EDGE, top + LINE / 2, &panel.title);
+        top += LINE;
+        for (row, values) in panel.rows.iter().zip(&panel.values) {
+            on.text(left - LETTER - row.width() * LETTER, top + LINE / 2, row);
+            for (layer, &value) in values.iter().enumerate() {
+                on.rectangle([left + layer * wide, top, wide, LINE], panel.colour(value));
+            }
+            top += LINE;
+        }
+        for layer in (0..layers).step_by(5) {
+            on.text(left + layer * wide, top + LINE / 2, &layer.to_string());
+        }
+        on.text(left, top + 3 * LINE / 2, "layer");
+        // The scale beside it.
+        let (bar, steps, height) = (left + layers * wide + 16, 32, panel.rows.len() * LINE);
+        let (low, high) = panel.scale;
+        for step in 0..steps {
+            let value = high - (high - low) * step as f64 / (steps - 1) as f64;
+            let (from, to) = (height * step / steps, height * (step + 1) / steps);
+            on.rectangle([bar, top - height + from, 12, to - from], panel.colour(value));
+        }
+        on.text(bar + 20, top - height + LINE / 2, &format!("{high:.3}"));
+        on.text(bar + 20, top - LINE / 2, &format!("{low:.3}"));
+        top += 3 * LINE;
+    }
+}
+
+struct Svg(String);
+
+impl Canvas for Svg {
+    fn rectangle(&mut self, [x, y, width, height]: [usize; 4], [red, green, blue]: [u8; 3]) {
+        let colour = format!("#{red:02x}{green:02x}{blue:02x}");
+        let _ = writeln!(self.0, "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"{colour}\"/>");
+    }
+
+    fn text(&mut self, x: usize, y: usize, text: &str) {
+        let text: String = text.chars().filter(|letter| !letter.is_control()).collect();
+        let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        let _ = writeln!(self.0, "<text x=\"{x}\" y=\"{}\">{text}</text>", y + 5);
+    }
+}
+
+/// As SVG.
+pub fn svg(panels: &[Panel]) -> String {
+    let (width, height) = size(panels);
+    let mut svg = Svg(format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
+         font-family=\"monospace\" font-size=\"13\" xml:space=\"preserve\" shape-rendering=\"crispEdges\">\n"
+    ));
+    svg.rectangle([0, 0, width, height], [255; 3]);
+    draw(panels, &mut svg);
+    svg.0 + "</svg>\n"
+}
+
+struct Pixels {
+    width: usize,
+    /// Row by row, three bytes each.
+    bytes: Vec<u8>,
+}
+
+impl Pixels {
+    fn set(&mut self, x: usize, y: usize, of: impl Fn(u8) -> [u8; 3]) {
+        let at = 3 * (y * self.width + x);
+        if x < self.width && at + 3 <= self.bytes.len() {
+            let colour = of(self.bytes[at]);
+            self.bytes[at..at + 3].copy_from_slice(&colour);
+        }
+    }
+}
+
+impl Canvas for Pixels {
+    fn rectangle(&mut self, [x, y, width, height]: [usize; 4], colour: [u8; 3]) {
+        for row in y..y + height {
+            (x..x + width).for_each(|column| self.set(column, row, |_| colour));
+        }
+    }
+
+    fn text(&mut self, x: usize, y: usize, text: &str) {
+        let (weight, height) = (FontWeight::Regular, RasterHeight::Size16);
+        debug_assert_eq!(get_raster_width(weight, height), 7);
+        let mut from = x;
+        for letter in text.chars().filter(|letter| !letter.is_control()) {
+            // The font has the Latin letters; others are shown as unknown.
+            let raster = get_raster(letter, weight, height).or_else(|| get_raster('?', weight, height));
+            for (row, line) in raster.iter().flat_map(|raster| raster.raster().iter().enumerate()) {
+                for (column, &ink) in line.iter().enumerate().filter(|(_, ink)| **ink > 0) {
+                    self.set(from + column, (y + row).saturating_sub(8), |paper| [paper.min(255 - ink); 3]);
+                }
+            }
+            from += LETTER * unicode_width::UnicodeWidthChar::width(letter).unwrap_or(1).max(1);
+        }
+    }
+}
+
+/// As PNG.
+///
+/// # Errors
+/// A picture too large for the format.
+pub fn png(panels: &[Panel]) -> Result<Vec<u8>> {
+    let (width, height) = size(panels);
+    let mut pixels = Pixels { width, bytes: vec![255; 3 * width * height] };
+    draw(panels, &mut pixels);
+    let wrong = |error: png::EncodingError| Error::Input(format!("the picture cannot be written: {error}"));
+    let mut bytes = vec![];
+    let mut encoder = png::Encoder::new(&mut bytes, width as u32, height as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.write_header().and_then(|mut writer| writer.write_image_data(&pixels.bytes)).map_err(wrong)?;
+    Ok(bytes)
+}

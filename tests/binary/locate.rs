@@ -1,0 +1,134 @@
+//! `emend locate`: a sweep from nothing to its report, taken up again, and a proposal of layers.
+
+use serde_json::{Value, json};
+
+use crate::common::{TestFolder, json, one_line_error, refused, run, stdout, text, wrong_usage};
+
+/// A sweep of a moment: fine-tuning at two layers.
+fn config(place: &TestFolder, facts: &str, locate: &str) -> std::path::PathBuf {
+    place.write(
+        "ft.toml",
+        "[model]\npath = \"pocket\"\n\n[editor]\nmethod = \"fine_tuning\"\nlayers = [0]\nlearning_rate = 1e-3\nsteps = 4\n",
+    );
+    let text = format!(
+        "[model]\npath = \"pocket\"\n\n[data]\nfacts = {facts:?}\nlimit = 4\n\n[locate]\nproblems = [\"injection\", \"erasure\", \"forcing\"]\ndraws = 2\n\
+         {locate}\n\n[[editors]]\nname = \"ft\"\nconfig = \"ft.toml\"\n"
+    );
+    place.write("sweep.toml", text)
+}
+
+#[test]
+fn a_sweep_ends_in_a_report_and_is_taken_up_again() {
+    let place = TestFolder::new();
+    let config = config(&place, "pocket/test", "layers = [1, 4]\nwindows = [1, 2]");
+    let out = place.path("out");
+    let args = ["locate", "--config", text(&config), "--out", text(&out)];
+    let dry = stdout(&run(&[&args[..], &["--dry-run"]].concat()));
+    assert!(dry.contains("4 facts that pocket knows, 3 problems, 1 editors, 2 layers: 24 edits"), "{dry}");
+    assert!(!out.exists());
+    let said = stdout(&run(&args));
+    for words in [
+        "error injection",
+        "fact erasure",
+        "fact forcing",
+        "R² tracing",
+        "Tracing points at layer",
+        "correlations over 4 facts",
+    ] {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+    let document: Value = serde_json::from_slice(&std::fs::read(out.join("locate.json")).unwrap()).unwrap();
+    let rows = document["rows"].as_array().unwrap();
+    let row = rows
+        .iter()
+        .find(|row| row["problem"] == "erasure" && row["metric"] == "rewrite" && row["window"] == 2)
+        .unwrap();
+    assert_eq!(row["points"].as_array().unwrap().len(), 8);
+    assert_eq!(row["by_layer"].as_array().unwrap().len(), 2);
+    let shares = ["layer", "effect", "both"].map(|of| row["regression"]["r2"][of].as_f64().unwrap());
+    assert!(
+        shares.iter().all(|share| (-1e-9..=1.0 + 1e-9).contains(share)) && shares[2] >= shares[0].max(shares[1]) - 1e-9,
+        "{shares:?}"
+    );
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("default-src 'none'") && !page.contains("src="));
+    assert!(std::fs::read_to_string(out.join("summary.md")).unwrap().contains("| error injection | ft |"));
+    // A case and a traced fact are lost: they come out the same, and nothing else is done again.
+    let kept = out.join("injection.ft.L01/run_000");
+    let mut cases: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with("case_"));
+    cases.sort();
+    let before = std::fs::metadata(&cases[1]).unwrap().modified().unwrap();
+    std::fs::remove_file(&cases[0]).unwrap();
+    std::fs::remove_file(out.join("traces/fact_00002.json")).unwrap();
+    let again = json(&args);
+    assert_eq!(std::fs::metadata(&cases[1]).unwrap().modified().unwrap(), before);
+    assert_eq!(again["rows"], document["rows"]);
+    // Traces of another sweep in the folder.
+    let other = [&args[..], &["--set", "locate.draws=3"]].concat();
+    one_line_error(&run(&other), 1, &["another tracing", "--out"]);
+}
+
+#[test]
+fn one_layer_is_too_few_for_a_regression_and_that_is_said() {
+    let place = TestFolder::new();
+    let config = config(&place, "pocket/test", "layers = [2]\nwindows = [1]");
+    let said = stdout(&run(&["locate", "--config", text(&config), "--out", text(&place.path("out")), "--limit", "2"]));
+    assert!(said.contains("no regression for error injection by ft: 1 layer(s)"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_swept_is_said_before_any_edit() {
+    let place = TestFolder::new();
+    let unknown = json!([{"prompt": "The city of Lyon lies in", "subject": "Lyon", "target_new": "Japan", "target_true": "Norway"}]);
+    let facts = place.write("facts.json", unknown.to_string());
+    let path = config(&place, text(&facts), "layers = [1]");
+    let out = place.path("out");
+    let sweep = |more: &[&'static str]| -> Vec<String> {
+        let own = ["locate", "--config", text(&path), "--out", text(&out)];
+        own.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
+    };
+    let call = |args: &[String]| run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    one_line_error(&call(&sweep(&[])), 1, &["no fact is left", "the model knows none"]);
+    one_line_error(&call(&sweep(&["--set", "locate.layers=[9]"])), 2, &["no layer 9"]);
+    one_line_error(&call(&sweep(&["--set", "locate.windows=[7]"])), 2, &["a window of 7 layers"]);
+    one_line_error(&call(&sweep(&["--set", "locate.problems=[\"theft\"]"])), 2, &["theft", "injection"]);
+    one_line_error(&call(&sweep(&["--set", "locate.noise=\"much\""])), 2, &["3x"]);
+    wrong_usage(&["locate"], &["--config"]);
+    wrong_usage(&["locate", "--propose", "--model", "pocket"], &["--facts"]);
+    assert!(!out.exists());
+    // An editor that takes no such objective fails before the first case is written.
+    let lookup = place
+        .write("lookup.toml", "[model]\npath = \"pocket\"\n\n[editor]\nmethod = \"lookup\"\nlayer = 1\nradius = 0.1\n");
+    let erase = json!([{"prompt": "The city of Lyon lies in", "subject": "Lyon", "target_new": "France", "objective": "lower"}]);
+    let erase = place.write("erase.json", erase.to_string());
+    refused(&["apply", "--config", text(&lookup), "--edits", text(&erase)], 2, &["lookup", "\"lower\""]);
+}
+
+#[test]
+fn layers_are_proposed_beside_what_tracing_says() {
+    let place = TestFolder::new();
+    let ft = place.write(
+        "ft.toml",
+        "[model]\npath = \"pocket\"\n\n[editor]\nmethod = \"fine_tuning\"\nlayers = [0, 1]\nlearning_rate = 1e-3\nsteps = 3\n",
+    );
+    let args = [
+        "locate",
+        "--propose",
+        "--model",
+        "pocket",
+        "--facts",
+        "pocket/validation",
+        "--limit",
+        "4",
+        "--config",
+        text(&ft),
+    ];
+    let said = stdout(&run(&args));
+    for words in ["efficacy", "best", "[editor]", "layers = [", "Tracing would have proposed layer"] {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+    let document = json(&args);
+    assert_eq!(document["editor"]["layers"].as_array().unwrap().len(), 2);
+    assert_eq!(document["tracing"]["facts"], 4);
+}
