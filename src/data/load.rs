@@ -184,7 +184,9 @@ impl<'f> Reader<'f> {
                 keys.join(", ")
             );
         }
-        if let Some(first) = self.records.iter().find(|record| record.changes_nothing()) {
+        // Facts to trace are no edits.
+        let edits = self.form != Some(Form::Known);
+        if let Some(first) = self.records.iter().find(|record| edits && record.changes_nothing()) {
             tracing::warn!(
                 "{}: {} of {} records have the new answer as the old one too (the first is record {}: \"{}\"); nothing shows whether \
                  such an edit was made, and their probes are in no figure of counterfact",

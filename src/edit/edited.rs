@@ -382,6 +382,22 @@ impl Edited {
         self.decoder.blocks(hidden, layers, span, past, &mut Both(&self.deltas, tap))
     }
 
+    /// See [`Decoder::remember`].
+    ///
+    /// # Errors
+    /// A past of another model, or one that does not fit the batch.
+    pub fn remember(
+        &self,
+        hidden: Tensor<3>,
+        layer: usize,
+        span: &Span,
+        past: &mut Past,
+        tap: &mut dyn Tap,
+    ) -> Result<()> {
+        past.check_owner(&self.weights_id)?;
+        self.decoder.remember(hidden, layer, span, past, &mut Both(&self.deltas, tap))
+    }
+
     /// Logits `[positions, vocabulary]` at (row, cell) pairs.
     pub fn head(&self, hidden: Tensor<3>, positions: &[(usize, usize)]) -> Tensor<2> {
         self.decoder.head(hidden, positions)

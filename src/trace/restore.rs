@@ -154,6 +154,20 @@ impl Runs {
             let tokens = Tokens::placed(ids, (0..rows).map(|row| (row, token)).collect());
             let own: Vec<usize> = (0..rows).map(|row| row % draws).collect();
             let mut past = left.of_layers(layer..layer + 1).select(&own);
+            let (mut carried, mut tokens) = (carried, tokens);
+            // The head reads the last cell: of the others the topmost layer wants keys and values alone.
+            if layer + 1 == layers && cells > 1 {
+                let [_, _, width] = carried.dims();
+                let part = |from: usize, to: usize| {
+                    let rows = vec![self.ids[token + from..token + to].to_vec(); rows];
+                    let places = (0..rows.len()).map(|row| (row, token + from)).collect();
+                    (carried.clone().slice([0..rows.len(), from..to, 0..width]), Tokens::placed(rows, places))
+                };
+                let (left, right) = (part(0, cells - 1), part(cells - 1, cells));
+                model.remember(left.0, layer, left.1.span(), &mut past, &mut NoTap)?;
+                (carried, tokens) = right;
+                tap.first = token + cells - 1;
+            }
             hidden = Some(model.blocks(carried, layer..layer + 1, tokens.span(), Some(&mut past), &mut tap)?);
         }
         Ok(vec![])

@@ -333,6 +333,35 @@ impl Decoder {
         Ok(parts.join(read, written).unwrap_or(hidden))
     }
 
+    /// Appends the keys and values of cells at one layer to a past, and computes nothing else of it: for cells whose own output nobody reads, as below the head
+    /// all but those that it looks at.
+    ///
+    /// # Errors
+    /// A past that does not fit the batch; a model with an encoder.
+    pub fn remember(
+        &self,
+        hidden: Tensor<3>,
+        layer: usize,
+        span: &Span,
+        past: &mut Past,
+        tap: &mut dyn Tap,
+    ) -> Result<()> {
+        if self.source.is_some() {
+            return Err(Error::Input(
+                "keys and values alone are of a causal stack, and this model has an encoder".into(),
+            ));
+        }
+        let (block, seen) = (&self.blocks[layer], past.cells(layer..layer + 1, span)?);
+        let dtype = block.dtype();
+        let geometries = Geometries::new(self, span, &seen, (&self.device(), dtype));
+        let geometry = geometries.of(&self.spec, layer);
+        let place = InPlace { block, stack: Stack::Decoder, layer, number: layer, span, geometry };
+        let input = self.attention_input(&in_type(hidden, dtype), block);
+        let (key, value) = self.keys_and_values(&input, &place, tap);
+        past.append(layer, span, key, value);
+        Ok(())
+    }
+
     /// The decoder's cells through its blocks, which a pass counts behind the encoder's.
     fn decode(
         &self,
@@ -377,7 +406,7 @@ impl Decoder {
         let site = |place| Site { stack: at.stack, layer: at.layer, place };
         let post = shape == BlockShape::PostNorm;
 
-        let input = if post { hidden.clone() } else { block.attention_norm.forward(hidden.clone()) };
+        let input = self.attention_input(&hidden, block);
         let attention = self.attention(&input, at, past.as_deref_mut(), tap);
         let attention = tap.activation(site(Place::AttentionOut), span, attention);
         let attention = if_there(&block.attention_post_norm, attention);
@@ -455,6 +484,35 @@ impl Decoder {
         project(&cross.out, weight(Role::CrossOut), at.span, &mixed, tap)
     }
 
+    /// What attention reads of the stream.
+    fn attention_input(&self, hidden: &Tensor<3>, block: &Block) -> Tensor<3> {
+        match self.spec.block {
+            BlockShape::PostNorm => hidden.clone(),
+            _ => block.attention_norm.forward(hidden.clone()),
+        }
+    }
+
+    /// Keys, turned to their positions, and values of cells, `[batch, key-value heads, tokens, head width]` each.
+    fn keys_and_values(&self, normed: &Tensor<3>, place: &InPlace<'_>, tap: &mut dyn Tap) -> (Tensor<4>, Tensor<4>) {
+        let InPlace { block, stack, layer, span, geometry, .. } = *place;
+        let spec = &self.spec.attention;
+        let at = |role| Weight { stack, layer, role };
+        let key = project(&block.key, at(Role::Key), span, normed, tap);
+        let value = project(&block.value, at(Role::Value), span, normed, tap);
+        let key = match &block.key_norm {
+            Some(norm) => norm.forward_heads(key),
+            None => key,
+        };
+        let [batch, tokens, _] = key.dims();
+        let each = [batch, tokens, spec.key_value_heads, spec.head_width];
+        let key = key.reshape(each);
+        let key = match &geometry.angles {
+            Some(angles) => angles.turn(key),
+            None => key,
+        };
+        (key.swap_dims(1, 2), value.reshape(each).swap_dims(1, 2))
+    }
+
     /// Attention over the cells and the past, output projection included.
     fn attention(
         &self,
@@ -467,25 +525,21 @@ impl Decoder {
         let spec = &self.spec.attention;
         let at = |role| Weight { stack, layer, role };
         let query = project(&block.query, at(Role::Query), span, normed, tap);
-        let key = project(&block.key, at(Role::Key), span, normed, tap);
-        let value = project(&block.value, at(Role::Value), span, normed, tap);
-        let each_head = |norm: &Option<Norm>, x: Tensor<3>| match norm {
-            Some(norm) => norm.forward_heads(x),
-            None => x,
+        let query = match &block.query_norm {
+            Some(norm) => norm.forward_heads(query),
+            None => query,
         };
-        let (query, key) = (each_head(&block.query_norm, query), each_head(&block.key_norm, key));
+        let (key, value) = self.keys_and_values(normed, place, tap);
 
         let [batch, tokens, _] = query.dims();
         let (shared, width) = (spec.key_value_heads, spec.head_width);
         let group = spec.heads / shared;
-        let turn = |x: Tensor<4>| match &geometry.angles {
-            Some(angles) => angles.turn(x),
-            None => x,
+        let query = query.mul_scalar(spec.scale).reshape([batch, tokens, spec.heads, width]);
+        let query = match &geometry.angles {
+            Some(angles) => angles.turn(query),
+            None => query,
         };
-        let query = turn(query.mul_scalar(spec.scale).reshape([batch, tokens, spec.heads, width]));
         let query = query.swap_dims(1, 2).reshape([batch, shared, group * tokens, width]);
-        let key = turn(key.reshape([batch, tokens, shared, width])).swap_dims(1, 2);
-        let value = value.reshape([batch, tokens, shared, width]).swap_dims(1, 2);
         let (key, value) = match past {
             Some(past) => past.append(number, span, key, value),
             None => (key, value),
