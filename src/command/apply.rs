@@ -448,7 +448,7 @@ impl Job<'_> {
 
     fn warn_of_known_answers(&self, seen: &[Seen]) {
         let rows = seen.iter().flat_map(|seen| &seen.table);
-        let known = rows.filter(|row| row.kind == Kind::Rewrite && row.before.exact()).count();
+        let known = rows.filter(|row| row.kind == Kind::Rewrite && row.before.exact() && !row.lowered).count();
         match (known, self.records.iter().map(|record| record.edits().count()).sum()) {
             (0, _) => {}
             (_, 1usize) => tracing::warn!("\"{}\" is what the model answers already", self.records[0].target_new),

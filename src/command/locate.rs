@@ -18,13 +18,14 @@ use crate::locate::{page, results};
 use crate::model::Model;
 use crate::process::peak_memory;
 use crate::report::heat_map::{self, Panel};
+use crate::sections::within;
 use crate::trace::average::Averages;
 use crate::{device, files, paths};
 
 /// Ask whether tracing tells where to edit: edit the same facts at many layers, trace each, and regress one on the other. With --propose, find the
 /// layers that a new model is best edited at.
 ///
-/// Writes results/NAME: the cases of each problem, editor and layer as `emend compare` does, a file a traced fact, locate.json and report.html. Stopped or
+/// Writes results/NAME: the cases of each problem, editor and layer as `emend compare` does, a file a traced fact, locate.json, locate.md and locate.html. Stopped or
 /// killed and started again it goes on with what is left.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -44,10 +45,10 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// The folder of the results; results/NAME, after the configuration's name, unless given
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "propose")]
     pub out: Option<PathBuf>,
     /// Lay a value over the configuration
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
     pub sets: Vec<String>,
     /// Check configuration, model, facts and editors, say what would be done, and do nothing
     #[arg(long, conflicts_with = "propose")]
@@ -66,6 +67,7 @@ pub struct Args {
 /// A configuration, model, file or folder that is wrong; facts of which the model knows none.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
+    within("--limit", args.limit.unwrap_or(1) as f64, 1.0, 1e9)?;
     let path = match (&args.config, args.propose) {
         (_, true) => return propose::run(args, start),
         (Some(path), false) => path,
@@ -88,6 +90,15 @@ pub fn run(args: &Args) -> Result<()> {
     let sweep = Sweep::new(&config, place, &base, &candidates)?;
     sweep.check()?;
     let cells = sweep.cells();
+    if args.dry_run && args.json {
+        let problems: serde_json::Map<String, Value> =
+            sweep.posed.iter().map(|(problem, records)| (problem.name().to_owned(), json!(records.len()))).collect();
+        let document = json!({
+            "model": config.model.path, "facts": sweep.facts.len(), "problems": problems, "editors": config.editors.len(),
+            "layers": sweep.layers, "edits": sweep.edits(),
+        });
+        return print(&format!("{document:#}\n"));
+    }
     if args.dry_run {
         let said = format!(
             "{} facts that {} knows, {} problems, {} editors, {} layers: {} edits, {} facts traced\n",
@@ -100,6 +111,9 @@ pub fn run(args: &Args) -> Result<()> {
             sweep.facts.len()
         );
         return print(&said);
+    }
+    if folder.join("params.json").is_file() {
+        return Err(Error::file(&folder, "results of `emend trace`; give another --out"));
     }
     files::check_writable(&folder)?;
     let _lock = files::lock(&folder, "another sweep writes here; wait for it, or use another --out")?;
@@ -126,15 +140,15 @@ pub fn run(args: &Args) -> Result<()> {
     let panels: Vec<Panel> = Averages::all_of(&facts).iter().map(Panel::of_averages).collect();
     let write = |name: &str, text: String| files::write(&folder.join(name), text.as_bytes());
     write("locate.json", format!("{document:#}\n"))?;
-    write("summary.md", page::markdown(&document))?;
-    write("report.html", page::page(&document, &heat_map::svg(&panels)))?;
+    write("locate.md", page::markdown(&document))?;
+    write("locate.html", page::page(&document, &heat_map::svg(&panels)))?;
     let failed = document["failed"].as_u64().unwrap_or(0);
     if args.json {
         document["seconds"] = json!(start.elapsed().as_secs_f64());
         document["peak_memory_bytes"] = json!(peak_memory());
         print(&format!("{document:#}\n"))?;
     } else {
-        print(&format!("{}\nthe report: {}\n", page::terminal(&document), folder.join("report.html").display()))?;
+        print(&format!("{}\nthe report: {}\n", page::terminal(&document), folder.join("locate.html").display()))?;
     }
     match failed {
         0 => Ok(()),

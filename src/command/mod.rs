@@ -230,6 +230,8 @@ pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow], cha
         // Another name of an answer is that answer.
         let right = |scored: &Scored, said: &Answer| scored.exact() || !row.aliases.is_empty() && says(&said.text, row);
         let as_wished = match row.kind {
+            // A target that is to become less likely is one that the model no longer says.
+            Kind::Rewrite | Kind::Rephrase if row.lowered => !right(&row.after, said_after),
             Kind::Rewrite | Kind::Rephrase | Kind::Portability => right(&row.after, said_after),
             Kind::Locality => row.before.agrees(&row.after),
             Kind::Condition => right(&row.before, said_before),

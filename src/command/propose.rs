@@ -102,6 +102,14 @@ pub(super) fn run(args: &Args, start: Instant) -> Result<()> {
             break;
         }
     }
+    let nothing = |one: &Tried| one.figures.score.or(one.figures.efficacy).unwrap_or(0.0) == 0.0;
+    if tried.values().all(nothing) {
+        let message = format!(
+            "no layer tried holds an edit of these {} facts; try others, or an editor with --config",
+            named.len()
+        );
+        return Err(Error::Input(message));
+    }
     let best = best(&tried);
     let proposed = window(best, width, layers);
     let traced = by_tracing(&base, &named, layers)?;
@@ -131,8 +139,12 @@ pub(super) fn run(args: &Args, start: Instant) -> Result<()> {
     let rows: Vec<Vec<String>> = rows.collect();
     let mut text = table(&["layer", "score", "efficacy", "paraphrase", "neighborhood", "failed", ""], &rows);
     text += &format!(
-        "\n(protocol counterfact, {} facts, each edited by itself)\n\n    [editor]\n    {line}\n\n",
-        named.len()
+        "\n(protocol counterfact, {} facts, each edited by itself{})\n\n    [editor]\n    {line}\n\n",
+        named.len(),
+        match args.config {
+            Some(_) => "",
+            None => ", by ROME without statistics: a config of your own, --config, shows what it can do",
+        }
     );
     text += &match traced["layer"].as_u64() {
         Some(layer) => format!(

@@ -56,13 +56,13 @@ pub struct Args {
     #[arg(long, value_name = "FACTS", group = "traced")]
     pub facts: Option<String>,
     /// At most so many facts of these
-    #[arg(long, value_name = "N", requires = "facts")]
+    #[arg(long, value_name = "N", conflicts_with = "prompt")]
     pub limit: Option<usize>,
     /// Only a part of the facts, the third of sixteen as 3/16; the averages are of all that the folder holds
-    #[arg(long, value_name = "K/N", requires = "facts")]
+    #[arg(long, value_name = "K/N", conflicts_with = "prompt")]
     pub shard: Option<Shard>,
     /// The folder of the facts' results; results/trace-MODEL-FACTS unless given
-    #[arg(long, value_name = "DIR", requires = "facts")]
+    #[arg(long, value_name = "DIR", conflicts_with = "prompt")]
     pub out: Option<PathBuf>,
     /// What is restored; may be given several times; all three unless given
     #[arg(long = "of", value_enum, value_name = "WHAT")]
@@ -96,6 +96,9 @@ pub struct Args {
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
+    /// Go on where an edit was made on another base
+    #[arg(long)]
+    pub allow_other_base: bool,
     /// Print one JSON document instead of heat maps
     #[arg(long)]
     pub json: bool,
@@ -123,25 +126,42 @@ pub(super) fn default_window(layers: usize) -> usize {
 /// A model, prompt, subject, file or folder that is wrong; facts of which none is answered.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
-    within("--draws", args.draws as f64, 1.0, 1e4)?;
-    for path in &args.plot {
-        if kind(path).is_none() {
-            return Err(Error::Config(format!("--plot {}: a picture is a .svg or a .png", path.display())));
-        }
-    }
-    for path in args.plot.iter().chain(&args.save) {
-        files::check_writable(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
-    }
+    check(args)?;
     let facts = args.facts.as_ref().map(|name| facts(name, args.limit)).transpose()?;
     let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&args.model, &device, args.dtype.into())?);
-    let edited = load_edits(Edited::new(model.clone()), &args.edits, Elsewhere::Nowhere, false)?;
+    let edited = load_edits(Edited::new(model.clone()), &args.edits, Elsewhere::Nowhere, args.allow_other_base)?;
     let restored = restored(args, edited.layers());
     restored.check(edited.layers())?;
     match facts {
         None => one(args, &edited, &restored, start),
         Some(requests) => many(args, &edited, &restored, &requests, start),
     }
+}
+
+/// What can be wrong before anything is read.
+fn check(args: &Args) -> Result<()> {
+    within("--draws", args.draws as f64, 1.0, 1e3)?;
+    within("--limit", args.limit.unwrap_or(1) as f64, 1.0, 1e9)?;
+    if args.answer.as_deref().is_some_and(|answer| answer.trim().is_empty()) {
+        return Err(Error::Config("--answer is blank; leave it out to trace what the model says".into()));
+    }
+    for path in &args.plot {
+        if kind(path).is_none() {
+            return Err(Error::Config(format!("--plot {}: a picture is a .svg or a .png", path.display())));
+        }
+    }
+    let written: Vec<&PathBuf> = args.plot.iter().chain(&args.save).collect();
+    for (number, path) in written.iter().enumerate() {
+        if written[..number].contains(path) {
+            return Err(Error::Config(format!("{} is named twice; give each file its own name", path.display())));
+        }
+        if path.is_dir() {
+            return Err(Error::file(path, "a directory, not a file"));
+        }
+        files::check_writable(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
 }
 
 fn restored(args: &Args, layers: usize) -> Restored {
@@ -166,8 +186,9 @@ fn restored(args: &Args, layers: usize) -> Restored {
 }
 
 /// Which kind of picture a file is to be.
-fn kind(path: &Path) -> Option<&str> {
-    path.extension().and_then(|kind| kind.to_str()).filter(|kind| ["svg", "png"].contains(kind))
+fn kind(path: &Path) -> Option<&'static str> {
+    let kind = path.extension().and_then(|kind| kind.to_str())?;
+    ["svg", "png"].into_iter().find(|known| kind.eq_ignore_ascii_case(known))
 }
 
 fn draw(args: &Args, panels: &[Panel]) -> Result<()> {
@@ -186,7 +207,7 @@ fn one(args: &Args, model: &Edited, restored: &Restored, start: Instant) -> Resu
     let tokenizer = &model.base().tokenizer;
     let request = EditRequest {
         subject: args.subject.clone(),
-        ..EditRequest::new(args.prompt.clone().unwrap_or_default(), args.answer.clone().unwrap_or_default())
+        ..EditRequest::new(args.prompt.clone().unwrap_or_default(), args.answer.as_deref().unwrap_or_default().trim())
     };
     let question = Question::new(model, &request)?;
     let noise = match &args.noise_file {
@@ -212,6 +233,12 @@ fn one(args: &Args, model: &Edited, restored: &Restored, start: Instant) -> Resu
     draw(args, &panels)?;
     if args.json {
         let mut document = found.document(tokenizer);
+        document["asked_for"] = json!(args.answer);
+        document["noise_file"] = json!(args.noise_file);
+        if args.noise_file.is_none() {
+            document["seed"] = json!(args.seed);
+            document["noise_setting"] = json!(args.noise);
+        }
         document["model"] = json!(args.model);
         document["fingerprint"] = json!(model.base().fingerprint);
         document["edits"] = json!(model.edit_ids());
@@ -220,6 +247,10 @@ fn one(args: &Args, model: &Edited, restored: &Restored, start: Instant) -> Resu
         return print(&format!("{document:#}\n"));
     }
     print(&text(&found, &panels, tokenizer.token(question.answer).trim()))
+}
+
+fn sigma_shown(sigma: f64) -> String {
+    if (1e-3..1e6).contains(&sigma) { format!("{sigma:.4}") } else { format!("{sigma:.2e}") }
 }
 
 /// What a person sees of a trace.
@@ -232,7 +263,7 @@ fn text(found: &Trace, panels: &[Panel], answer: &str) -> String {
         question.subject,
         percent(Some(found.low())),
         found.low.len(),
-        found.noise.map_or(String::new(), |sigma| format!(", σ = {sigma:.4}")),
+        found.noise.map_or(String::new(), |sigma| format!(", σ = {}", sigma_shown(sigma))),
         found.high - found.low()
     );
     panels.iter().for_each(|panel| text += &format!("{}\n", panel.terminal()));
@@ -262,6 +293,12 @@ fn facts(name: &str, limit: Option<usize>) -> Result<Vec<EditRequest>> {
     }
 }
 
+/// What is restored, as the command line names it.
+fn of_names(restored: &Restored) -> Vec<&'static str> {
+    let places = restored.places.iter().map(|place| if *place == Place::MlpOut { "mlp" } else { "attention" });
+    restored.states.then_some("state").into_iter().chain(places).collect()
+}
+
 /// Traces facts, each into a file of its own, and averages over all that the folder holds.
 fn many(args: &Args, model: &Edited, restored: &Restored, requests: &[EditRequest], start: Instant) -> Result<()> {
     let name = args.facts.as_deref().unwrap_or_default();
@@ -279,9 +316,8 @@ fn many(args: &Args, model: &Edited, restored: &Restored, requests: &[EditReques
         "edits": model.edit_ids(),
         "facts": { "from": name, "count": requests.len(), "digest": digest },
         "noise": { "sigma": sigma, "draws": args.draws, "seed": args.seed },
-        "states": restored.states,
+        "of": of_names(restored),
         "windows": restored.windows,
-        "of": restored.places.iter().map(|place| format!("{place:?}")).collect::<Vec<_>>(),
         "dtype": args.dtype,
     });
     let traces = Traces::begin(&folder, &params)?;
@@ -339,7 +375,10 @@ fn summarize(args: &Args, traces: &Traces, folder: &Path, params: &Value, facts:
         summary["peak_memory_bytes"] = json!(peak_memory());
         return print(&format!("{summary:#}\n"));
     }
-    let mut text = format!("{} facts traced, {left_out} left out: the model does not give their answers", traced.len());
+    let mut text = format!(
+        "{} facts traced, {left_out} left out: the model does not give their answers, or they cannot be read (their files say which)",
+        traced.len()
+    );
     text += &if missing > 0 { format!("; {missing} not traced yet\n") } else { "\n".into() };
     if let [(_, Some(high)), (_, Some(low)), (_, Some(effect))] = figures {
         text += &format!(

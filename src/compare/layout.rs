@@ -354,6 +354,7 @@ mod tests {
             aliases: vec![],
             test: None,
             separator: None,
+            lowered: false,
             apart: false,
             before: scored(&[-0.1, -0.7]),
             after: scored(after),

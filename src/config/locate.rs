@@ -150,6 +150,14 @@ impl Config {
         if locate.layers.windows(2).any(|pair| pair[0] >= pair[1]) {
             return wrong("locate.layers must rise".into());
         }
+        let twice = |of: &[String]| (1..of.len()).find(|&at| of[..at].contains(&of[at])).map(|at| of[at].clone());
+        let problems: Vec<String> = locate.problems.iter().map(|problem| problem.name().to_owned()).collect();
+        let windows: Vec<String> = locate.windows.iter().map(usize::to_string).collect();
+        for (key, of) in [("problems", &problems), ("windows", &windows)] {
+            if let Some(twice) = twice(of) {
+                return wrong(format!("locate.{key} names {twice} twice: its edits would count twice"));
+            }
+        }
         within("data.limit", config.data.limit as f64, 1.0, 1e7)?;
         within("data.known", config.data.known, 0.0, 1.0)?;
         within("locate.draws", locate.draws as f64, 1.0, 1e4)?;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::objective::Hidden;
+use crate::data::objective::{Hidden, Objective};
 use crate::data::record::{EditRecord, Probe, TestPart};
 use crate::edit::Edited;
 use crate::edit::likelihood::Scored;
@@ -61,6 +61,9 @@ pub struct ProbeRow {
     /// What stands between prompt and target, where the record says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
+    /// Whether the edit is to make its target less likely.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lowered: bool,
     /// The answer that the target is up against, where the probe or its record knows it.
     pub rival: Option<Rival>,
 }
@@ -117,6 +120,7 @@ struct Asked {
     rival: Option<(String, Continuation)>,
     /// The noise under which it is read, and the subject that is hidden.
     hidden: Option<(Hidden, String)>,
+    lowered: bool,
 }
 
 /// Asks both models the probes of records: their own prompt, rephrases, locality and portability prompts.
@@ -173,6 +177,7 @@ pub fn probe_table(
                 separator: record.separator.clone(),
                 text,
                 rival,
+                lowered: matches!(kind, Kind::Rewrite | Kind::Rephrase) && edit.objective == Some(Objective::Lower),
                 hidden: match kind {
                     Kind::Rewrite | Kind::Rephrase => {
                         edit.objective.and_then(|objective| objective.hidden()).zip(edit.subject.clone())
@@ -232,6 +237,7 @@ pub fn probe_table(
         aliases: asked.aliases,
         test: asked.test,
         separator: asked.separator,
+        lowered: asked.lowered,
         apart: asked.text.apart,
         before,
         after,

@@ -70,35 +70,44 @@ fn regressions(document: &Value, metric: &str, window: &Value) -> (Vec<&'static 
     (header, rows(document, metric, window).map(line).collect())
 }
 
-/// Where tracing points, and what it adds to the layer: a sentence each, and what they do not show.
+/// Where tracing points, and what it adds to the layer: a sentence each, for each window; and what they do not show.
 pub fn words(document: &Value) -> Vec<String> {
     let mut words = vec![];
-    let Some(window) = list(&document["windows"]).first() else { return words };
-    let trace = list(&document["trace"]).iter().find(|trace| trace["window"] == *window);
-    if let Some((trace, peak)) = trace.and_then(|trace| Some((trace, trace["peak"].as_u64()?))) {
-        let most = trace["last_subject"][peak as usize].as_f64().unwrap_or(0.0);
+    for window in list(&document["windows"]) {
+        let trace = list(&document["trace"]).iter().find(|trace| trace["window"] == *window);
         let around = match window.as_u64() {
-            Some(1) => String::new(),
-            _ => format!(" and {window} layers around it"),
+            Some(1) => "the MLP's output there".to_owned(),
+            _ => format!("the MLP's outputs in the {window} layers around it"),
         };
-        words.push(format!(
-            "Tracing points at layer {peak}: with the MLP's output there{around} restored at the subject's last token, {:.0} % of the lost probability comes back, on \
-             the mean of {} facts.",
-            100.0 * most,
-            trace["facts"]
-        ));
+        if let Some((trace, peak)) = trace.and_then(|trace| Some((trace, trace["peak"].as_u64()?))) {
+            let most = trace["last_subject"][peak as usize].as_f64().unwrap_or(0.0);
+            words.push(format!(
+                "Tracing with windows of {window} points at layer {peak}: with {around} restored at the subject's last token, {:.0} % of the lost probability \
+                 comes back, on the mean of {} facts.",
+                100.0 * most,
+                trace["facts"]
+            ));
+        }
+        let gains = rows(document, "rewrite", window).filter_map(|row| row["regression"]["r2"]["difference"].as_f64());
+        let gains: Vec<f64> = gains.collect();
+        if let Some(most) = gains.iter().copied().reduce(f64::max) {
+            let mean = gains.iter().sum::<f64>() / gains.len() as f64;
+            words.push(format!(
+                "Where the layer of an edit is known already, a fact's tracing effect (windows of {window}) explains {:.1} % more of the variance of the rewrite \
+                 score, on the mean over problems and methods, and at most {:.1} %.",
+                100.0 * mean,
+                100.0 * most
+            ));
+        }
     }
-    let gains = rows(document, "rewrite", window).filter_map(|row| row["regression"]["r2"]["difference"].as_f64());
-    let gains: Vec<f64> = gains.collect();
-    if let Some(most) = gains.iter().copied().reduce(f64::max) {
-        let mean = gains.iter().sum::<f64>() / gains.len() as f64;
-        words.push(format!(
-            "Where the layer of an edit is known already, a fact's tracing effect explains {:.1} % more of the variance of the rewrite score, on the mean over \
-             problems and methods, and at most {:.1} %.",
-            100.0 * mean,
-            100.0 * most
-        ));
+    if let Some(unharmed) = document["unharmed"].as_u64().filter(|facts| *facts > 0) {
+        words.push(format!("{unharmed} fact(s) take no part in the regressions: noise on the subject does them no harm, or the model's first word is not their answer."));
     }
+    words.push(
+        "A large share of the layer alone may mean no more than that edits fail at some layers. The tracing effect of an edit is the greatest over tokens of what restoring the MLP's outputs \
+         around its layer brings back, as a share of the total effect; \"both\" is the layer, the effect, and a slope of its own for each layer."
+            .into(),
+    );
     words.push(format!(
         "These are correlations over {} facts of one model. A small share says that tracing does not tell which layer to edit for which fact; it does not \
          say that facts are not kept where tracing finds them. A p-value counts edits of one fact at several layers as independent, which they are not.",
@@ -222,7 +231,7 @@ pub fn page(document: &Value, heat_map: &str) -> String {
             body += &bars(document, problem, &own, &first);
         }
     }
-    body += "</div>\n<h2>Score against tracing effect, a point an edit</h2>\n<div class=\"figures\">\n";
+    body += "</div>\n<h2>Rewrite score (upward) against tracing effect (to the right), a point an edit</h2>\n<div class=\"figures\">\n";
     for row in rows(document, "rewrite", &first) {
         body += &scatter(row);
     }
@@ -257,7 +266,7 @@ fn figure(title: &str, x: &[(f64, String)], y: (f64, f64), inside: &str, legend:
         "<path d=\"M{left} {top}V{bottom}H{right}\" fill=\"none\" stroke=\"currentColor\" stroke-opacity=\".5\"/>"
     );
     for (at, value) in [(bottom, y.0), (top + FIELD.1 / 2.0, f64::midpoint(y.0, y.1)), (top, y.1)] {
-        let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{value:.2}</text>", left - 4.0, at + 4.0);
+        let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{:.2}</text>", left - 4.0, at + 4.0, value);
     }
     for (at, label) in x {
         let _ = writeln!(
@@ -281,9 +290,15 @@ fn figure(title: &str, x: &[(f64, String)], y: (f64, f64), inside: &str, legend:
     svg + "</svg>\n"
 }
 
-/// The place of a point, in shares of the field.
-fn at(x: f64, y: f64) -> (f64, f64) {
-    (ROOM.0 + x * FIELD.0, ROOM.1 + (1.0 - y.clamp(0.0, 1.0)) * FIELD.1)
+/// What a figure shows of scores: from 0 on, or from the least on where some are below it, and no further than −1.
+fn floor(scores: impl Iterator<Item = f64>) -> f64 {
+    let least = scores.fold(0.0, f64::min).max(-1.0);
+    if least > -0.005 { 0.0 } else { least }
+}
+
+/// The place of a point: x in shares of the field, y from `floor` to 1.
+fn at(x: f64, y: f64, floor: f64) -> (f64, f64) {
+    (ROOM.0 + x * FIELD.0, ROOM.1 + (1.0 - (y.clamp(floor, 1.0) - floor) / (1.0 - floor)) * FIELD.1)
 }
 
 fn bars(document: &Value, problem: Problem, own: &[&Value], window: &Value) -> String {
@@ -291,17 +306,20 @@ fn bars(document: &Value, problem: Problem, own: &[&Value], window: &Value) -> S
     let count = layers.len().max(1) as f64;
     let (mut inside, mut legend) = (String::new(), vec![]);
     let wide = 0.8 / count / own.len() as f64;
+    let means = own.iter().flat_map(|row| list(&row["by_layer"])).filter_map(|one| one["mean"].as_f64());
+    let low = floor(means);
     for (number, row) in own.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
         for one in list(&row["by_layer"]) {
             let place = layers.iter().position(|layer| Some(*layer) == one["layer"].as_u64());
             let (Some(place), Some(mean)) = (place, one["mean"].as_f64()) else { continue };
-            let (x, y) = at((place as f64 + 0.1) / count + wide * number as f64, mean);
+            let (x, y) = at((place as f64 + 0.1) / count + wide * number as f64, mean.max(0.0), low);
+            let (_, end) = at(0.0, mean.min(0.0), low);
             let _ = writeln!(
                 inside,
                 "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"><title>layer {}: {mean:.3}</title></rect>",
                 wide * FIELD.0,
-                ROOM.1 + FIELD.1 - y,
+                end - y,
                 layers[place]
             );
         }
@@ -313,7 +331,7 @@ fn bars(document: &Value, problem: Problem, own: &[&Value], window: &Value) -> S
         .enumerate()
         .filter_map(|(place, &layer)| {
             let effect = trace?["last_subject"][layer as usize].as_f64()?;
-            let (x, y) = at((place as f64 + 0.5) / count, effect);
+            let (x, y) = at((place as f64 + 0.5) / count, effect, low);
             Some(format!("{x:.1},{y:.1}"))
         })
         .collect();
@@ -330,7 +348,7 @@ fn bars(document: &Value, problem: Problem, own: &[&Value], window: &Value) -> S
         .step_by(every)
         .map(|(place, layer)| ((place as f64 + 0.5) / count, layer.to_string()))
         .collect();
-    figure(&format!("{}: rewrite score by layer", problem.title()), &ticks, (0.0, 1.0), &inside, &legend)
+    figure(&format!("{}: rewrite score by layer", problem.title()), &ticks, (low, 1.0), &inside, &legend)
 }
 
 fn scatter(row: &Value) -> String {
@@ -341,9 +359,10 @@ fn scatter(row: &Value) -> String {
         })
         .collect();
     let most = points.iter().map(|point| point.0).fold(1.0, f64::max);
+    let low = floor(points.iter().map(|point| point.1));
     let mut inside = String::new();
     for (effect, score, what) in &points {
-        let (x, y) = at(effect / most, *score);
+        let (x, y) = at(effect / most, *score, low);
         let _ = writeln!(
             inside,
             "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.5\" fill=\"{}\" fill-opacity=\".5\"><title>{}</title></circle>",
@@ -358,7 +377,7 @@ fn scatter(row: &Value) -> String {
     let spread: f64 = points.iter().map(|p| (p.0 - mean_x).powi(2)).sum();
     if spread > 0.0 {
         let slope = points.iter().map(|p| (p.0 - mean_x) * (p.1 - mean_y)).sum::<f64>() / spread;
-        let (from, to) = (at(0.0, mean_y - slope * mean_x), at(1.0, mean_y + slope * (most - mean_x)));
+        let (from, to) = (at(0.0, mean_y - slope * mean_x, low), at(1.0, mean_y + slope * (most - mean_x), low));
         let _ = writeln!(
             inside,
             "<path d=\"M{:.1} {:.1}L{:.1} {:.1}\" stroke=\"{}\" stroke-width=\"2\"/>",
@@ -368,5 +387,5 @@ fn scatter(row: &Value) -> String {
     let r2 = share(&row["regression"]["r2"]["effect"]);
     let title = format!("{}, {}: R² {r2}", title_of(&row["problem"]), row["method"].as_str().unwrap_or_default());
     let ticks = [(0.0, "0".to_owned()), (0.5, format!("{:.1}", most / 2.0)), (1.0, format!("{most:.1}"))];
-    figure(&title, &ticks, (0.0, 1.0), &inside, &[])
+    figure(&title, &ticks, (low, 1.0), &inside, &[])
 }

@@ -22,15 +22,18 @@ struct Effects {
     last_subject: Vec<f64>,
 }
 
-/// Of a fact's document; nothing where it was left out.
+/// The least total effect of which shares are taken: less than a hundredth of all probability is rounding, and noise that did no harm.
+const LEAST_EFFECT: f64 = 0.01;
+
+/// Of a fact's document; nothing where it was left out, or where the noise did it no harm.
 fn effects(document: &Value, width: usize) -> Option<Effects> {
-    let whole = document["total_effect"].as_f64()?.abs();
+    let whole = document["total_effect"].as_f64().filter(|effect| effect.abs() >= LEAST_EFFECT)?.abs();
     let rows = document["mlp"][width.to_string()]["effect"].as_array()?;
     let table: Vec<Vec<f64>> = rows
         .iter()
         .map(|row| row.as_array().map(|row| row.iter().filter_map(Value::as_f64).collect()))
         .collect::<Option<_>>()?;
-    let share = |effect: f64| if whole > 0.0 { (effect / whole).max(0.0) } else { 0.0 };
+    let share = |effect: f64| (effect / whole).max(0.0);
     let layers = table.first()?.len();
     let best = |layer: usize| table.iter().map(|row| row[layer]).fold(f64::NEG_INFINITY, f64::max);
     let roles = document["roles"].as_array()?;
@@ -62,7 +65,7 @@ struct Scored {
 ///     "regression": {"r2": {"layer", "effect", "both", "difference"}, "f", "p", "correlation", "edits"} or null, "why": "…",
 ///     "by_layer": [{"layer", "mean", "interval", "facts"}], "best_layer": …,
 ///     "at_peak": {"layer", "r", "interval"}, "points": [[fact, layer, effect, score]]}],
-///   "failed": edits that failed
+///   "failed": edits that failed, "unharmed": facts that take no part in regressions, for noise takes them less than 0.01 of probability
 /// }
 /// ```
 ///
@@ -78,6 +81,8 @@ pub fn document(sweep: &Sweep<'_>, folder: &Path, traces: &Traces, title: &str, 
             }
         }
     }
+    let first = windows.first().copied().unwrap_or(1);
+    let unharmed = sweep.facts.iter().filter(|fact| !of_fact.contains_key(&(fact.id.clone(), first))).count();
     let (mut edits, mut failed) = (vec![], 0);
     for cell in sweep.cells() {
         for case in Run::last(&folder.join(cell.name()))?.cases()?.into_values() {
@@ -91,7 +96,6 @@ pub fn document(sweep: &Sweep<'_>, folder: &Path, traces: &Traces, title: &str, 
             edits.push(Scored { problem, editor, layer, id: case.id, scores });
         }
     }
-    let layers = sweep.layers.len();
     let traced = windows.iter().map(|&width| {
         let all: Vec<&Effects> =
             of_fact.iter().filter(|((_, of), _)| *of == width).map(|(_, effects)| effects).collect();
@@ -190,7 +194,6 @@ pub fn document(sweep: &Sweep<'_>, folder: &Path, traces: &Traces, title: &str, 
     }
     let posed: serde_json::Map<String, Value> =
         sweep.posed.iter().map(|(problem, records)| (problem.name().to_owned(), json!(records.len()))).collect();
-    debug_assert!(layers > 0);
     Ok(json!({
         "format": "locate/1",
         "title": title,
@@ -202,6 +205,7 @@ pub fn document(sweep: &Sweep<'_>, folder: &Path, traces: &Traces, title: &str, 
         "trace": traced,
         "rows": rows,
         "failed": failed,
+        "unharmed": unharmed,
     }))
 }
 

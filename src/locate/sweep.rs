@@ -1,6 +1,7 @@
 //! The sweep: each fact of each problem, edited by each editor at each layer. Every edit is a case of a comparison, in a folder of its own for each
 //! problem, editor and layer, so that what was stopped or killed goes on.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,15 +12,19 @@ use crate::compare::compared_editor::ComparedEditor;
 use crate::compare::layout::Run;
 use crate::compare::shard::Shard;
 use crate::compare::{Looks, Watch, run as run_cases};
-use crate::config::compare::{self, Compare, Competitor};
 use crate::config::locate::{Config, Swept};
-use crate::data::objective::Hidden;
+use crate::config::{
+    self,
+    compare::{self, Compare, Competitor},
+};
+use crate::data::objective::{Hidden, Objective};
 use crate::data::record::EditRecord;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::evaluate::WatchedText;
 use crate::evaluate::probes::Limits;
 use crate::evaluate::problem::{Problem, is_known};
+use crate::model::Model;
 use crate::model::tap::Place;
 use crate::trace::folder::Traces;
 use crate::trace::{Restored, window};
@@ -72,6 +77,7 @@ impl<'a> Sweep<'a> {
             )));
         }
         restored(config).check(count)?;
+        Sweep::check_files(config, place, base.base(), &layers)?;
         let mut facts = vec![];
         for fact in candidates.iter().filter(|fact| fact.subject.is_some() && fact.also.is_empty()) {
             if facts.len() == config.data.limit {
@@ -104,16 +110,52 @@ impl<'a> Sweep<'a> {
         Ok(Sweep { config, place, base: base.clone(), facts, posed, layers, noise })
     }
 
-    /// Sees that every editor can be made for every cell, before hours of others' work.
+    /// Sees that every editor can be made, at all its layers, and takes every problem's objective, before hours of others' work.
     ///
     /// # Errors
-    /// A config or statistics that are missing or wrong; the editor is named.
+    /// A config or statistics that are missing or wrong, an objective that an editor does not take; the editor is named.
     pub fn check(&self) -> Result<()> {
-        for cell in self.cells() {
-            if let Some(swept) = self.config.editors.iter().find(|swept| swept.name == cell.editor) {
+        for (problem, records) in &self.posed {
+            for swept in &self.config.editors {
+                let cell = Cell { problem: *problem, editor: swept.name.clone(), layer: self.layers[0] };
                 let config = self.comparison(swept, &cell);
-                ComparedEditor::open(&config.editors[0], self.place, self.base.base(), &config.model.path)?;
+                let opened =
+                    ComparedEditor::open(&config.editors[0], self.place, self.base.base(), &config.model.path)?;
+                let (editor, _) = opened.editor(&config, self.base.base(), records, &[])?;
+                let objective = records.first().and_then(|record| record.objective).unwrap_or(Objective::Raise);
+                if !editor.takes(&objective) {
+                    let message = format!(
+                        "editors: {} takes no objective \"{}\", which {} wants; fine_tuning, rome and memit do",
+                        swept.name,
+                        objective.name(),
+                        problem.title()
+                    );
+                    return Err(Error::Config(message));
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// Sees that every editor's config reads, and that there are statistics of all layers that it is going to edit.
+    ///
+    /// # Errors
+    /// What is missing or wrong; the command that makes statistics names all layers.
+    pub fn check_files(config: &Config, place: &Path, model: &Arc<Model>, layers: &[usize]) -> Result<()> {
+        let count = model.decoder.spec.depth();
+        for swept in &config.editors {
+            if swept.width > count {
+                let (name, width) = (&swept.name, swept.width);
+                return Err(Error::Config(format!(
+                    "editors: {name} is to edit {width} layers, and the model has {count}"
+                )));
+            }
+            let all: BTreeSet<usize> = layers.iter().flat_map(|&layer| window(layer, swept.width, count)).collect();
+            let all: Vec<usize> = all.into_iter().collect();
+            let sets = [swept.set.clone(), vec![format!("editor.layers={all:?}")]].concat();
+            let path = place.join(&swept.config);
+            let settings = config::apply::Config::read(&path, &sets)?.editor;
+            settings.check(model, &config.model.path, path.parent().unwrap_or(Path::new("")))?;
         }
         Ok(())
     }
@@ -121,8 +163,7 @@ impl<'a> Sweep<'a> {
     /// All cells, problem by problem.
     pub fn cells(&self) -> Vec<Cell> {
         let mut cells = vec![];
-        for (problem, records) in self.posed.iter().filter(|(_, records)| !records.is_empty()) {
-            debug_assert!(!records.is_empty());
+        for (problem, _) in self.posed.iter().filter(|(_, records)| !records.is_empty()) {
             for editor in &self.config.editors {
                 let cell = |&layer: &usize| Cell { problem: *problem, editor: editor.name.clone(), layer };
                 cells.extend(self.layers.iter().map(cell));

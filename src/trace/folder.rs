@@ -15,30 +15,39 @@ use crate::files;
 #[derive(Debug)]
 pub struct Traces {
     folder: PathBuf,
+    /// A hash of all that they are traced with.
+    run: String,
 }
 
 impl Traces {
     /// Begins a folder, or goes on with one whose facts were traced alike: `params` is all that decides that.
     ///
     /// # Errors
-    /// A folder that cannot be written, or that holds results of another tracing.
+    /// A folder that cannot be written, or that holds results of something else.
     pub fn begin(folder: &Path, params: &Value) -> Result<Self> {
         let path = folder.join("params.json");
         if path.is_file() {
             let known = read(&path)?;
-            let apart = params.as_object().into_iter().flatten().find(|(key, value)| known.get(key) != Some(value));
-            if let Some((key, value)) = apart {
-                let message = format!(
-                    "results of another tracing: there {key} is {}, now {value}; give another --out",
-                    known[key]
-                );
+            let mut apart = vec![];
+            differences("", &known, params, &mut apart);
+            if !apart.is_empty() {
+                let message = format!("results of another tracing: {}; give another --out", apart.join("; "));
                 return Err(Error::file(folder, message));
             }
         } else {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+            if let Some(strange) = entries.into_iter().find(|name| !name.to_string_lossy().starts_with('.')) {
+                let strange = strange.to_string_lossy().into_owned();
+                let message = format!(
+                    "there is no params.json beside \"{strange}\", so it cannot be told what made it; give another --out"
+                );
+                return Err(Error::file(folder, message));
+            }
             files::check_writable(folder)?;
             files::write(&path, format!("{params:#}\n").as_bytes())?;
         }
-        Ok(Traces { folder: folder.to_owned() })
+        let run = blake3::hash(params.to_string().as_bytes()).to_hex()[..16].to_owned();
+        Ok(Traces { folder: folder.to_owned(), run })
     }
 
     /// Where a fact lies.
@@ -59,7 +68,7 @@ impl Traces {
         restored: &Restored,
     ) -> Result<()> {
         let tokenizer = &model.base().tokenizer;
-        let document = match Question::new(model, request) {
+        let mut document = match Question::new(model, request) {
             Err(Error::Input(why)) => json!({ "format": "trace/1", "left_out": why }),
             Err(other) => return Err(other),
             Ok(question) if !question.is_answered() => {
@@ -72,19 +81,45 @@ impl Traces {
                 trace(model, &question, &noise, restored)?.document(tokenizer)
             }
         };
+        document["run"] = json!(self.run);
+        document["fact"] = json!(number);
         files::write(&self.path(number), format!("{document:#}\n").as_bytes())
     }
 
     /// What is there of a fact.
     ///
     /// # Errors
-    /// A broken file.
+    /// A broken file, or one of another tracing.
     pub fn read(&self, number: usize) -> Result<Option<Value>> {
         let path = self.path(number);
-        if path.is_file() { read(&path).map(Some) } else { Ok(None) }
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let document = read(&path)?;
+        if document["run"] != self.run.as_str() || document["fact"] != json!(number) {
+            return Err(Error::file(&path, "a fact of another tracing; remove the file and run the command again"));
+        }
+        Ok(Some(document))
     }
 }
 
 fn read(path: &Path) -> Result<Value> {
-    serde_json::from_slice(&files::read(path)?).map_err(|error| Error::file(path, format!("not JSON: {error}")))
+    let remedy = "remove the file and run the command again";
+    serde_json::from_slice(&files::read(path)?)
+        .map_err(|error| Error::file(path, format!("not JSON: {error}; {remedy}")))
+}
+
+/// In which keys two documents differ, in words.
+fn differences(place: &str, known: &Value, now: &Value, found: &mut Vec<String>) {
+    match (known, now) {
+        (Value::Object(known), Value::Object(now)) => {
+            for key in now.keys().chain(known.keys().filter(|key| !now.contains_key(*key))) {
+                let place = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
+                let of = |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or_default();
+                differences(&place, &of(known), &of(now), found);
+            }
+        }
+        (known, now) if known != now => found.push(format!("there {place} is {known}, now {now}")),
+        _ => {}
+    }
 }

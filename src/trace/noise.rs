@@ -68,9 +68,10 @@ impl std::str::FromStr for Strength {
             Some(number) => (number, true),
             None => (text, false),
         };
-        let number = number.trim().parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
-        let number =
-            number.ok_or("give a number above 0, or with an x how many times the embeddings' deviation, as 3x")?;
+        let number = number.trim().parse::<f64>().ok().filter(|number| *number > 0.0 && *number <= 1e6);
+        let number = number.ok_or(
+            "give a number above 0 and up to 1e6, or with an x how many times the embeddings' deviation, as 3x",
+        )?;
         Ok(if times { Strength::Times(number) } else { Strength::Sigma(number) })
     }
 }
@@ -154,7 +155,7 @@ impl Noise {
             }
             _ => {
                 let message = format!(
-                    "the tensor \"noise\" is {:?}; for the subject \"{}\" it must be [draws, {tokens}, {width}]",
+                    "the tensor \"noise\" is {:?}; for the subject \"{}\" it must be [draws, {tokens}, {width}], with a draw at least",
                     found.shape().as_slice(),
                     question.subject
                 );

@@ -73,6 +73,11 @@ impl Runs {
         }
         let low = probabilities(model, hidden.clone(), question.answer);
         corrupted.push(hidden);
+        if !(high.is_finite() && low.iter().all(|low| low.is_finite())) {
+            return Err(Error::Input(
+                "what the model says is not a number, clean or under this noise; try a smaller --noise".into(),
+            ));
+        }
         let (ids, first, answer) = (question.ids.clone(), question.at.start, question.answer);
         Ok(Runs { ids, first, answer, clean: recorder.values, corrupted, past, high, low })
     }

@@ -109,6 +109,7 @@ impl Trace {
             "roles": Role::all_of(ids.len(), at).iter().map(|role| role.map(Role::name)).collect::<Vec<_>>(),
             "high": self.high,
             "low": low,
+            "low_of_draws": self.low,
             "low_spread": deviation(&self.low),
             "draws": self.low.len(),
             "noise": self.noise,

@@ -32,7 +32,7 @@ fn a_sweep_ends_in_a_report_and_is_taken_up_again() {
         "fact erasure",
         "fact forcing",
         "R² tracing",
-        "Tracing points at layer",
+        "points at layer",
         "correlations over 4 facts",
     ] {
         assert!(said.contains(words), "no {words:?} in: {said}");
@@ -50,9 +50,9 @@ fn a_sweep_ends_in_a_report_and_is_taken_up_again() {
         shares.iter().all(|share| (-1e-9..=1.0 + 1e-9).contains(share)) && shares[2] >= shares[0].max(shares[1]) - 1e-9,
         "{shares:?}"
     );
-    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    let page = std::fs::read_to_string(out.join("locate.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("default-src 'none'") && !page.contains("src="));
-    assert!(std::fs::read_to_string(out.join("summary.md")).unwrap().contains("| error injection | ft |"));
+    assert!(std::fs::read_to_string(out.join("locate.md")).unwrap().contains("| error injection | ft |"));
     // A case and a traced fact are lost: they come out the same, and nothing else is done again.
     let kept = out.join("injection.ft.L01/run_000");
     let mut cases: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -94,10 +94,27 @@ fn what_cannot_be_swept_is_said_before_any_edit() {
     one_line_error(&call(&sweep(&["--set", "locate.windows=[7]"])), 2, &["a window of 7 layers"]);
     one_line_error(&call(&sweep(&["--set", "locate.problems=[\"theft\"]"])), 2, &["theft", "injection"]);
     one_line_error(&call(&sweep(&["--set", "locate.noise=\"much\""])), 2, &["3x"]);
+    one_line_error(&call(&sweep(&["--set", "locate.problems=[\"erasure\", \"erasure\"]"])), 2, &["erasure twice"]);
+    one_line_error(&call(&sweep(&["--limit", "0"])), 2, &["--limit"]);
+    wrong_usage(&["locate", "--propose", "--model", "pocket", "--facts", "pocket", "--set", "a=1"], &["--config"]);
     wrong_usage(&["locate"], &["--config"]);
     wrong_usage(&["locate", "--propose", "--model", "pocket"], &["--facts"]);
     assert!(!out.exists());
-    // An editor that takes no such objective fails before the first case is written.
+    // An editor that takes no such objective is found before anything is traced, or in a request of one's own.
+    let known = place.path("known.toml");
+    let kn = place.write(
+        "kn.toml",
+        "include = \"KN\"\n[editor]\nlayers = [1]\n"
+            .replace("KN", concat!(env!("CARGO_MANIFEST_DIR"), "/configs/kn-pocket.toml")),
+    );
+    let text_of =
+        std::fs::read_to_string(&path).unwrap().replace(text(&facts), "pocket/test").replace("ft.toml", text(&kn));
+    std::fs::write(&known, text_of).unwrap();
+    one_line_error(
+        &run(&["locate", "--config", text(&known), "--out", text(&out), "--dry-run"]),
+        2,
+        &["ft takes no objective", "lower"],
+    );
     let lookup = place
         .write("lookup.toml", "[model]\npath = \"pocket\"\n\n[editor]\nmethod = \"lookup\"\nlayer = 1\nradius = 0.1\n");
     let erase = json!([{"prompt": "The city of Lyon lies in", "subject": "Lyon", "target_new": "France", "objective": "lower"}]);

@@ -112,8 +112,16 @@ fn facts_are_traced_once_and_averaged() {
     std::fs::remove_file(&lost).unwrap();
     stdout(&call(&args(&[])));
     assert_eq!((std::fs::metadata(&kept).unwrap().modified().unwrap(), std::fs::read(&lost).unwrap()), before);
-    // Results of another tracing.
-    one_line_error(&call(&args(&["--window", "1"])), 1, &["another tracing", "windows", "--out"]);
+    // A fact that was traced otherwise is not counted, nor one that stands in another's place.
+    std::fs::copy(&kept, &lost).unwrap();
+    one_line_error(&call(&args(&[])), 1, &["fact_00002.json", "another tracing", "remove the file"]);
+    std::fs::write(&lost, "{").unwrap();
+    one_line_error(&call(&args(&[])), 1, &["fact_00002.json", "not JSON", "remove the file"]);
+    std::fs::remove_file(&lost).unwrap();
+    // Results of another tracing, and files of which nothing says what made them.
+    one_line_error(&call(&args(&["--window", "1"])), 1, &["another tracing", "windows is [2], now [1]", "--out"]);
+    std::fs::remove_file(out.join("params.json")).unwrap();
+    one_line_error(&call(&args(&[])), 1, &["no params.json", "--out"]);
     // Nothing the model knows.
     let wrong = place.write(
         "wrong.json",
@@ -137,6 +145,11 @@ fn what_cannot_be_traced_is_said() {
     refused(&lyon(&["--window", "0"]), 2, &["a window of 0 layers"]);
     refused(&lyon(&["--draws", "0"]), 2, &["--draws"]);
     refused(&lyon(&["--plot", "x.gif"]), 2, &["x.gif", ".svg or a .png"]);
+    refused(&lyon(&["--plot", "x.svg", "--save", "x.svg"]), 2, &["x.svg", "named twice"]);
+    refused(&lyon(&["--answer", " "]), 2, &["--answer is blank"]);
+    refused(&pocket(&["--facts", "pocket", "--limit", "0"]), 2, &["--limit"]);
+    wrong_usage(&lyon(&["--limit", "3"]), &["--limit", "--prompt"]);
+    wrong_usage(&lyon(&["--noise", "1e300"]), &["--noise", "1e6"]);
     wrong_usage(&lyon(&["--noise", "-1"]), &["--noise", "above 0"]);
     wrong_usage(&lyon(&["--noise", "loud"]), &["--noise", "3x"]);
     wrong_usage(&pocket(&["--prompt", "x"]), &["--subject"]);
@@ -148,4 +161,37 @@ fn what_cannot_be_traced_is_said() {
     let warned = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(warned.contains("does not answer \" Japan\": it says \" France\""), "{warned}");
     assert!(stdout(&output).contains("→ Japan"));
+}
+
+#[test]
+fn the_embedded_model_keeps_its_facts_where_its_rome_edits() {
+    let place = TestFolder::new();
+    let out = place.path("out");
+    let args = [
+        "trace",
+        "--model",
+        "pocket",
+        "--facts",
+        "pocket/test",
+        "--limit",
+        "8",
+        "--of",
+        "mlp",
+        "--window",
+        "1",
+        "--draws",
+        "4",
+    ];
+    let summary = json(&[&args[..], &["--out", text(&out)]].concat());
+    assert_eq!(summary["facts"]["traced"], 8);
+    let effects: Vec<f64> = summary["averages"][0]["effect"]["last subject token"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|mean| mean["mean"].as_f64().unwrap())
+        .collect();
+    let early = (0..effects.len()).max_by(|&a, &b| effects[a].total_cmp(&effects[b])).unwrap();
+    let config = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/rome-pocket.toml")).unwrap();
+    assert!(config.contains(&format!("layers = [{early}]")), "{effects:?}");
+    assert!(effects[early] > 0.5, "{effects:?}");
 }

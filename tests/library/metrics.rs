@@ -19,6 +19,7 @@ fn row(record: usize, kind: Kind, class: Option<&str>, target: &[u32], before: &
         aliases: vec![],
         test: None,
         separator: None,
+        lowered: false,
         apart: false,
         before: scored(target, before),
         after: scored(target, after),

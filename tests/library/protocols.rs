@@ -42,6 +42,7 @@ fn row(kind: Kind, class: Option<&str>, target: &[u32], before: &[u32], after: &
         aliases: vec![],
         test: None,
         separator: None,
+        lowered: false,
         apart: false,
         before: scored(target, &log, before),
         after: scored(target, &log, after),

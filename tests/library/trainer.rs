@@ -196,6 +196,7 @@ fn row(kind: Kind, described: bool, answers: [&str; 2], after: [f32; 2]) -> Prob
         aliases: vec![],
         test: None,
         separator: None,
+        lowered: false,
         apart: false,
         before: scored(1.0, false),
         after: scored(after[0], exact),

@@ -79,6 +79,7 @@ mod tests {
             aliases: vec![],
             test: None,
             separator: None,
+            lowered: false,
             rival: None,
         };
         let record = EditRecord { objective: Some(objective), ..EditRecord::default() };
