@@ -280,8 +280,10 @@ impl Mend {
     /// # Errors
     /// Weights that the model does not have, numbers out of range.
     pub fn new(settings: MendSettings, spec: &DecoderSpec, place: (&Device, DType)) -> Result<Self> {
-        if settings.rank == 0 || !settings.initial_edit_rate.is_finite() || settings.initial_edit_rate <= 0.0 {
-            return Err(Error::Config("editor.rank and editor.initial_edit_rate must be above 0".into()));
+        crate::sections::within("editor.rank", settings.rank as f64, 1.0, 1e6)?;
+        let rate = settings.initial_edit_rate;
+        if !rate.is_finite() || rate <= 0.0 {
+            return Err(Error::Config(format!("editor.initial_edit_rate = {rate}: it must be a number above 0")));
         }
         crate::sections::within("editor.initial_spread", settings.initial_spread, 0.0, 1e6)?;
         crate::sections::within("editor.blocks", settings.blocks as f64, 1.0, 100.0)?;
