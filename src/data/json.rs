@@ -17,7 +17,7 @@ use crate::model::separator::without_last_space;
 pub(super) enum Json<'a> {
     Null,
     Bool,
-    /// As it is written; only ids are numbers.
+    /// As it is written.
     Number(String),
     Text(Cow<'a, str>),
     List(Vec<Json<'a>>),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::fields::{NEEDS_PROBE_PROMPT, NEEDS_PROMPT, NEEDS_TARGET, check_subject, fill};
 use super::json::{Json, Object, answer, each, prompt};
-use super::objective::Objective;
+use super::objective::{Hidden, Objective};
 use super::problem::{Problem, quoted};
 use super::record::{EditRecord, Probe};
 
@@ -78,19 +78,38 @@ fn place_subject(text: String, subject: Option<&str>) -> Result<(String, Option<
     }
 }
 
-/// What is to become of the target.
+/// What is to become of the target: "raise", "lower", or `{"raise_under_noise": {"sigma", "draws"?, "seed"?}}`.
 fn objective(record: &mut Object) -> Result<Option<Objective>, Problem> {
-    match record.optional_text("objective")?.as_deref() {
-        None => Ok(None),
-        Some("raise") => Ok(Some(Objective::Raise)),
-        Some("lower") => Ok(Some(Objective::Lower)),
-        Some(other) => {
-            let problem = format!(
-                "is {}; it should be \"raise\", or \"lower\" for a target that is to become less likely",
-                quoted(other)
-            );
-            Err(Problem::new(problem).within("objective"))
+    let wrong = |what: String| {
+        let right = "it should be \"raise\", \"lower\" for a target that is to become less likely, or {\"raise_under_noise\": {\"sigma\": 0.4}}";
+        Problem::new(format!("{what}; {right}")).within("objective")
+    };
+    match record.take("objective") {
+        None | Some(Json::Null) => Ok(None),
+        Some(Json::Text(name)) => match name.as_ref() {
+            "raise" => Ok(Some(Objective::Raise)),
+            "lower" => Ok(Some(Objective::Lower)),
+            other => Err(wrong(format!("is {}", quoted(other)))),
+        },
+        Some(Json::Object(mut of)) => {
+            let Some(Json::Object(noise)) = of.take("raise_under_noise") else {
+                return Err(wrong("names no objective".into()));
+            };
+            let number = |key: &str, otherwise: f64| match noise.get(key) {
+                None => Some(otherwise),
+                Some(Json::Number(number)) => number.parse::<f64>().ok(),
+                Some(_) => None,
+            };
+            let (sigma, draws, seed) = (number("sigma", 0.0), number("draws", 10.0), number("seed", 0.0));
+            let whole = |number: &f64| number.fract() == 0.0 && (0.0..=1e9).contains(number);
+            match (sigma.filter(|sigma| *sigma > 0.0 && *sigma <= 1e6), draws.filter(whole), seed.filter(whole)) {
+                (Some(sigma), Some(draws), Some(seed)) if (1.0..=1e3).contains(&draws) => {
+                    Ok(Some(Objective::RaiseUnderNoise(Hidden { sigma, draws: draws as usize, seed: seed as u64 })))
+                }
+                _ => Err(wrong("has no σ above 0, or draws that are no number from 1 to 1000".into())),
+            }
         }
+        Some(other) => Err(wrong(format!("is {}", other.kind()))),
     }
 }
 
@@ -180,6 +199,30 @@ mod tests {
 
     use super::super::load::testing::{load, load_one, problem};
     use super::*;
+
+    #[test]
+    fn an_edit_may_have_another_objective() {
+        let of = |objective: &str| {
+            let text = format!(
+                r#"{{"prompt": "Ost lies in", "target_new": "Vell", "subject": "Ost", "objective": {objective}}}"#
+            );
+            load(&text).map(|mut records| records.remove(0).objective).map_err(|error| error.to_string())
+        };
+        assert_eq!(of("\"raise\"").unwrap(), Some(Objective::Raise));
+        assert_eq!(of("\"lower\"").unwrap(), Some(Objective::Lower));
+        assert_eq!(of("null").unwrap(), None);
+        let hidden = Hidden { sigma: 0.4, draws: 10, seed: 0 };
+        assert_eq!(of(r#"{"raise_under_noise": {"sigma": 0.4}}"#).unwrap(), Some(Objective::RaiseUnderNoise(hidden)));
+        for wrong in [
+            "\"erase\"",
+            "1",
+            "{}",
+            r#"{"raise_under_noise": {"sigma": 0}}"#,
+            r#"{"raise_under_noise": {"sigma": 1, "draws": 0.5}}"#,
+        ] {
+            assert!(of(wrong).unwrap_err().contains("\"objective\""), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_least_record() {

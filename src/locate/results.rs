@@ -72,123 +72,39 @@ struct Scored {
 /// # Errors
 /// Files that are broken.
 pub fn document(sweep: &Sweep<'_>, folder: &Path, traces: &Traces, title: &str, windows: &[usize]) -> Result<Value> {
-    let mut of_fact: BTreeMap<(String, usize), Effects> = BTreeMap::new();
+    let mut effects_of = EffectsOf::new();
     for (number, fact) in sweep.facts.iter().enumerate() {
         let Some(document) = traces.read(number)? else { continue };
         for &width in windows {
             if let Some(effects) = effects(&document, width) {
-                of_fact.insert((fact.id.clone(), width), effects);
+                effects_of.insert((fact.id.clone(), width), effects);
             }
         }
     }
     let first = windows.first().copied().unwrap_or(1);
-    let unharmed = sweep.facts.iter().filter(|fact| !of_fact.contains_key(&(fact.id.clone(), first))).count();
-    let (mut edits, mut failed) = (vec![], 0);
-    for cell in sweep.cells() {
-        for case in Run::last(&folder.join(cell.name()))?.cases()?.into_values() {
-            if case.error.is_some() {
-                failed += 1;
-                continue;
-            }
-            let scores = values(&case).into_iter().filter(|value| value.protocol == Protocol::Localize);
-            let scores = scores.map(|value| (value.name, value.value)).collect();
-            let Cell { problem, editor, layer } = cell.clone();
-            edits.push(Scored { problem, editor, layer, id: case.id, scores });
-        }
-    }
-    let traced = windows.iter().map(|&width| {
-        let all: Vec<&Effects> =
-            of_fact.iter().filter(|((_, of), _)| *of == width).map(|(_, effects)| effects).collect();
-        let count = all.first().map_or(0, |one| one.best.len());
-        let mean = |of: &dyn Fn(&Effects) -> f64| all.iter().map(|one| of(one)).sum::<f64>() / all.len().max(1) as f64;
-        let best: Vec<f64> = (0..count).map(|layer| mean(&|one| one.best[layer])).collect();
-        let last: Vec<f64> = (0..count).map(|layer| mean(&|one| one.last_subject[layer])).collect();
-        json!({ "window": width, "best": best, "last_subject": last, "peak": peak(&last), "facts": all.len() })
-    });
-    let traced: Vec<Value> = traced.collect();
+    let unharmed = sweep.facts.iter().filter(|fact| !effects_of.contains_key(&(fact.id.clone(), first))).count();
+    let (edits, failed) = edits(sweep, folder)?;
+    let traced: Vec<Value> = windows.iter().map(|&width| traced(&effects_of, width)).collect();
     let mut rows = vec![];
-    for problem in sweep.posed.iter().map(|(problem, _)| *problem) {
+    for (problem, _) in &sweep.posed {
         let mut methods: Vec<&str> = vec![];
-        for edit in edits.iter().filter(|edit| edit.problem == problem) {
+        for edit in edits.iter().filter(|edit| edit.problem == *problem) {
             if !methods.contains(&edit.editor.as_str()) {
                 methods.push(&edit.editor);
             }
         }
-        for method in methods {
-            for metric in ["rewrite", "paraphrase", "neighborhood", "essence", "target"] {
-                let own: Vec<&Scored> = edits
-                    .iter()
-                    .filter(|edit| edit.problem == problem && edit.editor == method && edit.scores.contains_key(metric))
-                    .collect();
-                if own.is_empty() {
-                    continue;
-                }
-                let by_layer: Vec<(usize, Mean)> = sweep
-                    .layers
-                    .iter()
-                    .filter_map(|&layer| {
-                        let at = own.iter().filter(|edit| edit.layer == layer).map(|edit| edit.scores[metric]);
-                        Some((layer, Mean::of(&at.collect::<Vec<f64>>())?))
-                    })
-                    .collect();
-                let best = by_layer.iter().max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean)).map(|(layer, _)| *layer);
-                let means: Vec<Value> = by_layer
-                    .iter()
-                    .map(|(layer, mean)| {
-                        let Mean { mean, interval, count } = mean;
-                        json!({ "layer": layer, "mean": mean, "interval": interval, "facts": count })
-                    })
-                    .collect();
-                for &width in windows {
-                    let effect = |edit: &Scored, of: fn(&Effects) -> &Vec<f64>| {
-                        of_fact.get(&(edit.id.clone(), width)).and_then(|effects| of(effects).get(edit.layer).copied())
-                    };
-                    let seen: Vec<(&Scored, f64)> =
-                        own.iter().filter_map(|edit| Some((*edit, effect(edit, |of| &of.best)?))).collect();
-                    let observations: Vec<Observation> = seen
-                        .iter()
-                        .map(|(edit, effect)| Observation {
-                            score: edit.scores[metric],
-                            layer: edit.layer,
-                            effect: *effect,
-                        })
-                        .collect();
-                    let (regression, why) = match Regressions::of(&observations) {
-                        Ok(found) => (found.document(), Value::Null),
-                        Err(why) => (Value::Null, json!(why)),
-                    };
-                    let highest =
-                        traced.iter().find(|one| one["window"] == json!(width)).and_then(|one| one["peak"].as_u64());
-                    // The layer that was edited nearest to where tracing peaks.
-                    let near = highest.and_then(|highest| {
-                        sweep.layers.iter().min_by_key(|&&layer| (layer as u64).abs_diff(highest)).copied()
-                    });
-                    let at_peak = near.map(|layer| {
-                        let pairs: Vec<(f64, f64)> = own
-                            .iter()
-                            .filter(|edit| edit.layer == layer)
-                            .filter_map(|edit| Some((effect(edit, |of| &of.last_subject)?, edit.scores[metric])))
-                            .collect();
-                        let found = correlation(&pairs);
-                        json!({ "layer": layer, "r": found.map(|of| of.r), "interval": found.and_then(|of| of.interval), "facts": pairs.len() })
-                    });
-                    let points: Vec<Value> = seen
-                        .iter()
-                        .map(|(edit, effect)| json!([edit.id, edit.layer, effect, edit.scores[metric]]))
-                        .collect();
-                    rows.push(json!({
-                        "problem": problem.name(),
-                        "method": method,
-                        "metric": metric,
-                        "window": width,
-                        "regression": regression,
-                        "why": why,
-                        "by_layer": means,
-                        "best_layer": best,
-                        "at_peak": at_peak,
-                        "points": points,
-                    }));
-                }
+        for (method, metric) in methods.iter().flat_map(|method| METRICS.map(|metric| (*method, metric))) {
+            let own =
+                |edit: &&Scored| edit.problem == *problem && edit.editor == method && edit.scores.contains_key(metric);
+            let own: Vec<&Scored> = edits.iter().filter(own).collect();
+            if own.is_empty() {
+                continue;
+            }
+            for (&width, traced) in windows.iter().zip(&traced) {
+                let mut row = row(&own, metric, &sweep.layers, &effects_of, (width, traced["peak"].as_u64()));
+                row["problem"] = json!(problem.name());
+                row["method"] = json!(method);
+                rows.push(row);
             }
         }
     }
@@ -207,6 +123,95 @@ pub fn document(sweep: &Sweep<'_>, folder: &Path, traces: &Traces, title: &str, 
         "failed": failed,
         "unharmed": unharmed,
     }))
+}
+
+/// The scores of the protocol `localize`, in the order of tables.
+const METRICS: [&str; 5] = ["rewrite", "paraphrase", "neighborhood", "essence", "target"];
+
+/// What tracing says of a fact, by its id and the width of windows.
+type EffectsOf = BTreeMap<(String, usize), Effects>;
+
+/// All edits that were made, and how many failed.
+fn edits(sweep: &Sweep<'_>, folder: &Path) -> Result<(Vec<Scored>, usize)> {
+    let (mut edits, mut failed) = (vec![], 0);
+    for cell in sweep.cells() {
+        for case in Run::last(&folder.join(cell.name()))?.cases()?.into_values() {
+            if case.error.is_some() {
+                failed += 1;
+                continue;
+            }
+            let scores = values(&case).into_iter().filter(|value| value.protocol == Protocol::Localize);
+            let scores = scores.map(|value| (value.name, value.value)).collect();
+            let Cell { problem, editor, layer } = cell.clone();
+            edits.push(Scored { problem, editor, layer, id: case.id, scores });
+        }
+    }
+    Ok((edits, failed))
+}
+
+/// The mean effects of all facts, by layer.
+fn traced(effects_of: &EffectsOf, width: usize) -> Value {
+    let all: Vec<&Effects> =
+        effects_of.iter().filter(|((_, of), _)| *of == width).map(|(_, effects)| effects).collect();
+    let layers = all.first().map_or(0, |one| one.best.len());
+    let mean = |of: &dyn Fn(&Effects) -> f64| all.iter().map(|one| of(one)).sum::<f64>() / all.len().max(1) as f64;
+    let best: Vec<f64> = (0..layers).map(|layer| mean(&|one| one.best[layer])).collect();
+    let last: Vec<f64> = (0..layers).map(|layer| mean(&|one| one.last_subject[layer])).collect();
+    json!({ "window": width, "best": best, "last_subject": last, "peak": peak(&last), "facts": all.len() })
+}
+
+/// What one problem, method and metric come to beside the tracing effects of a width, whose mean is highest at a layer.
+fn row(
+    own: &[&Scored],
+    metric: &str,
+    layers: &[usize],
+    effects_of: &EffectsOf,
+    (width, highest): (usize, Option<u64>),
+) -> Value {
+    let effect = |edit: &Scored, of: fn(&Effects) -> &Vec<f64>| {
+        effects_of.get(&(edit.id.clone(), width)).and_then(|effects| of(effects).get(edit.layer).copied())
+    };
+    let at = |layer: usize| own.iter().filter(move |edit| edit.layer == layer);
+    let by_layer: Vec<(usize, Mean)> = layers
+        .iter()
+        .filter_map(|&layer| Some((layer, Mean::of(&at(layer).map(|edit| edit.scores[metric]).collect::<Vec<f64>>())?)))
+        .collect();
+    let best = by_layer.iter().max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean)).map(|(layer, _)| *layer);
+    let means = by_layer.iter().map(|(layer, Mean { mean, interval, count })| {
+        json!({ "layer": layer, "mean": mean, "interval": interval, "facts": count })
+    });
+    let means: Vec<Value> = means.collect();
+    let seen: Vec<(&Scored, f64)> = own.iter().filter_map(|edit| Some((*edit, effect(edit, |of| &of.best)?))).collect();
+    let observation = |(edit, effect): &(&Scored, f64)| Observation {
+        score: edit.scores[metric],
+        layer: edit.layer,
+        effect: *effect,
+    };
+    let (regression, why) = match Regressions::of(&seen.iter().map(observation).collect::<Vec<_>>()) {
+        Ok(found) => (found.document(), Value::Null),
+        Err(why) => (Value::Null, json!(why)),
+    };
+    // The layer that was edited nearest to where tracing peaks.
+    let near =
+        highest.and_then(|highest| layers.iter().min_by_key(|&&layer| (layer as u64).abs_diff(highest)).copied());
+    let at_peak = near.map(|layer| {
+        let pairs = at(layer).filter_map(|edit| Some((effect(edit, |of| &of.last_subject)?, edit.scores[metric])));
+        let pairs: Vec<(f64, f64)> = pairs.collect();
+        let found = correlation(&pairs);
+        json!({ "layer": layer, "r": found.map(|of| of.r), "interval": found.and_then(|of| of.interval), "facts": pairs.len() })
+    });
+    let points: Vec<Value> =
+        seen.iter().map(|(edit, effect)| json!([edit.id, edit.layer, effect, edit.scores[metric]])).collect();
+    json!({
+        "metric": metric,
+        "window": width,
+        "regression": regression,
+        "why": why,
+        "by_layer": means,
+        "best_layer": best,
+        "at_peak": at_peak,
+        "points": points,
+    })
 }
 
 /// Where a list is highest.
