@@ -3,7 +3,7 @@
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::data::objective::{Hidden, Objective};
+use crate::data::objective::Objective;
 use crate::edit::generate::Sampling;
 use crate::edit::likelihood::check_targets;
 use crate::edit::noise::Noise;
@@ -131,11 +131,8 @@ impl RequestInContexts {
                     let of_template =
                         Some(prompt[..before + end - subject.len()].to_owned() + "{}" + &prompt[before + end..]);
                     let place = (subject, of_template.as_deref());
-                    let drawn = Noise::of_subject(model, &prompt, place, Hidden { draws: count, ..hidden })?;
-                    drawn.map(|(first, noise)| {
-                        let [_, tokens, width] = noise.dims();
-                        (first, noise.slice([number..number + 1, 0..tokens, 0..width]).squeeze_dim(0))
-                    })
+                    let drawn = Noise::of_subject(model, &prompt, place, hidden, number..number + 1)?;
+                    drawn.map(|(first, noise)| (first, noise.squeeze_dim(0)))
                 }
                 None => None,
             });

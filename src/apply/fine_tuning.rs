@@ -9,6 +9,8 @@
 //! ```text
 //! mean over requests of −ln p(target) / |target|  +  λ · mean over tokens of KL(p₀(· | x) ‖ p(· | x))
 //! ```
+//!
+//! A target that is to become less likely has the loss `p(target)^(1/|target|)`; one that is to become likelier under noise is there once for each draw.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -420,7 +422,8 @@ fn hidden_rows(
         let drawn = match request.objective().hidden() {
             Some(hidden) => {
                 let (subject, _) = request.subject()?;
-                Noise::of_subject(model, &request.prompt, (subject, request.template.as_deref()), hidden)?
+                let place = (subject, request.template.as_deref());
+                Noise::of_subject(model, &request.prompt, place, hidden, 0..hidden.draws)?
             }
             None => None,
         };

@@ -97,7 +97,10 @@ impl Rome {
             tensor.clone().slice([0..1, 0..width])
         };
         let mean = cone.mean(0, &cone.keys);
+        // Under noise each row is a draw, and none of them stands for the prompt alone.
+        let hidden = request.objective().hidden().is_some();
         let (key, value) = match self.settings.compat {
+            _ if hidden => (mean.clone(), cone.mean(0, &cone.values)),
             Compat::None => (mean.clone(), cone.mean(0, &cone.values)),
             Compat::Rome if templates.first().is_some_and(|first| first == "{}") => {
                 (of_first(&cone.keys), of_first(&cone.values))
@@ -108,7 +111,7 @@ impl Rome {
                 (of_first(&alone.keys), of_first(&alone.values))
             }
         };
-        let wanted = of_first(&cone.values) + found.delta.clone();
+        let wanted = if hidden { value.clone() } else { of_first(&cone.values) } + found.delta.clone();
         let numbers = |tensor: Tensor<2>| tensor.into_data().iter::<f64>().collect::<Vec<f64>>();
         let mean = numbers(mean);
         let u = self.prepared.whiten(layer, Mat::from_fn(mean.len(), 1, |row, _| mean[row]))?;

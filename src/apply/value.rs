@@ -6,7 +6,7 @@
 //! mean over contexts of −ln p(target) / |target|  +  kl · KL(p(· | "SUBJECT is a") ‖ p₀)  +  decay · ‖δ‖ / ‖v₀‖²
 //! ```
 //!
-//! down by Adam. Both are one, unless a norm stands between the MLP and the stream. Only its cone is computed: layers above, cells from the subject on. To the left of these, keys and
+//! down by Adam; of a target that is to become less likely the first term is the mean of `p(target)^(1/|target|)`. Both are one, unless a norm stands between the MLP and the stream. Only its cone is computed: layers above, cells from the subject on. To the left of these, keys and
 //! values are constants.
 
 use std::collections::BTreeMap;
@@ -437,10 +437,11 @@ impl Rows {
         let each_nll: Vec<f64> = each_nll.into_data().iter::<f64>().collect();
         let (mut nll, mut loss) = (vec![0.0; self.open.len()], vec![0.0; self.open.len()]);
         let slopes = self.slopes(&each_nll);
-        for ((value, slope), (place, weight)) in each_nll.iter().zip(&slopes).zip(&self.shares) {
+        for (target, (place, weight)) in self.shares.iter().enumerate() {
+            let (value, (_, lowered)) = (each_nll[target], self.lowered[target]);
             nll[*place] += weight * value;
-            // −p has the slope of p, and its share of p.
-            loss[*place] += weight * if *slope < 0.0 { -slope } else { *value };
+            // The slope of a row that is lowered is −p.
+            loss[*place] += weight * if lowered.is_some() { -slopes[target] } else { value };
         }
         Ok(Round {
             nll,

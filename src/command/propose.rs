@@ -37,19 +37,19 @@ const COARSE: usize = 6;
 struct Tried {
     layer: usize,
     figures: crate::evaluate::CounterFact,
+    made: usize,
     failed: usize,
 }
 
 impl Tried {
-    /// What layers are ranked by: the score of the protocol `counterfact`, and between equal ones by how much the right answers win.
+    /// What layers are ranked by: the score of the protocol `counterfact`, between equal ones by how much the right answers win; times the share of
+    /// edits that could be made.
     fn rank(&self) -> f64 {
         let of = &self.figures;
-        let least = [of.efficacy, of.paraphrase, of.neighborhood].into_iter().flatten().fold(1.0, f64::min);
-        let won = [of.efficacy_magnitude, of.paraphrase_magnitude, of.neighborhood_magnitude]
-            .into_iter()
-            .flatten()
-            .sum::<f64>();
-        of.score.unwrap_or(least) + 1e-3 * won
+        let Some(score) = of.score.or(of.efficacy) else { return 0.0 };
+        let won = [of.efficacy_magnitude, of.paraphrase_magnitude, of.neighborhood_magnitude];
+        let won: f64 = won.into_iter().flatten().sum();
+        (score + 1e-3 * won) * self.made as f64 / (self.made + self.failed).max(1) as f64
     }
 
     fn document(&self) -> Value {
@@ -155,7 +155,10 @@ pub(super) fn run(args: &Args, start: Instant) -> Result<()> {
             traced["total_effect"].as_f64().unwrap_or(0.0),
             traced["facts"]
         ),
-        None => "Tracing proposes nothing: the model gives the true answer of none of these facts.\n".into(),
+        None => {
+            "Tracing proposes nothing: the model gives the true answer of none of these facts, or has an encoder.\n"
+                .into()
+        }
     };
     print(&text)
 }
@@ -201,8 +204,9 @@ fn layer_figures(args: &Args, base: &Edited, name: &str, layer: usize, records: 
         }
     })?;
     let failed = rows.iter().filter(|rows| rows.is_none()).count();
+    let made = rows.len() - failed;
     let rows: Vec<_> = rows.into_iter().flatten().flatten().collect();
-    Ok(Tried { layer, figures: counterfact(&rows, crate::evaluate::Side::After), failed })
+    Ok(Tried { layer, figures: counterfact(&rows, crate::evaluate::Side::After), made, failed })
 }
 
 /// The layer at which restoring MLP outputs at the subject's last token brings back most.
@@ -212,6 +216,9 @@ fn by_tracing(base: &Edited, records: &[EditRecord], layers: usize) -> Result<Va
         ..EditRequest::from(record)
     });
     let requests: Vec<EditRequest> = requests.collect();
+    if base.base().decoder.spec.source.is_some() {
+        return Ok(json!({ "layer": null, "facts": 0 }));
+    }
     let sigma = Strength::Times(3.0).for_requests(base, &requests)?;
     let width = super::trace::default_window(layers);
     let restored = Restored { states: false, places: vec![Place::MlpOut], windows: vec![width] };

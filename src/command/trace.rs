@@ -15,6 +15,7 @@ use crate::data::source::Source;
 use crate::data::world::Split;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
+use crate::model::separator::without_last_space;
 use crate::model::tap::Place;
 use crate::model::{Model, Precision};
 use crate::process::peak_memory;
@@ -79,7 +80,8 @@ pub struct Args {
     /// The seed of the draws
     #[arg(long, default_value_t = 0, value_name = "N", conflicts_with = "noise_file")]
     pub seed: u64,
-    /// Take the noise of a safetensors file instead: a tensor `noise [draws, subject tokens, width]`
+    /// Take the noise of a safetensors file instead: a tensor `noise [draws, subject tokens, width]`, added to what goes into the lowest layer (in Gemma
+    /// behind the scale of its embeddings)
     #[arg(long, value_name = "FILE", conflicts_with = "facts")]
     pub noise_file: Option<PathBuf>,
     /// Draw the heat maps into a file, .svg or .png; may be given for both
@@ -207,7 +209,10 @@ fn one(args: &Args, model: &Edited, restored: &Restored, start: Instant) -> Resu
     let tokenizer = &model.base().tokenizer;
     let request = EditRequest {
         subject: args.subject.clone(),
-        ..EditRequest::new(args.prompt.clone().unwrap_or_default(), args.answer.as_deref().unwrap_or_default().trim())
+        ..EditRequest::new(
+            without_last_space(args.prompt.as_deref().unwrap_or_default()),
+            args.answer.as_deref().unwrap_or_default().trim(),
+        )
     };
     let question = Question::new(model, &request)?;
     let noise = match &args.noise_file {

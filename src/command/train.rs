@@ -12,6 +12,7 @@ use super::steps::Steps;
 use super::{keep_state, print, show_rows, state_is_kept, stop};
 use crate::archive::{Base, network_type};
 use crate::config::train::Config;
+use crate::data::objective::Objective;
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::data::text::Documents;
@@ -295,6 +296,12 @@ fn check_lengths(source: &Source, name: &str, model: &Model) -> Result<()> {
 fn check_records<E: LearnedEditor>(source: &Source, name: &str, editor: &E) -> Result<()> {
     let Source::Records(records) = source else { return Ok(()) };
     for (number, record) in records.all().iter().enumerate() {
+        if record.edits().any(|edit| edit.objective.is_some_and(|objective| objective != Objective::Raise)) {
+            return Err(Error::Input(format!(
+                "{name}: record {number} (id {}): a trained editor makes targets likelier and takes no other objective",
+                record.id
+            )));
+        }
         editor.check(record).map_err(|error| match error {
             Error::Input(message) => Error::Input(format!("{name}: record {number} (id {}): {message}", record.id)),
             other => other,

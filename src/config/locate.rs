@@ -160,7 +160,7 @@ impl Config {
         }
         within("data.limit", config.data.limit as f64, 1.0, 1e7)?;
         within("data.known", config.data.known, 0.0, 1.0)?;
-        within("locate.draws", locate.draws as f64, 1.0, 1e4)?;
+        within("locate.draws", locate.draws as f64, 1.0, 1e3)?;
         Ok(config)
     }
 }

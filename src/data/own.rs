@@ -95,6 +95,8 @@ fn objective(record: &mut Object) -> Result<Option<Objective>, Problem> {
             let Some(Json::Object(noise)) = of.take("raise_under_noise") else {
                 return Err(wrong("names no objective".into()));
             };
+            check_keys(&of, &["raise_under_noise"])?;
+            check_keys(&noise, &["sigma", "draws", "seed"])?;
             let number = |key: &str, otherwise: f64| match noise.get(key) {
                 None => Some(otherwise),
                 Some(Json::Number(number)) => number.parse::<f64>().ok(),

@@ -82,8 +82,9 @@ pub fn edited_by(editor: &dyn Editor, model: &Edited, requests: &[EditRequest]) 
         );
         return Err(Error::Config(message));
     }
-    if objectives.windows(2).any(|pair| pair[0] != pair[1]) {
-        return Err(Error::Input("the requests of one edit have different objectives; make an edit of each".into()));
+    if let Some(number) = objectives.iter().position(|objective| *objective != objectives[0]) {
+        let message = "its objective is another than that of the first request; make an edit of each objective".into();
+        return Err(Error::Record { number, message });
     }
     editor.edit(model, requests)
 }

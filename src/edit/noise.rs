@@ -1,5 +1,7 @@
 //! Noise that hides subjects: on the embeddings of their tokens, and nowhere else.
 
+use std::ops::Range;
+
 use burn::tensor::{Tensor, TensorData, activation};
 use rand_distr::{Distribution, StandardNormal};
 
@@ -7,18 +9,19 @@ use super::Edited;
 use super::likelihood::{Scored, target_log_probabilities};
 use crate::data::objective::Hidden;
 use crate::data::record::place_of_subject;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::tap::{NoTap, Place, Site, Span, Tap};
 use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;
 use crate::random;
 
-/// Draws of `[tokens, width]` each, N(0, σ²). A draw depends on the seed, its number and its shape alone: a further one changes none before.
-pub fn draw(model: &Edited, tokens: usize, hidden: Hidden) -> Tensor<3> {
+/// The draws of these numbers, `[draws, tokens, width]`, N(0, σ²). A draw depends on the seed, its number and its shape alone: a further one
+/// changes none before.
+pub fn draw(model: &Edited, tokens: usize, hidden: Hidden, draws: Range<usize>) -> Tensor<3> {
     let decoder = &model.base().decoder;
-    let shape = [hidden.draws, tokens, decoder.spec.width];
+    let shape = [draws.len(), tokens, decoder.spec.width];
     let mut values = Vec::with_capacity(shape.iter().product());
-    for draw in 0..hidden.draws {
+    for draw in draws {
         let mut stream = random::stream(hidden.seed, "subject noise", draw as u64);
         let mut normal = || -> f64 { StandardNormal.sample(&mut stream) };
         values.extend((0..shape[1] * shape[2]).map(|_| (hidden.sigma * normal()) as f32));
@@ -47,20 +50,25 @@ impl Tap for Noise {
 }
 
 impl Noise {
-    /// The noise of every draw for a text whose subject stands in a prompt; none where it does not.
+    /// Some draws of the noise for a text whose subject stands in a prompt: where it begins, and `[draws, tokens, width]`. None where it does not.
     ///
     /// # Errors
-    /// A prompt that cannot be tokenised.
+    /// A prompt that cannot be tokenised; a model with an encoder, whose subjects nothing here hides.
     pub fn of_subject(
         model: &Edited,
         prompt: &str,
         (subject, template): (&str, Option<&str>),
         hidden: Hidden,
+        draws: Range<usize>,
     ) -> Result<Option<(usize, Tensor<3>)>> {
+        if model.base().decoder.spec.source.is_some() {
+            let message = "a subject is hidden in what a causal stack reads, and this model has an encoder";
+            return Err(Error::Config(message.into()));
+        }
         let tokenizer: &Tokenizer = &model.base().tokenizer;
         let Some(place) = place_of_subject(prompt, subject, template) else { return Ok(None) };
         let at = tokenizer.tokens_of(prompt, place)?;
-        Ok(Some((at.start, draw(model, at.len(), hidden))))
+        Ok(Some((at.start, draw(model, at.len(), hidden, draws))))
     }
 }
 
@@ -87,7 +95,9 @@ pub fn score(models: &[&Edited], text: &Continuation, (first, noise): &(usize, T
         // ln of the mean over draws of the probability of the first 0, 1, 2, … tokens.
         let beginnings = (0..=target.len()).map(|count| {
             let of_draw = each.chunks(target.len()).map(|own| own[..count].iter().sum::<f64>().exp());
-            (of_draw.sum::<f64>() / draws as f64).max(f64::MIN_POSITIVE).ln()
+            let mean = of_draw.sum::<f64>() / draws as f64;
+            // A model that has no number to say has none here either.
+            if mean.is_nan() { mean } else { mean.max(f64::MIN_POSITIVE).ln() }
         });
         let beginnings: Vec<f64> = beginnings.collect();
         let mean = log.exp().reshape([draws, target.len(), vocabulary]).mean_dim(0).squeeze_dim::<2>(0);

@@ -38,14 +38,14 @@ pub struct Summary {
     pub edits: usize,
 }
 
-/// Whole target exact, on the edit's own prompt.
+/// Whole target exact, on the edit's own prompt; of edits that are to make one likelier.
 pub fn edit_success(table: &[ProbeRow]) -> Option<f64> {
-    share(table.iter().filter(|row| row.kind == Kind::Rewrite), |row| row.after.exact())
+    share(table.iter().filter(|row| row.kind == Kind::Rewrite && !row.lowered), |row| row.after.exact())
 }
 
 /// Whole target exact, on rephrases.
 pub fn generalization(table: &[ProbeRow]) -> Option<f64> {
-    share(table.iter().filter(|row| row.kind == Kind::Rephrase), |row| row.after.exact())
+    share(table.iter().filter(|row| row.kind == Kind::Rephrase && !row.lowered), |row| row.after.exact())
 }
 
 /// Likeliest tokens unchanged, on out-of-scope prompts; of one class where one is named, else of all but CounterFact's attribute prompts.

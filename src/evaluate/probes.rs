@@ -119,7 +119,7 @@ struct Asked {
     text: Continuation,
     rival: Option<(String, Continuation)>,
     /// The noise under which it is read, and the subject that is hidden.
-    hidden: Option<(Hidden, String)>,
+    hidden: Option<(Hidden, String, Option<String>)>,
     lowered: bool,
 }
 
@@ -164,6 +164,12 @@ pub fn probe_table(
                 Some(rival) => Some((rival.clone(), tokenizer.continuation(prompt, rival, between)?)),
                 None => None,
             };
+            // Where the subject is hidden the edit's own prompts are read so, and an answer that is up against theirs is not.
+            let own = matches!(kind, Kind::Rewrite | Kind::Rephrase);
+            let hidden =
+                edit.objective.filter(|_| own).and_then(|objective| objective.hidden()).zip(edit.subject.clone());
+            let rival = rival.filter(|_| hidden.is_none());
+            let template = edit.template.clone().filter(|_| kind == Kind::Rewrite);
             asked.push(Asked {
                 record: number,
                 described: record.descriptor.is_some(),
@@ -178,12 +184,7 @@ pub fn probe_table(
                 text,
                 rival,
                 lowered: matches!(kind, Kind::Rewrite | Kind::Rephrase) && edit.objective == Some(Objective::Lower),
-                hidden: match kind {
-                    Kind::Rewrite | Kind::Rephrase => {
-                        edit.objective.and_then(|objective| objective.hidden()).zip(edit.subject.clone())
-                    }
-                    _ => None,
-                },
+                hidden: hidden.map(|(hidden, subject)| (hidden, subject, template)),
             });
             Ok(())
         };
@@ -217,8 +218,9 @@ pub fn probe_table(
     let mut scored = score(&[before, after], &texts)?;
     // Where a subject is to be hidden the edit's own prompts are read so.
     for (number, asked) in asked.iter().enumerate() {
-        let Some((hidden, subject)) = &asked.hidden else { continue };
-        if let Some(noise) = Noise::of_subject(before, &asked.prompt, (subject, None), *hidden)? {
+        let Some((hidden, subject, template)) = &asked.hidden else { continue };
+        let place = (subject.as_str(), template.as_deref());
+        if let Some(noise) = Noise::of_subject(before, &asked.prompt, place, *hidden, 0..hidden.draws)? {
             let own = noise::score(&[before, after], &asked.text, &noise)?;
             scored.iter_mut().zip(own).for_each(|(of_model, own)| of_model[number] = own);
         }

@@ -69,7 +69,7 @@ impl Problem {
     /// A prompt that the model cannot take.
     pub fn pose(self, model: &Edited, fact: &EditRecord, hidden: Hidden) -> Result<Option<EditRecord>> {
         let target = match self {
-            Problem::Injection => Some(fact.target_new.clone()),
+            Problem::Injection => Some(fact.target_new.clone()).filter(|_| !fact.changes_nothing()),
             Problem::Erasure | Problem::Amplification | Problem::Forcing => fact.target_true.clone(),
             Problem::Reversal => said_under_noise(model, fact, hidden)?,
         };
@@ -98,7 +98,7 @@ fn said_under_noise(model: &Edited, fact: &EditRecord, hidden: Hidden) -> Result
     let tokenizer = &model.base().tokenizer;
     let Some(subject) = &fact.subject else { return Ok(None) };
     let place = (subject.as_str(), fact.template.as_deref());
-    let noise = Noise::of_subject(model, &fact.prompt, place, Hidden { draws: 1, ..hidden })?;
+    let noise = Noise::of_subject(model, &fact.prompt, place, hidden, 0..1)?;
     let Some((first, noise)) = noise else { return Ok(None) };
     let mut ids = tokenizer.encode_prompt(&fact.prompt)?;
     let (asked, stop) = (ids.len(), model.base().stop_tokens());
@@ -124,7 +124,11 @@ fn said_under_noise(model: &Edited, fact: &EditRecord, hidden: Hidden) -> Result
     if made.first().copied() == clean {
         return Ok(None);
     }
-    Ok(Some(tokenizer.decode(&made)?.trim().to_owned()))
+    // A word that is no word by itself comes back from its text as other tokens: then it is no target.
+    let target = tokenizer.decode(&made)?.trim().to_owned();
+    let same = !target.is_empty()
+        && tokenizer.continuation(&fact.prompt, &target, fact.separator.as_deref())?.target() == made.as_slice();
+    Ok(same.then_some(target))
 }
 
 /// Whether the model knows a fact: what it writes greedily behind the prompt holds the true answer, and its probability is above `least`.

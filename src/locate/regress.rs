@@ -123,7 +123,8 @@ pub fn correlation(pairs: &[(f64, f64)]) -> Option<Correlation> {
     let sum = |of: &dyn Fn(&(f64, f64)) -> f64| pairs.iter().map(of).sum::<f64>();
     let along = sum(&|pair| (pair.0 - x) * (pair.1 - y));
     let (of_x, of_y) = (sum(&|pair| (pair.0 - x).powi(2)), sum(&|pair| (pair.1 - y).powi(2)));
-    if count < 3 || of_x <= 0.0 || of_y <= 0.0 {
+    // What varies in the last digit only does not vary.
+    if count < 3 || of_x.min(of_y) <= 1e-18 * count as f64 {
         return None;
     }
     let r = (along / (of_x * of_y).sqrt()).clamp(-1.0, 1.0);

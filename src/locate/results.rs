@@ -26,17 +26,17 @@ struct Effects {
 const LEAST_EFFECT: f64 = 0.01;
 
 /// Of a fact's document; nothing where it was left out, or where the noise did it no harm.
-fn effects(document: &Value, width: usize) -> Option<Effects> {
+fn effects(document: &Value, width: usize, layers: usize) -> Option<Effects> {
     let whole = document["total_effect"].as_f64().filter(|effect| effect.abs() >= LEAST_EFFECT)?.abs();
     let rows = document["mlp"][width.to_string()]["effect"].as_array()?;
-    let table: Vec<Vec<f64>> = rows
-        .iter()
-        .map(|row| row.as_array().map(|row| row.iter().filter_map(Value::as_f64).collect()))
-        .collect::<Option<_>>()?;
+    let row = |row: &Value| row.as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>();
+    let table: Vec<Vec<f64>> = rows.iter().map(row).collect::<Option<_>>()?;
+    let roles = document["roles"].as_array().filter(|roles| roles.len() == table.len())?;
+    if table.iter().any(|row| row.len() != layers) {
+        return None;
+    }
     let share = |effect: f64| (effect / whole).max(0.0);
-    let layers = table.first()?.len();
     let best = |layer: usize| table.iter().map(|row| row[layer]).fold(f64::NEG_INFINITY, f64::max);
-    let roles = document["roles"].as_array()?;
     let last = roles.iter().position(|role| role.as_str() == Some(Role::LastSubject.name()))?;
     Some(Effects {
         best: (0..layers).map(|layer| share(best(layer))).collect(),
@@ -76,7 +76,7 @@ pub fn document(sweep: &Sweep<'_>, folder: &Path, traces: &Traces, title: &str, 
     for (number, fact) in sweep.facts.iter().enumerate() {
         let Some(document) = traces.read(number)? else { continue };
         for &width in windows {
-            if let Some(effects) = effects(&document, width) {
+            if let Some(effects) = effects(&document, width, sweep.depth()) {
                 effects_of.insert((fact.id.clone(), width), effects);
             }
         }

@@ -83,8 +83,11 @@ impl<'a> Sweep<'a> {
             if facts.len() == config.data.limit {
                 break;
             }
-            if is_known(base, fact, config.data.known)? {
-                facts.push(fact.clone());
+            match is_known(base, fact, config.data.known) {
+                Ok(true) => facts.push(fact.clone()),
+                Ok(false) => {}
+                Err(Error::Input(why)) => tracing::warn!("fact {} is left out: {why}", fact.id),
+                Err(error) => return Err(error),
             }
         }
         if facts.is_empty() {
@@ -95,6 +98,13 @@ impl<'a> Sweep<'a> {
                 config.data.known
             );
             return Err(Error::Input(message));
+        }
+        let mut ids = BTreeSet::new();
+        if let Some(twice) = facts.iter().find(|fact| !ids.insert(&fact.id)) {
+            return Err(Error::Input(format!(
+                "{}: two facts have the id {}; give each its own",
+                config.data.facts, twice.id
+            )));
         }
         let requests: Vec<EditRequest> = facts.iter().map(EditRequest::from).collect();
         let sigma = config.locate.noise.for_requests(base, &requests)?;
@@ -160,6 +170,11 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
+    /// How many layers the model has.
+    pub fn depth(&self) -> usize {
+        self.base.layers()
+    }
+
     /// All cells, problem by problem.
     pub fn cells(&self) -> Vec<Cell> {
         let mut cells = vec![];
@@ -197,6 +212,7 @@ impl<'a> Sweep<'a> {
             "facts": digest[..16],
             "noise": { "sigma": self.noise.sigma, "draws": self.noise.draws, "seed": self.noise.seed },
             "windows": restored.windows,
+            "dtype": self.config.model.dtype,
         });
         let traces = Traces::begin(folder, &params)?;
         for (number, request) in requests.iter().enumerate() {

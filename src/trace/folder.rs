@@ -35,8 +35,11 @@ impl Traces {
                 return Err(Error::file(folder, message));
             }
         } else {
+            // Another process may have begun it just now, with the same params.
             let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-            if let Some(strange) = entries.into_iter().find(|name| !name.to_string_lossy().starts_with('.')) {
+            if let Some(strange) =
+                entries.into_iter().find(|name| !name.to_string_lossy().starts_with('.') && name != "params.json")
+            {
                 let strange = strange.to_string_lossy().into_owned();
                 let message = format!(
                     "there is no params.json beside \"{strange}\", so it cannot be told what made it; give another --out"
@@ -78,7 +81,13 @@ impl Traces {
             }
             Ok(question) => {
                 let noise = Noise::draw(model, &question, noise);
-                trace(model, &question, &noise, restored)?.document(tokenizer)
+                match trace(model, &question, &noise, restored) {
+                    Ok(found) => found.document(tokenizer),
+                    Err(Error::Input(why)) => {
+                        json!({ "format": "trace/1", "prompt": question.prompt, "left_out": why })
+                    }
+                    Err(other) => return Err(other),
+                }
             }
         };
         document["run"] = json!(self.run);

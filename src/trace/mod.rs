@@ -19,6 +19,7 @@ use std::ops::Range;
 
 use burn::tensor::{Tensor, activation};
 
+use crate::edit::likelihood::check_targets;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::tap::{Place, Site, Stack};
@@ -57,12 +58,18 @@ impl Question {
                 "tracing follows a prompt through a causal stack, and this model has an encoder that reads it whole";
             return Err(Error::Config(message.into()));
         }
+        if model.has_memory() {
+            let message =
+                "tracing follows what the weights say, and a memory lies over them; trace the model without it";
+            return Err(Error::Config(message.into()));
+        }
         let (subject, end) = request.subject()?;
         let begin = end - subject.len();
         let named = !request.target_new.trim().is_empty();
         let (ids, target) = match named {
             true => {
                 let row = request.row(&base.tokenizer)?;
+                check_targets(model, row.target())?;
                 (row.ids[..row.prompt].to_vec(), Some(row.target()[0]))
             }
             false => (base.tokenizer.encode_prompt(&request.prompt)?, None),

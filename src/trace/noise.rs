@@ -1,5 +1,6 @@
 //! The noise that hides a subject.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::{DType, Int, Tensor};
@@ -108,21 +109,28 @@ impl Strength {
     }
 }
 
-/// The standard deviation of all numbers in the token embeddings of these tokens, without what marks positions.
+/// The standard deviation of all numbers in the token embeddings of these tokens, without what marks positions. A token counts as often as it is there.
 fn deviation(model: &Edited, tokens: &[u32]) -> Result<f64> {
     let decoder = &model.base().decoder;
-    let index: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
+    let mut counts: BTreeMap<u32, f64> = BTreeMap::new();
+    tokens.iter().for_each(|&id| *counts.entry(id).or_default() += 1.0);
+    if let Some(id) = counts.keys().find(|id| **id as usize >= decoder.spec.vocabulary) {
+        let vocabulary = decoder.spec.vocabulary;
+        return Err(Error::Input(format!("token {id} of a subject is outside the model's vocabulary of {vocabulary}")));
+    }
+    let index: Vec<i64> = counts.keys().map(|&id| i64::from(id)).collect();
     let index = Tensor::<1, Int>::from_data(index.as_slice(), &decoder.device());
     let embedded = decoder.embedding.rows(index).mul_scalar(decoder.spec.embedding_scale);
-    let (mut count, mut mean, mut squares) = (0.0_f64, 0.0_f64, 0.0_f64);
-    for value in embedded.cast(DType::F32).into_data().iter::<f64>() {
-        count += 1.0;
-        let apart = value - mean;
-        mean += apart / count;
-        squares += apart * (value - mean);
-    }
+    let values: Vec<f64> = embedded.cast(DType::F32).into_data().iter::<f64>().collect();
+    let width = decoder.spec.width;
+    let each = || {
+        values.chunks(width).zip(counts.values()).flat_map(|(row, count)| row.iter().map(move |value| (*value, *count)))
+    };
+    let all: f64 = counts.values().sum::<f64>() * width as f64;
+    let mean = each().map(|(value, count)| value * count).sum::<f64>() / all.max(1.0);
+    let squares: f64 = each().map(|(value, count)| (value - mean).powi(2) * count).sum();
     match squares > 0.0 {
-        true => Ok((squares / (count - 1.0)).sqrt()),
+        true => Ok((squares / (all - 1.0)).sqrt()),
         false => {
             Err(Error::Input("the embeddings of the subject's tokens are all one number: give --noise a number".into()))
         }
@@ -132,7 +140,7 @@ fn deviation(model: &Edited, tokens: &[u32]) -> Result<f64> {
 impl Noise {
     /// Draws noise for a question. A draw depends on the seed, its number and the subject's length alone: a further one changes none before.
     pub fn draw(model: &Edited, question: &Question, hidden: Hidden) -> Self {
-        Noise { values: noise::draw(model, question.at.len(), hidden), level: Some(hidden.sigma) }
+        Noise { values: noise::draw(model, question.at.len(), hidden, 0..hidden.draws), level: Some(hidden.sigma) }
     }
 
     /// Reads a tensor `noise [draws, subject tokens, width]` of a safetensors file.

@@ -121,6 +121,10 @@ impl Runs {
         })?;
         let mut found = vec![self.low.clone(); patches.len()];
         for (number, values) in done.into_iter().flatten() {
+            if values.iter().any(|value| !value.is_finite()) {
+                let message = "what the model says with an activation put back is not a number; try a smaller --noise";
+                return Err(Error::Input(message.into()));
+            }
             found[number] = values;
         }
         Ok(found)

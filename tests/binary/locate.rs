@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::common::{TestFolder, json, one_line_error, refused, run, stdout, text, wrong_usage};
+use crate::common::{TestFolder, json, one_line_error, refused, run, stdout, text, training, wrong_usage};
 
 /// A sweep of a moment: fine-tuning at two layers.
 fn config(place: &TestFolder, facts: &str, locate: &str) -> std::path::PathBuf {
@@ -120,6 +120,19 @@ fn what_cannot_be_swept_is_said_before_any_edit() {
     let erase = json!([{"prompt": "The city of Lyon lies in", "subject": "Lyon", "target_new": "France", "objective": "lower"}]);
     let erase = place.write("erase.json", erase.to_string());
     refused(&["apply", "--config", text(&lookup), "--edits", text(&erase)], 2, &["lookup", "\"lower\""]);
+}
+
+#[test]
+fn a_training_takes_no_other_objective() {
+    let place = TestFolder::new();
+    let config = place.gpt2_config();
+    let facts = std::fs::read_to_string(place.path("facts.json")).unwrap();
+    let mut records: Value = serde_json::from_str(&facts).unwrap();
+    records[2]["objective"] = json!("lower");
+    place.write("facts.json", records.to_string());
+    let args = training(&config, &place.path("out"), &[]).iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+    let output = run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    one_line_error(&output, 1, &["record 2", "no other objective"]);
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn probabilities(model: &Edited, row: &Continuation, objective: Objective) -> Ve
         (log.iter().sum::<f64>() / log.len() as f64).exp()
     };
     let Some(hidden) = objective.hidden() else { return vec![of(None)] };
-    let (first, all) = Noise::of_subject(model, PROMPT, (SUBJECT, None), hidden).unwrap().unwrap();
+    let (first, all) = Noise::of_subject(model, PROMPT, (SUBJECT, None), hidden, 0..hidden.draws).unwrap().unwrap();
     let [draws, tokens, width] = all.dims();
     let own = |draw| all.clone().slice([draw..draw + 1, 0..tokens, 0..width]).squeeze_dim::<2>(0);
     (0..draws).map(|draw| of(Some((first, own(draw))))).collect()
@@ -101,7 +101,7 @@ fn p(model: &Edited, objective: Objective) -> f64 {
     match objective.hidden() {
         None => score(&[model], &[row]).unwrap()[0][0].probability(),
         Some(hidden) => {
-            let noise = Noise::of_subject(model, LYON[0], (LYON[1], None), hidden).unwrap().unwrap();
+            let noise = Noise::of_subject(model, LYON[0], (LYON[1], None), hidden, 0..hidden.draws).unwrap().unwrap();
             noise::score(&[model], &row, &noise).unwrap()[0].probability()
         }
     }
@@ -150,7 +150,17 @@ fn an_objective_that_an_editor_does_not_take_is_refused() {
     let raise = request("In which country is Oslo?", "Oslo", "Japan", Objective::Raise);
     let (_, rome) = editors().remove(0);
     let error = edited_by(rome.as_ref(), &base, &[erase, raise]).map(drop).unwrap_err().to_string();
-    assert!(error.contains("different objectives"), "{error}");
+    assert!(error.contains("another than that of the first"), "{error}");
+}
+
+#[test]
+fn an_encoder_hides_no_subject() {
+    let base = Edited::new(Arc::new(emend::Model::load("pocket-t5", &Device::flex(), DType::F32).unwrap()));
+    let tuning = "layers = [0]\nlearning_rate = 1e-3\nsteps = 2";
+    let tuning = FineTuning::new(settings_of(tuning), prepared(), vec![]).unwrap();
+    let forced = request("In which country is Lyon?", "Lyon", "France", Objective::RaiseUnderNoise(HIDDEN));
+    let error = edited_by(&tuning, &base, &[forced]).map(drop).unwrap_err().to_string();
+    assert!(error.contains("encoder"), "{error}");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use crate::data::objective::Objective;
 use crate::evaluate::case::Case;
 use crate::evaluate::probes::{Kind, ProbeRow};
 
-/// The least share of probability that there is to gain or to lose.
-const LEAST: f64 = 2e-8;
+/// The least share of probability that there is to gain or to lose: of less a share says nothing, in numbers of 32 bits.
+const LEAST: f64 = 1e-6;
 
 /// The values of a case. With p the probability of the whole target before the edit and p′ that after it,
 ///
@@ -19,7 +19,8 @@ const LEAST: f64 = 2e-8;
 /// target           the harmonic mean of those that are there; 0 where one of them is not above 0
 /// ```
 ///
-/// A rewrite score below 0 says that the edit did the opposite. Where the objective is to raise a target under noise, own prompts and rephrases are read
+/// A rewrite score below 0 says that the edit did the opposite; it is held above −1, for what can be lost of a sure answer is no measure of what could be gained.
+/// Where nothing could be gained, or lost, a prompt has no score. Where the objective is to raise a target under noise, own prompts and rephrases are read
 /// under noise too.
 pub fn values(case: &Case) -> Vec<Value> {
     let mut values = Values::new(Protocol::Localize);
@@ -27,16 +28,18 @@ pub fn values(case: &Case) -> Vec<Value> {
     let moved = |row: &ProbeRow| {
         let (before, after) = (row.before.probability(), row.after.probability());
         match objective {
-            Objective::Lower => ((before - after) / before.max(LEAST)).max(0.0),
-            Objective::Raise | Objective::RaiseUnderNoise(_) => 1.0 - (1.0 - after) / (1.0 - before).max(LEAST),
+            Objective::Lower => (before > LEAST).then(|| ((before - after) / before).max(0.0)),
+            Objective::Raise | Objective::RaiseUnderNoise(_) => {
+                (1.0 - before > LEAST).then(|| (1.0 - (1.0 - after) / (1.0 - before)).max(-1.0))
+            }
         }
     };
     let stayed = |row: &ProbeRow| {
         let (before, after) = (row.before.probability(), row.after.probability());
-        1.0 - (after - before).abs() / ((before - 0.5).abs() + 0.5)
+        Some(1.0 - (after - before).abs() / ((before - 0.5).abs() + 0.5))
     };
-    let mean = |kind: Kind, of: &dyn Fn(&ProbeRow) -> f64| {
-        let each: Vec<f64> = case.rows.iter().filter(|row| row.kind == kind && row.given).map(of).collect();
+    let mean = |kind: Kind, of: &dyn Fn(&ProbeRow) -> Option<f64>| {
+        let each: Vec<f64> = case.rows.iter().filter(|row| row.kind == kind && row.given).filter_map(of).collect();
         (!each.is_empty()).then(|| each.iter().sum::<f64>() / each.len() as f64)
     };
     let essence = case.essence.map(|[before, after]| 1.0 - (after - before).clamp(0.0, 5.0) / 5.0);

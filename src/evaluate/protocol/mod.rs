@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::case::Case;
 use super::rows::Side;
 use super::snippets::{Snippets, reference_score};
+use crate::data::objective::Objective;
 use balanced::Labels;
 
 /// A way to ask and to count.
@@ -291,6 +292,10 @@ impl Values {
 pub fn values(case: &Case) -> Vec<Value> {
     if case.error.is_some() {
         return vec![];
+    }
+    // Of a case with an objective of its own the others would count the opposite of what was asked, or answers read under noise.
+    if case.request.objective.is_some_and(|objective| objective != Objective::Raise) {
+        return [localize::values, efficiency::values].into_iter().flat_map(|values| values(case)).collect();
     }
     let protocols = [
         counterfact::values,
