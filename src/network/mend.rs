@@ -280,7 +280,9 @@ impl Mend {
     /// # Errors
     /// Weights that the model does not have, numbers out of range.
     pub fn new(settings: MendSettings, spec: &DecoderSpec, place: (&Device, DType)) -> Result<Self> {
-        crate::sections::within("editor.rank", settings.rank as f64, 1.0, 1e6)?;
+        if settings.rank == 0 {
+            return Err(Error::Config("editor.rank must be at least 1".into()));
+        }
         let rate = settings.initial_edit_rate;
         if !rate.is_finite() || rate <= 0.0 {
             return Err(Error::Config(format!("editor.initial_edit_rate = {rate}: it must be a number above 0")));
