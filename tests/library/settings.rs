@@ -228,6 +228,7 @@ fn every_shipped_config_is_read() {
                 emend::config::pretrain::Config::read(&path, &[]).map(|_| ())
             }
             _ if name.starts_with("compare") => emend::config::compare::Config::read(&path, &[]).map(|_| ()),
+            _ if name.starts_with("locate") => emend::config::locate::Config::read(&path, &[]).map(|_| ()),
             _ if trained => emend::config::train::Config::read(&path, &[]).map(|_| ()),
             _ => emend::config::apply::Config::read(&path, &[]).map(|_| ()),
         };
