@@ -161,6 +161,11 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(Error::io(path))
 }
 
+/// Bytes of a file; 0 where there is none.
+pub fn size(path: &Path) -> u64 {
+    path.metadata().map_or(0, |about| about.len())
+}
+
 /// Maps a regular file into memory. An empty file is an error of its own, since it cannot be mapped.
 ///
 /// # Errors

@@ -32,6 +32,7 @@ pub mod network;
 mod panics;
 mod parallel;
 pub mod paths;
+pub mod plan;
 pub mod process;
 pub mod random;
 pub mod report;

@@ -34,6 +34,21 @@ pub fn peak_memory() -> u64 {
     status("VmHWM:").unwrap_or(0)
 }
 
+/// The memory that the process holds now, in bytes; 0 where the system does not say.
+pub fn memory_now() -> u64 {
+    status("VmRSS:").unwrap_or(0)
+}
+
+/// The memory that the process has in use, in bytes: what was freed goes back to the system first.
+pub fn memory_in_use() -> u64 {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the allocator takes it at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    memory_now()
+}
+
 /// Memory that can be planned with, in bytes: `$EMEND_MEMORY_GB`, else what the system says is free; nothing where it does not say.
 pub fn memory_at_hand() -> Option<u64> {
     if let Ok(text) = std::env::var("EMEND_MEMORY_GB") {
@@ -50,7 +65,7 @@ pub fn memory_at_hand() -> Option<u64> {
 /// Begins to measure [`peak_memory`] anew, and says what the process holds now; nothing where the system cannot.
 pub fn forget_peak_memory() -> Option<u64> {
     std::fs::write("/proc/self/clear_refs", "5").ok()?;
-    status("VmRSS:")
+    Some(memory_now()).filter(|bytes| *bytes > 0)
 }
 
 /// A number of bytes that the system says of this process.

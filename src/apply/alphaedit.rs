@@ -19,11 +19,12 @@ use serde::{Deserialize, Serialize};
 use super::Editor;
 use super::association::{Association, defaults_of_many};
 
-use super::memit::{Spread, singular, spread};
+use super::memit::{Spread, TOGETHER, singular, spread};
 use super::prepared::{Prepared, columns, tensor};
 use crate::edit::{Change, Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::plan::{OfEditor, Work};
 
 /// What configs and edits call it.
 pub(super) const NAME: &str = "alphaedit";
@@ -61,6 +62,13 @@ impl super::MethodSettings for AlphaEditSettings {
 
     fn association_mut(&mut self) -> Option<&mut Association> {
         Some(&mut self.association)
+    }
+
+    fn held(&self, work: &Work<'_>, requests: usize) -> Result<OfEditor> {
+        let held = self.association.held(work, requests.min(TOGETHER * work.threads));
+        // The basis of each layer's null space, in f64.
+        let bases = 8 * (self.association.layers.len() * work.spec.mlp.width.pow(2)) as u64;
+        Ok(OfEditor { kept: held.kept + bases, ..held })
     }
 
     fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {

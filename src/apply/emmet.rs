@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use super::Editor;
 use super::association::{Association, defaults_of_many};
 
-use super::memit::{Spread, singular, spread};
+use super::memit::{Spread, TOGETHER, singular, spread};
 use super::prepared::Prepared;
 use crate::edit::{Change, Edit, EditRequest, Edited};
 use crate::error::Result;
 use crate::model::Model;
+use crate::plan::{OfEditor, Work};
 
 /// What configs and edits call it.
 pub(super) const NAME: &str = "emmet";
@@ -54,6 +55,10 @@ impl super::MethodSettings for EmmetSettings {
 
     fn association_mut(&mut self) -> Option<&mut Association> {
         Some(&mut self.association)
+    }
+
+    fn held(&self, work: &Work<'_>, requests: usize) -> Result<OfEditor> {
+        Ok(self.association.held(work, requests.min(TOGETHER * work.threads)))
     }
 
     fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {

@@ -30,10 +30,12 @@ use crate::edit::noise::Noise;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::stack::sizes::Pass;
 use crate::model::stack::taps::GradientProbes;
 use crate::model::tap::{NoTap, Role, Tap, Weight};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::{Tokens, check_length};
+use crate::plan::{OfEditor, Work};
 use crate::sections::choice::{self, fields};
 use crate::{parallel, paths, random};
 
@@ -149,6 +151,22 @@ impl super::MethodSettings for FineTuningSettings {
 
     fn seed(&self) -> u64 {
         self.held.seed
+    }
+
+    /// What is tuned, with its gradient, two moments, and what makes a step; a graph over the layers from the lowest tuned one on, with the weights in it.
+    fn held(&self, work: &Work<'_>, requests: usize) -> Result<OfEditor> {
+        let (spec, texts, requests) = (work.spec, work.texts, requests * work.draws);
+        let weights = Weight::all_named(&self.layers, &self.weights)?;
+        let lowest = weights.iter().map(|&at| spec.place(at)).min().unwrap_or(0);
+        let tuned: usize = weights.iter().map(|at| spec.shape(at.role).iter().product::<usize>()).sum();
+        let held = if self.kl > 0.0 { self.held.locality_texts } else { 0 };
+        let graph = |rows: usize, tokens: usize, reads: usize| {
+            spec.graph_bytes(Pass::new(rows, tokens), spec.depth() - lowest) + 5 * spec.logits_bytes(reads)
+        };
+        let passes =
+            graph(requests, texts.row, requests * texts.target).max(graph(held, LOCALITY.1, held * LOCALITY.1));
+        let cast = if work.in_file { spec.layers_bytes(lowest) } else { 0 };
+        Ok(OfEditor { kept: 0, edit: 4 * 7 * tuned as u64 + passes + cast })
     }
 
     fn editor(self: Box<Self>, prepared: Prepared, model: &Arc<Model>, folder: &Path) -> Result<Box<dyn Editor>> {

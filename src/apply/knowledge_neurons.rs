@@ -24,10 +24,12 @@ use crate::edit::likelihood::check_targets;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::stack::sizes::Pass;
 use crate::model::stack::taps::{Recorder, cells};
 use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use crate::model::tokens::Tokens;
 use crate::parallel;
+use crate::plan::{OfEditor, Work};
 use crate::sections::choice::{self, Choice, fields};
 
 /// What configs and edits call it.
@@ -157,6 +159,16 @@ impl super::MethodSettings for KnowledgeNeuronsSettings {
 
     fn seed(&self) -> u64 {
         self.context.seed
+    }
+
+    /// A graph over all layers at the last token, a row a step, for as many layers side by side as there are parts.
+    fn held(&self, work: &Work<'_>, _: usize) -> Result<OfEditor> {
+        let (spec, row) = (work.spec, work.texts.row);
+        let pass = Pass { rows: self.steps, tokens: 1, past: row };
+        let cast = if work.in_file { spec.layers_bytes(0) } else { 0 };
+        let known = spec.past_bytes(Pass::new(self.steps, row), spec.layers);
+        let each = spec.graph_bytes(pass, spec.layers) + known + 5 * spec.logits_bytes(self.steps);
+        Ok(OfEditor { kept: 0, edit: known + work.threads as u64 * (each + cast) })
     }
 
     fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {

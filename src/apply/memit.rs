@@ -33,9 +33,10 @@ use crate::model::stack::taps::{Recorder, cells};
 use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
 use crate::model::tokens::Tokens;
 use crate::parallel;
+use crate::plan::{OfEditor, Work};
 
 /// Requests whose z are found together: what autodiff keeps of each is 50 MB on a model of 30 layers.
-const TOGETHER: usize = 5;
+pub(super) const TOGETHER: usize = 5;
 
 /// Rows of a batch of texts.
 const ROWS: usize = 128;
@@ -69,6 +70,10 @@ impl super::MethodSettings for MemitSettings {
 
     fn association_mut(&mut self) -> Option<&mut Association> {
         Some(&mut self.association)
+    }
+
+    fn held(&self, work: &Work<'_>, requests: usize) -> Result<OfEditor> {
+        Ok(self.association.held(work, requests.min(TOGETHER * work.threads)))
     }
 
     fn editor(self: Box<Self>, prepared: Prepared, _: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {

@@ -16,7 +16,9 @@ use super::prepared::{Prepared, Progress};
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::stack::spec::DecoderSpec;
 use crate::paths;
+use crate::plan::{OfEditor, Work};
 use crate::sections::choice;
 use crate::statistics::{Moments, Statistics};
 
@@ -73,6 +75,14 @@ pub trait MethodSettings: fmt::Debug + Send + Sync {
         self.association().map_or(0, |association| association.context.seed)
     }
 
+    /// What it holds in an edit of so many requests. Nothing to speak of, where nothing is said.
+    ///
+    /// # Errors
+    /// Weights that the model does not have.
+    fn held(&self, work: &Work<'_>, requests: usize) -> Result<OfEditor> {
+        Ok(self.association().map_or(OfEditor::default(), |association| association.held(work, requests)))
+    }
+
     /// The editor. Its own files are looked for in `folder`, then from the working folder.
     ///
     /// # Errors
@@ -100,6 +110,28 @@ impl EditorSettings {
         Some(paths::find(name, folder, |path| Moments::path(path).is_file()).unwrap_or_else(|| name.into()))
     }
 
+    /// What the editor holds in an edit of so many requests.
+    ///
+    /// # Errors
+    /// Layers and weights that the model does not have.
+    pub fn held(&self, work: &Work<'_>, requests: usize) -> Result<OfEditor> {
+        self.check_layers(work.spec)?;
+        self.0.held(work, requests)
+    }
+
+    /// Sees that the model has the layers.
+    fn check_layers(&self, spec: &DecoderSpec) -> Result<()> {
+        // A layer is meant of each stack that a weight names; of a memory, the encoder's.
+        let count = spec.layers.max(spec.source_layers());
+        let (key, layers) = self.0.layers();
+        match layers.iter().find(|&&layer| layer >= count) {
+            Some(layer) => {
+                Err(Error::Config(format!("editor.{key}: the model has no layer {layer}; it has {}", spec.places())))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The layers that it edits.
     pub fn layers(&self) -> &[usize] {
         self.0.layers().1
@@ -117,14 +149,8 @@ impl EditorSettings {
             );
             return Err(Error::Config(message));
         }
-        // A layer is meant of each stack that a weight names; of a memory, the encoder's.
-        let spec = &model.decoder.spec;
-        let count = spec.layers.max(spec.source_layers());
-        let (key, layers) = self.0.layers();
-        if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
-            let message = format!("editor.{key}: the model has no layer {layer}; it has {}", spec.places());
-            return Err(Error::Config(message));
-        }
+        self.check_layers(&model.decoder.spec)?;
+        let layers = self.0.layers().1;
         if layers.windows(2).any(|pair| pair[0] >= pair[1]) {
             return Err(Error::Config("editor.layers must be in order, each once".into()));
         }

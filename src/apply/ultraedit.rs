@@ -26,6 +26,7 @@ use crate::model::Model;
 use crate::network::gradient_transform::Normalizer;
 use crate::network::matrices::{AT_ONCE, EditTokens, Matrices};
 use crate::network::normal_equations::{NormalEquations, matrix, tensor};
+use crate::plan::{OfEditor, Work};
 use crate::sections::within;
 
 /// What configs and edits call it.
@@ -58,6 +59,11 @@ fn ridge() -> f64 {
 impl super::MethodSettings for UltraEditSettings {
     fn layers(&self) -> (&'static str, &[usize]) {
         ("layers", &self.layers)
+    }
+
+    fn held(&self, work: &Work<'_>, requests: usize) -> Result<OfEditor> {
+        let matrices = Matrices::new(&self.layers, &self.weights, work.spec)?;
+        Ok(OfEditor { kept: 0, edit: matrices.bytes_of_edit(work, requests, work.texts.target) })
     }
 
     fn editor(self: Box<Self>, _: Prepared, model: &Arc<Model>, _: &Path) -> Result<Box<dyn Editor>> {

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::chat::ChatArgs;
+use super::plan::{PlanArgs, Planning, of_editor};
 use super::{Answer, answers, keep_state, load_edits, print, show_rows, state_is_kept, stop};
 use crate::apply::memory::Elsewhere;
 use crate::apply::{Applied, Editor, Mode, apply};
@@ -26,6 +27,7 @@ use crate::device;
 use crate::edit::score::score;
 use crate::edit::{Edit, EditRequest, Edited, hf, peft};
 use crate::error::{Error, Result};
+use crate::evaluate::looking;
 use crate::evaluate::perplexity::WATCHED_TOKENS;
 use crate::evaluate::probes::{Limits, probe_table};
 use crate::evaluate::{
@@ -35,11 +37,12 @@ use crate::evaluate::{
 use crate::model::Model;
 use crate::model::chat::Chat;
 use crate::model::separator::without_last_space;
+use crate::plan::{Lengths, OfEditor};
 use crate::process::peak_memory;
 use crate::report::figures;
 use crate::report::table::{cut, percent};
 use crate::sections::within;
-use crate::{parallel, paths};
+use crate::{files, parallel, paths};
 
 /// Edit a model: what it said before and what it says after, and the edit as a file.
 ///
@@ -118,6 +121,8 @@ pub struct Args {
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
+    #[command(flatten)]
+    pub planning: PlanArgs,
     /// Print one JSON document instead of tables
     #[arg(long)]
     pub json: bool,
@@ -141,6 +146,9 @@ const SHOWN: usize = 3;
 /// An archive, model, request or file that is wrong; files that cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
+    if args.planning.wanted() && planned(args)? {
+        return Ok(());
+    }
     let device = device::open(&args.device)?;
     // Its length is known once the records are.
     let bar = ProgressBar::no_length();
@@ -187,6 +195,46 @@ pub fn run(args: &Args) -> Result<()> {
         return print(&format!("{:#}\n", document(args, &method, about, &done)));
     }
     print(&text(&job, &done))
+}
+
+/// Plans the work; whether nothing else is to be done.
+fn planned(args: &Args) -> Result<bool> {
+    let archive = args.archive.as_deref().map(Archive::open).transpose()?;
+    let config = args.config.as_ref().map(|path| Config::read(path, &args.sets)).transpose()?;
+    let place = args.config.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+    let (name, dtype, asking) = match (&archive, &config) {
+        (Some(archive), _) => {
+            let base = &archive.description.base;
+            (base.path.clone(), base.dtype, base.asking.clone())
+        }
+        (None, Some(config)) => {
+            (paths::folder_or_name(&config.model.path, place), config.model.dtype, config.data.clone())
+        }
+        (None, None) => return Ok(false),
+    };
+    let name = args.model.as_ref().map_or(name, |model| paths::folder_or_name(model, Path::new("")));
+    let planning = Planning::open(&name, &args.device, dtype.into())?;
+    let records = args.chat.or(asking).put(records(args, &name)?, &planning.model.tokenizer)?;
+    let work = planning.work(Lengths::of(&planning.model.tokenizer, &records)?);
+    let edits = records.iter().map(|record| record.edits().count()).sum();
+    let (requests, at_once) = match args.mode {
+        Mode::Batch => (edits, 1),
+        Mode::Single => (1, work.threads.min(records.len())),
+        Mode::Sequential => (1, 1),
+    };
+    let editor = match (&archive, &config) {
+        (Some(archive), _) => {
+            archive.description.editor.held(&work, requests, files::size(&Archive::network_path(&archive.folder)))?
+        }
+        (None, config) => {
+            config.as_ref().map_or(Ok(OfEditor::default()), |config| config.editor.held(&work, requests))?
+        }
+    };
+    let mut plan = planning.plan();
+    plan.held.extend(of_editor(editor, at_once));
+    let text = args.text.as_deref().or(pocket::of_model(&name)).map(|_| args.text_tokens);
+    plan.held.push(looking(&work, text));
+    args.planning.settle(&plan, args.json)
 }
 
 /// The text that is read before and after; nothing where none is named, or where the editor changes no weight.

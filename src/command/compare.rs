@@ -8,7 +8,9 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::chat::ChatArgs;
+use super::plan::{PlanArgs, Planning};
 use super::print;
+use crate::apply::Mode;
 use crate::compare::compared_editor::ComparedEditor;
 use crate::compare::curves::{self, curves};
 use crate::compare::document::{Entry, document};
@@ -25,9 +27,10 @@ use crate::device;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
-use crate::evaluate::{Snippets, WatchedText};
+use crate::evaluate::{LOOKING, Snippets, WatchedText, looking};
 use crate::model::Model;
 use crate::paths;
+use crate::plan::{EDITING, Held, Lengths};
 use crate::process::forget_peak_memory;
 use crate::report::{html, summary};
 
@@ -76,6 +79,8 @@ pub struct Args {
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
+    #[command(flatten)]
+    pub planning: PlanArgs,
     /// Print one JSON document instead of tables
     #[arg(long)]
     pub json: bool,
@@ -92,7 +97,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let (folder, failed) = match (&args.config, &args.summarize) {
         (_, Some(folder)) => (folder.clone(), 0),
-        (Some(path), None) => compare(args, path)?,
+        (Some(path), None) => match compare(args, path)? {
+            Some(done) => done,
+            None => return Ok(()),
+        },
         (None, None) => return Err(Error::Config("give --config FILE or --summarize DIR".into())),
     };
     match &args.shard {
@@ -112,7 +120,8 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Runs all editors over all cases that are left.
-fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
+/// Gives their folder and how many failed; nothing where only a plan was wanted.
+fn compare(args: &Args, path: &Path) -> Result<Option<(PathBuf, usize)>> {
     let shard: Shard = args.shard.as_deref().map(str::parse).transpose()?.unwrap_or_default();
     let mut config = Config::read(path, &args.chat.with_sets(&args.sets))?;
     config.model.path = match &args.model {
@@ -133,6 +142,9 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
     let cases = records(&config, place)?;
     let chosen: Vec<&Competitor> =
         config.editors.iter().filter(|editor| args.only.is_empty() || args.only.contains(&editor.name)).collect();
+    if args.planning.wanted() && planned(args, &config, place, &cases, &chosen)? {
+        return Ok(None);
+    }
     let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
     let more = config.data.asking().put(cases, &model.tokenizer)?;
@@ -199,7 +211,50 @@ fn compare(args: &Args, path: &Path) -> Result<(PathBuf, usize)> {
         failed += lost;
         eprintln!("{:14} {left} cases in {:.0} s, {lost} failed", editor.name, clock.elapsed().as_secs_f64());
     }
-    Ok((folder, failed))
+    Ok(Some((folder, failed)))
+}
+
+/// Plans a comparison; whether nothing else is to be done.
+fn planned(args: &Args, config: &Config, place: &Path, cases: &[EditRecord], chosen: &[&Competitor]) -> Result<bool> {
+    let planning = Planning::open(&config.model.path, &args.device, config.model.dtype.into())?;
+    let tokenizer = &planning.model.tokenizer;
+    let mut cases = config.data.asking().put(cases.to_vec(), tokenizer)?;
+    cases.truncate(most_cases(config).max(config.compare.curve.last().copied().unwrap_or(0)));
+    let work = planning.work(Lengths::of(tokenizer, &cases)?);
+    let batch = if config.compare.mode == Mode::Batch { cases.len().min(most_cases(config)) } else { 1 };
+    let side_by_side = if config.compare.mode == Mode::Single { work.threads.min(cases.len()) } else { 1 };
+    let mut plan = planning.plan();
+    let (mut largest, mut kept) = ((0, vec![]), 0);
+    for editor in chosen {
+        let together = config.compare.curve.last().copied().filter(|_| editor.curve).unwrap_or(1).max(batch);
+        let single = ComparedEditor::held(editor, place, &work, 1)?;
+        kept += single.kept;
+        let many = ComparedEditor::held(editor, place, &work, together)?;
+        let edit = (side_by_side as u64 * single.edit).max(many.edit);
+        if edit >= largest.0 {
+            let what = |of: &str| format!("{}: {of}", editor.name);
+            let meanwhile = (side_by_side as u64 - 1) * single.edit;
+            largest = (
+                edit,
+                vec![
+                    Held::during(
+                        EDITING,
+                        what(&format!("{side_by_side} edits side by side, or {together} at once")),
+                        edit,
+                    ),
+                    Held::during(LOOKING, what("edits that are made meanwhile"), meanwhile),
+                ],
+            );
+        }
+    }
+    // What one editor has freed the allocator may keep.
+    plan.held.push(Held::always("what editors keep from edit to edit", kept));
+    plan.held.extend(largest.1);
+    plan.held.push(looking(
+        &work,
+        (config.text_cases() > 0 || !config.compare.curve.is_empty()).then_some(config.compare.text_tokens),
+    ));
+    args.planning.settle(&plan, args.json)
 }
 
 /// The cases, each with an id of its own, and behind them those of the curves, which may go on further.

@@ -7,20 +7,24 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::plan::{PlanArgs, Planning, of_editor};
 use super::{print, propose};
 use crate::config::locate::Config;
+use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::data::world::Split;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
+use crate::evaluate::looking;
 use crate::locate::sweep::Sweep;
 use crate::locate::{page, results};
 use crate::model::Model;
+use crate::plan::Lengths;
 use crate::process::peak_memory;
 use crate::report::heat_map::{self, Panel};
 use crate::sections::within;
 use crate::trace::average::Averages;
-use crate::{device, files, paths};
+use crate::{device, files, paths, trace};
 
 /// Ask whether tracing tells where to edit: edit the same facts at many layers, trace each, and regress one on the other. With --propose, find the
 /// layers that a new model is best edited at.
@@ -56,6 +60,8 @@ pub struct Args {
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
+    #[command(flatten)]
+    pub planning: PlanArgs,
     /// Print one JSON document instead of tables
     #[arg(long)]
     pub json: bool,
@@ -84,6 +90,9 @@ pub fn run(args: &Args) -> Result<()> {
     let folder = args.out.clone().unwrap_or_else(|| Path::new("results").join(&name));
     let candidates =
         Source::open(&config.data.facts, Split::Test, place)?.fixed(usize::MAX, config.data.per_class.min(3));
+    if args.planning.wanted() && planned(args, &config, place, &candidates)? {
+        return Ok(());
+    }
     let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
     let base = Edited::new(model.clone());
@@ -154,6 +163,22 @@ pub fn run(args: &Args) -> Result<()> {
         0 => Ok(()),
         failed => Err(Error::Input(format!("{failed} edit(s) failed; their case files say why"))),
     }
+}
+
+/// Plans a sweep; whether nothing else is to be done. The facts are those that the model is going to be asked: which of them it knows is not known yet.
+fn planned(args: &Args, config: &Config, place: &Path, candidates: &[EditRecord]) -> Result<bool> {
+    let planning = Planning::open(&config.model.path, &args.device, config.model.dtype.into())?;
+    let mut measured = candidates[..candidates.len().min(5 * config.data.limit)].to_vec();
+    for record in &mut measured {
+        record.rephrases.truncate(config.data.rephrases);
+        record.locality.values_mut().for_each(|probes| probes.truncate(config.data.per_class));
+    }
+    let work = planning.work(Lengths::of(&planning.model.tokenizer, &measured)?);
+    let mut plan = planning.plan();
+    plan.held.extend(trace::held(&work, config.locate.draws, config.locate.windows.len()));
+    plan.held.extend(of_editor(Sweep::held(config, place, &work)?, work.threads));
+    plan.held.push(looking(&work, None));
+    args.planning.settle(&plan, args.json)
 }
 
 /// A bar of a length.

@@ -9,6 +9,7 @@ pub mod inspect;
 mod inspect_facts;
 pub mod locate;
 pub mod make_completions;
+mod plan;
 pub mod predict;
 pub mod pretrain;
 mod propose;

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::chat::ChatArgs;
+use super::plan::{PlanArgs, Planning};
 use super::{keep_state, print, stats_npz, stop};
 use crate::data::asking::Asking;
 use crate::data::text::Documents;
@@ -14,10 +15,11 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::stack::spec::DecoderSpec;
+use crate::plan::Lengths;
 use crate::process::peak_memory;
 use crate::report::table::{percent, table};
 use crate::sections::within;
-use crate::statistics::{Collect, Collected, Header, Moments, Source, collect};
+use crate::statistics::{Collect, Collected, Header, Moments, Source, collect, held};
 
 /// Collect second moments of keys over text, for ROME, MEMIT, EMMET and AlphaEdit.
 ///
@@ -67,6 +69,8 @@ pub struct Args {
     pub device: String,
     #[command(flatten)]
     pub chat: ChatArgs,
+    #[command(flatten)]
+    pub planning: PlanArgs,
     /// Print one JSON document instead of a table
     #[arg(long)]
     pub json: bool,
@@ -88,6 +92,15 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if !args.export.is_empty() {
         return stats_npz::export(args, &layers);
+    }
+    if args.planning.wanted() {
+        let planning = Planning::open(&args.model, &args.device, burn::tensor::DType::F32)?;
+        let row = row_length(args, &layers, planning.work(Lengths::default()).spec)?;
+        let mut plan = planning.plan();
+        plan.held.extend(held(&planning.work(Lengths::default()), layers.len(), row));
+        if args.planning.settle(&plan, args.json)? {
+            return Ok(());
+        }
     }
     let device = device::open(&args.device)?;
     let model = Model::load(&args.model, &device, burn::tensor::DType::F32)?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::plan::{PlanArgs, Planning};
 use super::steps::Steps;
 use super::{load_edits, print};
 use crate::apply::memory::Elsewhere;
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::model::separator::without_last_space;
 use crate::model::tap::Place;
 use crate::model::{Model, Precision};
+use crate::plan::Lengths;
 use crate::process::peak_memory;
 use crate::report::heat_map::{self, Panel};
 use crate::report::table::percent;
@@ -26,7 +28,7 @@ use crate::trace::average::{Averages, Mean, Role};
 use crate::trace::folder::Traces;
 use crate::trace::noise::{Noise, Strength};
 use crate::trace::result::Trace;
-use crate::trace::{Question, Restored, trace};
+use crate::trace::{self, Question, Restored, trace};
 use crate::{device, files, tensors};
 
 /// Trace where a model keeps what it knows of a subject: hide the subject behind noise, put single activations back, see how likely the answer
@@ -101,6 +103,8 @@ pub struct Args {
     /// Go on where an edit was made on another base
     #[arg(long)]
     pub allow_other_base: bool,
+    #[command(flatten)]
+    pub planning: PlanArgs,
     /// Print one JSON document instead of heat maps
     #[arg(long)]
     pub json: bool,
@@ -130,6 +134,9 @@ pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     check(args)?;
     let facts = args.facts.as_ref().map(|name| facts(name, args.limit)).transpose()?;
+    if args.planning.wanted() && planned(args, facts.as_deref())? {
+        return Ok(());
+    }
     let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&args.model, &device, args.dtype.into())?);
     let edited = load_edits(Edited::new(model.clone()), &args.edits, Elsewhere::Nowhere, args.allow_other_base)?;
@@ -139,6 +146,24 @@ pub fn run(args: &Args) -> Result<()> {
         None => one(args, &edited, &restored, start),
         Some(requests) => many(args, &edited, &restored, &requests, start),
     }
+}
+
+/// Plans a run; whether nothing else is to be done.
+fn planned(args: &Args, facts: Option<&[EditRequest]>) -> Result<bool> {
+    let planning = Planning::open(&args.model, &args.device, args.dtype.into())?;
+    let tokenizer = &planning.model.tokenizer;
+    let prompts = facts.map_or(vec![], |facts| facts.iter().map(|fact| fact.prompt.as_str()).collect());
+    let prompts = prompts.into_iter().chain(args.prompt.as_deref());
+    let lengths = prompts.map(|prompt| Ok(tokenizer.encode_prompt(prompt)?.len())).collect::<Result<Vec<_>>>()?;
+    let row = lengths.into_iter().max().unwrap_or(1);
+    let restored = restored(args, planning.model.checkpoint.spec().layers);
+    let mut plan = planning.plan();
+    plan.held.extend(trace::held(
+        &planning.work(Lengths { row, target: 1, ..Lengths::default() }),
+        args.draws,
+        restored.maps(),
+    ));
+    args.planning.settle(&plan, args.json)
 }
 
 /// What can be wrong before anything is read.

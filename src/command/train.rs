@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::chat::ChatArgs;
+use super::plan::{PlanArgs, Planning};
 use super::steps::Steps;
 use super::{keep_state, print, show_rows, state_is_kept, stop};
 use crate::archive::{Base, network_type};
@@ -20,6 +21,7 @@ use crate::data::world::Split;
 use crate::device;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
+use crate::evaluate::looking;
 use crate::evaluate::probes::Limits;
 use crate::evaluate::{Kind, PerplexityRatio, ProbeRow, Side, WatchedText, balanced, completion, sentiment, summarize};
 use crate::model::Model;
@@ -27,11 +29,12 @@ use crate::model::chat::Chat;
 use crate::model::separator::joined;
 use crate::model::tokens::BEGIN;
 use crate::paths;
+use crate::plan::{Held, Lengths};
 use crate::process::peak_memory;
 use crate::report::figures;
 use crate::report::table::percent;
 use crate::train::learned::LearnedEditor;
-use crate::train::methods::{Beginning, Trainer};
+use crate::train::methods::{Beginning, Planned, TESTING, Trainer};
 use crate::train::resume::claim_folder;
 use crate::train::trainer::{EditTrainer, Event};
 
@@ -61,6 +64,8 @@ pub struct Args {
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
+    #[command(flatten)]
+    pub planning: PlanArgs,
     /// Print one JSON document instead of tables
     #[arg(long)]
     pub json: bool,
@@ -81,7 +86,6 @@ pub fn run(args: &Args) -> Result<()> {
         Some(out) => out.clone(),
         None => Path::new("checkpoints").join(args.config.file_stem().unwrap_or_default()),
     };
-    let _claim = claim_folder(&folder, args.resume)?;
     let place = args.config.parent().unwrap_or(Path::new(""));
     let open = |name: &str, split| -> Result<Source> {
         let source = Source::open(name, split, place)?;
@@ -94,6 +98,12 @@ pub fn run(args: &Args) -> Result<()> {
     let train = open(&config.data.train, Split::Train)?;
     let validation = open(&config.data.validation, Split::Validation)?;
     let test = open(&config.data.test, Split::Test)?;
+    // What a limit of memory changes decides nothing, and a training goes on under another one.
+    let written = config.written();
+    if args.planning.wanted() && planned(args, &mut config, &train, &test)? {
+        return Ok(());
+    }
+    let _claim = claim_folder(&folder, args.resume)?;
     let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&config.model.path, &device, config.model.dtype.into())?);
     let asking = config.data.asking();
@@ -115,14 +125,55 @@ pub fn run(args: &Args) -> Result<()> {
         source: &train,
         folder: place,
     };
-    let run = Run { args, config: &config, base: base.clone(), train: &train, validation, test, folder, start };
+    let run =
+        Run { args, config: &config, written, base: base.clone(), train: &train, validation, test, folder, start };
     config.editor.train(&beginning, run)
 }
+
+/// Plans a training; whether nothing else is to be done. Under a limit hidden states are kept as far as there is room.
+fn planned(args: &Args, config: &mut Config, train: &Source, test: &Source) -> Result<bool> {
+    let place = args.config.parent().unwrap_or(Path::new(""));
+    let planning = Planning::open(&config.model.path, &args.device, config.model.dtype.into())?;
+    let tokenizer = &planning.model.tokenizer;
+    let put = |source: &Source| config.data.asking().put_source(source.clone(), tokenizer);
+    let (train, test) = (put(train)?, put(test)?);
+    let limits = Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: false };
+    let mut sample = test.fixed(MEASURED, limits.per_class);
+    for record in &mut sample {
+        record.rephrases.truncate(limits.rephrases);
+        record.locality.values_mut().for_each(|probes| probes.truncate(limits.per_class));
+        record.portability.values_mut().for_each(|probes| probes.truncate(limits.per_class));
+    }
+    let work = planning.work(Lengths { records: test.len(), ..Lengths::of(tokenizer, &sample)? });
+    let planned = Planned { work, settings: &config.train, tokenizer, source: &train, folder: place };
+    let mut plan = planning.plan();
+    plan.held.extend(config.editor.held(&planned)?);
+    let text = config.text().map(|_| config.data.text_tokens);
+    plan.held.push(Held { during: Some(TESTING), ..looking(&work, text) });
+    if let Some(limit) = args.planning.memory_limit {
+        let above = plan.peak().0.saturating_sub(limit);
+        let kept = plan.held.iter_mut().find(|held| held.lower == Some("train.hidden_memory_gb"));
+        if let Some((kept, setting)) =
+            kept.filter(|kept| above > 0 && kept.bytes >= above).zip(config.editor.hidden_memory_mut())
+        {
+            // With none at all texts would not share passes, and sums would have other last digits.
+            kept.bytes = (kept.bytes - above).max(1_000_000);
+            *setting = kept.bytes as f64 / 1e9;
+            eprintln!("train.hidden_memory_gb = {setting:.2}: so it stays within --memory-limit");
+        }
+    }
+    args.planning.settle(&plan, args.json)
+}
+
+/// Records of the test whose texts are measured for a plan.
+const MEASURED: usize = 100;
 
 /// A training, whatever its editor.
 struct Run<'a> {
     args: &'a Args,
     config: &'a Config,
+    /// The configuration as archives and results have it.
+    written: serde_json::Value,
     base: Edited,
     train: &'a Source,
     validation: Source,
@@ -156,7 +207,7 @@ impl Trainer for Run<'_> {
                 dtype: config.model.dtype,
                 asking: config.data.asking(),
             },
-            config: config.written(),
+            config: self.written.clone(),
             made_of: BTreeMap::from([("data.test".to_owned(), self.test.fingerprint())]),
             train: self.train,
             validation: &validation,
@@ -200,7 +251,7 @@ impl Trainer for Run<'_> {
                 "editor": own.iter().map(|(name, share)| ((*name).to_owned(), json!(share))).collect::<serde_json::Map<_, _>>(),
                 "balanced": balanced(&rows, Side::After),
                 "sentiment": sentiment(&rows, Side::After),
-                "settings": config.written(),
+                "settings": self.written,
                 "fingerprint": model.fingerprint,
                 "seconds": seconds,
                 "peak_memory_bytes": peak_memory(),

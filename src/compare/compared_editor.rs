@@ -13,6 +13,7 @@ use crate::data::record::EditRecord;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Model;
+use crate::plan::{OfEditor, Work};
 
 /// What is looked at in a case, as a number that rises when that changes: cases of one run are looked at alike. From 2 on texts are written
 /// to a fixed length, and a sequence is also read right after each edit.
@@ -58,6 +59,25 @@ impl<'a> ComparedEditor<'a> {
         };
         let made_of = open().map_err(|error| naming(&named.name, error))?;
         Ok(ComparedEditor { named, made_of })
+    }
+
+    /// What an editor holds in an edit of so many requests, of a model whose weights are not read.
+    ///
+    /// # Errors
+    /// A config or archive that is missing or wrong; the editor is named.
+    pub fn held(named: &Competitor, place: &Path, work: &Work<'_>, requests: usize) -> Result<OfEditor> {
+        let held = || match &named.archive {
+            Some(archive) => {
+                let archive = Archive::open(&place.join(archive))?;
+                let network = files::size(&Archive::network_path(&archive.folder));
+                archive.description.editor.held(work, requests, network)
+            }
+            None => {
+                let path = place.join(named.config.as_deref().unwrap_or_default());
+                config::apply::Config::read(&path, &named.set)?.editor.held(work, requests)
+            }
+        };
+        held().map_err(|error| naming(&named.name, error))
     }
 
     /// The editor, and params.json of its run: all that decides what a case file holds. `text` is that of the perplexities.

@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Edited;
 use crate::error::{Error, Result};
+use crate::model::stack::sizes::Pass;
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;
+use crate::plan::{Lengths, Work};
 
 /// Cells that one forward pass of scoring holds at most: enough to fill the products, little enough to stay in memory.
-const CELLS: usize = 2048;
+pub const CELLS: usize = 2048;
 
 /// A model's word on one continuation, token by token of the target, under teacher forcing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -147,6 +149,14 @@ fn rows<'a>(count: usize, read: impl Fn(usize) -> &'a [u32]) -> Vec<Vec<usize>> 
         }
     }
     rows
+}
+
+/// What scoring a record's questions on two models holds.
+pub fn bytes_of_scoring(work: &Work<'_>) -> u64 {
+    let (spec, Lengths { row, target, probes, .. }) = (work.spec, work.texts);
+    let rows = probes.min((CELLS / row.max(1)).max(1));
+    let pass = Pass::new(rows, row);
+    spec.stream_bytes(pass) + spec.block_bytes(pass).max(3 * spec.logits_bytes(rows * target))
 }
 
 /// Refuses targets that the model has no logit for.

@@ -29,3 +29,16 @@ pub use protocol::{
 pub use rows::{Side, in_headline, rival};
 pub use significance::{Test, holm};
 pub use snippets::{Snippets, reference_score};
+
+use crate::edit::likelihood::bytes_of_scoring;
+use crate::plan::{Held, Work};
+
+/// What looking at edits holds: their records' questions, as many records side by side as there are parts; and where one is watched a running text of so many tokens.
+pub fn looking(work: &Work<'_>, text: Option<usize>) -> Held {
+    let parts = work.threads.min(work.texts.records.max(1)) as u64;
+    let text = text.map_or(0, |tokens| perplexity::bytes_of_reading(work, tokens));
+    Held::during(LOOKING, "the questions of records, and running text", (parts * bytes_of_scoring(work)).max(text))
+}
+
+/// The part of the work in which edits are looked at.
+pub const LOOKING: &str = "looking at edits";

@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::text::{Document, Documents};
 use crate::edit::Edited;
-use crate::edit::likelihood::{buckets, check_targets, target_log_probabilities};
+use crate::edit::likelihood::{CELLS, buckets, check_targets, target_log_probabilities};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::stack::sizes::Pass;
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::tokens::{Tokens, first_predicted};
 use crate::parallel;
+use crate::plan::Work;
 
 /// Places whose logits are held at a time: a vocabulary is wide.
 const READS: usize = 256;
@@ -140,6 +142,17 @@ impl WatchedText {
     fn lower(&self) -> MutexGuard<'_, BTreeMap<usize, Arc<Vec<Tensor<3>>>>> {
         self.lower.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What reading a text of so many tokens on an edited model holds: the states below the edits, and the passes.
+pub fn bytes_of_reading(work: &Work<'_>, tokens: usize) -> u64 {
+    let (spec, row) = (work.spec, work.spec.context.min(ROW));
+    let rows = tokens.div_ceil(row.max(1)).max(1);
+    let parts = work.threads.min(rows) as u64;
+    // Rows share passes as far as those of scoring do.
+    let pass = Pass::new(rows.div_ceil(parts as usize).min((CELLS / row.max(1)).max(1)), row);
+    spec.stream_bytes(Pass::new(rows, row))
+        + parts * (spec.stream_bytes(pass) + spec.block_bytes(pass).max(3 * spec.logits_bytes(READS)))
 }
 
 /// By how much the perplexity of a text has risen over some edited models: that after ÷ that before.

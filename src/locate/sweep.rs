@@ -26,6 +26,7 @@ use crate::evaluate::probes::Limits;
 use crate::evaluate::problem::{Problem, is_known};
 use crate::model::Model;
 use crate::model::tap::Place;
+use crate::plan::{OfEditor, Work};
 use crate::trace::folder::Traces;
 use crate::trace::{Restored, window};
 
@@ -168,6 +169,28 @@ impl<'a> Sweep<'a> {
             settings.check(model, &config.model.path, path.parent().unwrap_or(Path::new("")))?;
         }
         Ok(())
+    }
+
+    /// What the editor holds that takes most, at the lowest layer, whose edits have most above them.
+    ///
+    /// # Errors
+    /// A config that is missing or wrong.
+    pub fn held(config: &Config, place: &Path, work: &Work<'_>) -> Result<OfEditor> {
+        let count = work.spec.depth();
+        let lowest = config.locate.layers.iter().copied().min().unwrap_or(0);
+        let hidden = config.locate.problems.contains(&Problem::Forcing);
+        let work = Work { draws: if hidden { config.locate.draws } else { 1 }, ..*work };
+        let mut most = OfEditor::default();
+        for swept in &config.editors {
+            let layers: Vec<usize> = window(lowest, swept.width, count).collect();
+            let sets = [swept.set.clone(), vec![format!("editor.layers={layers:?}")]].concat();
+            let held = config::apply::Config::read(&place.join(&swept.config), &sets)?.editor.held(&work, 1)?;
+            let taken = |held: OfEditor| held.kept + work.threads as u64 * held.edit;
+            if taken(held) > taken(most) {
+                most = held;
+            }
+        }
+        Ok(most)
     }
 
     /// How many layers the model has.

@@ -11,6 +11,8 @@ use super::{malmen, mend, serac};
 use crate::edit::Editor;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::network::matrices::{EditTokens, Matrices};
+use crate::plan::{OfEditor, Work};
 use crate::tensors;
 
 /// `[editor]` of an archive, by its method.
@@ -48,6 +50,37 @@ impl LearnedEditorSettings {
             }
             LearnedEditorSettings::Serac(settings) => settings.editor(stored),
         }
+    }
+}
+
+impl LearnedEditorSettings {
+    /// What an editor holds whose network takes so many bytes, in an edit of so many requests.
+    ///
+    /// # Errors
+    /// Weights that the model does not have.
+    pub fn held(&self, work: &Work<'_>, requests: usize, network: u64) -> Result<OfEditor> {
+        let of_mend = |settings: &mend::MendSettings| -> Result<u64> {
+            let matrices = Matrices::new(&settings.layers, &settings.weights, work.spec)?;
+            Ok(match settings.aggregation {
+                mend::Aggregation::Sum => {
+                    matrices.bytes_of_capture(work, requests)
+                        + settings.graph_bytes(&matrices, requests * work.texts.row) / 4
+                }
+                mend::Aggregation::NormalEquations => {
+                    let tokens =
+                        if settings.edit_tokens == EditTokens::Answer { work.texts.target } else { work.texts.row };
+                    matrices.bytes_of_edit(work, requests, tokens)
+                }
+            })
+        };
+        let edit = match self {
+            LearnedEditorSettings::Mend(settings) => of_mend(settings)?,
+            LearnedEditorSettings::Malmen(settings) | LearnedEditorSettings::RlEdit(settings) => {
+                of_mend(&settings.as_mend())?
+            }
+            LearnedEditorSettings::Serac(_) => 0,
+        };
+        Ok(OfEditor { kept: network, edit })
     }
 }
 

@@ -11,15 +11,20 @@ use crate::edit::likelihood::check_targets;
 use crate::edit::loss::nll;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
+use crate::model::stack::sizes::Pass;
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::stack::taps::{GradientProbes, Inputs, cells};
 use crate::model::tap::{NoTap, Weight};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
+use crate::plan::{Lengths, Work, size};
 use crate::process;
 
 /// Edits whose gradients are taken in one pass, where there are many.
 pub const AT_ONCE: usize = 32;
+
+/// Bytes of a token of an edit in a matrix, a channel: its key and gradient, with the copies that a solution in f64 takes.
+const BYTES: u64 = 20;
 
 /// The tokens of an edit whose gradients are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -75,11 +80,6 @@ impl Captured {
     pub fn tokens(&self) -> Vec<usize> {
         self.factors.iter().map(|(_, _, owners)| owners.len()).collect()
     }
-}
-
-/// Bytes as people read them.
-fn memory(bytes: u64) -> String {
-    if bytes < 100_000_000 { format!("{:.2} MB", bytes as f64 / 1e6) } else { format!("{:.1} GB", bytes as f64 / 1e9) }
 }
 
 impl Matrices {
@@ -184,6 +184,34 @@ impl Matrices {
         Ok(Captured { factors: factors.collect::<Result<_>>()? })
     }
 
+    /// What a pass that captures the gradients of so many requests holds.
+    pub fn bytes_of_capture(&self, work: &Work<'_>, requests: usize) -> u64 {
+        let (spec, Lengths { row, target, .. }) = (work.spec, work.texts);
+        let (pass, above) = (Pass::new(requests, row), spec.depth() - self.lowest_layer());
+        let channels: usize = self.each.iter().map(|matrix| self.shapes[matrix.shape].iter().sum::<usize>()).sum();
+        let cast = if work.in_file { spec.layers_bytes(self.lowest_layer()) } else { 0 };
+        let factors = 2 * 4 * (pass.cells() * channels) as u64;
+        spec.graph_bytes(pass, above) + 5 * spec.logits_bytes(requests * target) + factors + cast
+    }
+
+    /// What an edit of so many requests holds where their gradients are taken a pass at a time and solved in f64, so many tokens of each: the last pass, and the keys
+    /// and gradients of all.
+    pub fn bytes_of_edit(&self, work: &Work<'_>, requests: usize, tokens: usize) -> u64 {
+        let channels: usize = self.each.iter().map(|matrix| self.shapes[matrix.shape].iter().sum::<usize>()).sum();
+        self.bytes_of_capture(work, requests.min(AT_ONCE)) + BYTES * (requests * tokens * channels) as u64
+    }
+
+    /// What the normal equations of all matrices hold for edits of so many tokens in all, in f64: keys and changes, the smaller of both systems, and its factor.
+    pub fn bytes_of_equations(&self, tokens: usize) -> u64 {
+        let of_matrix = |[d_in, d_out]: [usize; 2]| 2 * (tokens * (2 * d_in + 2 * d_out) + 2 * tokens.min(d_in).pow(2));
+        4 * self.each.iter().map(|matrix| of_matrix(self.shapes[matrix.shape])).sum::<usize>() as u64
+    }
+
+    /// Second moments of all matrices' inputs in f64.
+    pub fn bytes_of_moments(&self) -> u64 {
+        8 * self.each.iter().map(|matrix| self.shapes[matrix.shape][0].pow(2)).sum::<usize>() as u64
+    }
+
     /// The second moments `Σ k kᵀ [d_in, d_in]` of each matrix's keys over windows of text.
     ///
     /// # Errors
@@ -214,14 +242,13 @@ impl Matrices {
         Ok(sums)
     }
 
-    /// Sees that the keys and gradients of edits fit into memory before any is computed: `tokens` of each edit. With the copies that a
-    /// solution in f64 takes, a token of a matrix is some 20 bytes a channel.
+    /// Sees that the keys and gradients of edits fit into memory before any is computed: `tokens` of each edit.
     ///
     /// # Errors
     /// Says how many edits would fit.
     pub fn check_memory(&self, tokens: &[usize]) -> Result<()> {
         let channels: usize = self.each.iter().map(|matrix| self.shapes[matrix.shape].iter().sum::<usize>()).sum();
-        let token = 20 * channels as u64;
+        let token = BYTES * channels as u64;
         let Some(most) = process::memory_at_hand() else { return Ok(()) };
         let mut used = 0;
         let fit = tokens.iter().take_while(|tokens| {
@@ -237,8 +264,8 @@ impl Matrices {
         Err(Error::Config(format!(
             "{} edits at once take {} of keys and gradients, of {} at hand; {fit} would fit at once",
             tokens.len(),
-            memory(all),
-            memory(most)
+            size(all),
+            size(most)
         )))
     }
 

@@ -185,6 +185,23 @@ impl MendSettings {
         Ok(settings)
     }
 
+    /// The network's own size.
+    pub fn network_bytes(&self, matrices: &Matrices) -> u64 {
+        let of_shape = |(shape, [d_in, d_out]): (usize, &[usize; 2])| {
+            let (d, sharing) = (d_in + d_out, matrices.of_shape(shape).len());
+            self.blocks * (2 * d * self.rank.min(d) + d + 2 * sharing * d)
+        };
+        4 * matrices.shapes.iter().enumerate().map(of_shape).sum::<usize>() as u64
+    }
+
+    /// What a graph over the network keeps for edits of so many tokens in all.
+    pub fn graph_bytes(&self, matrices: &Matrices, tokens: usize) -> u64 {
+        let channels: usize =
+            matrices.each.iter().map(|matrix| matrices.shapes[matrix.shape].iter().sum::<usize>()).sum();
+        let inner: usize = matrices.each.len() * 2 * self.rank;
+        4 * (tokens * (self.blocks * (3 * channels + inner) + 4 * channels)) as u64
+    }
+
     /// As archives and edits hold them.
     pub fn written(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()

@@ -12,6 +12,7 @@ use crate::model::layers::norm::Norm;
 use crate::model::stack::block::Block;
 use crate::model::stack::decoder::Decoder;
 use crate::model::stack::encoder::Encoder;
+use crate::model::stack::spec::DecoderSpec;
 use crate::model::tap::{Role, Span, Stack, Tap, Weight};
 
 /// How much of a pretrained stack is trained.
@@ -32,6 +33,23 @@ pub enum Tune {
         #[serde(default)]
         top: usize,
     },
+}
+
+impl Tune {
+    /// Bytes of what is trained of a decoder, and over how many of its blocks a graph lies.
+    pub fn bytes(&self, spec: &DecoderSpec) -> (u64, usize) {
+        let depth = spec.depth();
+        match *self {
+            Tune::Nothing => (0, 0),
+            Tune::Whole => (spec.weights_bytes(), depth),
+            Tune::Top(count) => (spec.layers_bytes(depth.saturating_sub(count)), count.min(depth)),
+            Tune::Lora { rank, top } => {
+                let blocks = if top == 0 { depth } else { top.min(depth) };
+                let of_block = Role::all().map(|role| spec.shape(role).iter().sum::<usize>() * rank).sum::<usize>();
+                (4 * (blocks * of_block) as u64, blocks)
+            }
+        }
+    }
 }
 
 /// The trained part of a stack.

@@ -10,10 +10,12 @@ use crate::data::text::Documents;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::chat::Chat;
+use crate::model::stack::sizes::Pass;
 use crate::model::stack::taps::Recorder;
 use crate::model::tap::{Place, Site, Stack};
 use crate::model::tokens::Tokens;
 use crate::parallel;
+use crate::plan::{Held, Work};
 
 /// Rows of one batch. Sums are taken in f32 within a batch's parts, in f64 beyond; more rows are no faster, and take
 /// more memory.
@@ -117,6 +119,28 @@ pub fn collect(
     }
     Ok(end)
 }
+
+/// What a collection of so many layers over rows of so many tokens holds.
+pub fn held(work: &Work<'_>, layers: usize, row: usize) -> Vec<Held> {
+    let (width, spec) = (work.spec.mlp.width as u64, work.spec);
+    let keys = 4 * (ROWS * row * layers) as u64 * width;
+    let parts = work.threads.min(PARTS) as u64;
+    // A block of columns, turned round, and its product, as a tensor and as numbers.
+    let products = parts * 4 * width / BLOCKS as u64 * (2 * width + (ROWS * row) as u64);
+    let passes = parts * spec.block_bytes(Pass::new(ROWS / PARTS, row));
+    vec![
+        Held::always(
+            format!("second moments of {layers} layers in f64, and as they were at the last doubling in f32"),
+            12 * layers as u64 * width * width,
+        )
+        .lowered_by("--layers"),
+        Held::during(COLLECTING, format!("the keys of {ROWS} rows of {row} tokens"), keys).lowered_by("--row"),
+        Held::during(COLLECTING, "passes through the model, and products of keys", passes.max(products)),
+    ]
+}
+
+/// The part of the work that [`held`] speaks of.
+const COLLECTING: &str = "collecting";
 
 /// Whether the tokens have just doubled and C changed by less than `until`.
 fn converged(moments: &Moments, until: Option<f64>) -> bool {

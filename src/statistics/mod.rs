@@ -5,7 +5,7 @@ mod collect;
 pub mod npz;
 mod store;
 
-pub use collect::{Collect, Collected, collect};
+pub use collect::{Collect, Collected, collect, held};
 pub use store::{Header, MomentChange, Moments, Source, UNKNOWN};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +17,12 @@ use faer::{Mat, MatRef, Side};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::stack::spec::DecoderSpec;
+
+/// Bytes of what an editor keeps of the statistics of some layers: the moments and a factor of each, in f64.
+pub fn bytes_of(spec: &DecoderSpec, layers: usize) -> u64 {
+    2 * 8 * (layers * spec.mlp.width * spec.mlp.width) as u64
+}
 
 /// Moments as an editor uses them: with one Cholesky factor a layer, made when it is first asked for.
 pub struct Statistics {

@@ -22,8 +22,10 @@ use burn::tensor::{Tensor, activation};
 use crate::edit::likelihood::check_targets;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
+use crate::model::stack::sizes::Pass;
 use crate::model::tap::{Place, Site, Stack};
 use crate::model::tokens::check_length;
+use crate::plan::{Held, Work};
 use noise::Noise;
 use restore::{Patch, Runs};
 use result::{Map, Trace};
@@ -109,6 +111,11 @@ pub struct Restored {
 }
 
 impl Restored {
+    /// How many maps there are.
+    pub fn maps(&self) -> usize {
+        usize::from(self.states) + self.windows.len() * self.places.len()
+    }
+
     /// Refuses windows that the model has no room for.
     ///
     /// # Errors
@@ -162,10 +169,37 @@ pub fn trace(model: &Edited, question: &Question, noise: &Noise, restored: &Rest
     Ok(Trace { question: question.clone(), high: runs.high, low: runs.low.clone(), noise: noise.level, maps })
 }
 
+/// What tracing holds, of questions under so many draws, for so many maps: of states and of each window.
+pub fn held(work: &Work<'_>, draws: usize, maps: usize) -> Vec<Held> {
+    const TRACING: &str = "tracing";
+    let (spec, tokens) = (work.spec, work.texts.row);
+    let (one, noisy) = (Pass::new(1, tokens), Pass::new(draws, tokens));
+    let layers = spec.layers as u64;
+    // Attention, MLP and block outputs of the clean run; what goes into each layer of the corrupted ones, their keys and values.
+    let runs = 3 * layers * spec.stream_bytes(one)
+        + (layers + 1) * spec.stream_bytes(noisy)
+        + spec.past_bytes(noisy, spec.layers);
+    let passes = (0..tokens)
+        .map(|token| restore::pass_bytes(spec, (draws, maps * spec.layers), token, tokens))
+        .max()
+        .unwrap_or(0);
+    let head = 2 * spec.logits_bytes((AT_ONCE / spec.vocabulary.max(1)).min(draws * maps * spec.layers));
+    vec![
+        Held::during(TRACING, format!("the clean run of {tokens} tokens and {draws} corrupted ones"), runs)
+            .lowered_by("--draws"),
+        Held::during(
+            TRACING,
+            format!("{} passes with activations put back", work.threads),
+            work.threads as u64 * passes.max(head),
+        ),
+    ]
+}
+
+/// Logits that are held at once.
+const AT_ONCE: usize = 1 << 23;
+
 /// The probability of a token at the last cell of each row of `hidden [rows, cells, width]` above all layers.
 fn probabilities(model: &Edited, hidden: Tensor<3>, token: u32) -> Vec<f64> {
-    /// Logits that are held at once.
-    const AT_ONCE: usize = 1 << 23;
     let [rows, cells, _] = hidden.dims();
     let some = (AT_ONCE / model.base().decoder.spec.vocabulary.max(1)).max(1);
     let last: Vec<(usize, usize)> = (0..rows).map(|row| (row, cells - 1)).collect();

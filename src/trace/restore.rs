@@ -13,6 +13,8 @@ use super::{Question, probabilities};
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::model::stack::past::Past;
+use crate::model::stack::sizes::Pass;
+use crate::model::stack::spec::DecoderSpec;
 use crate::model::stack::taps::Recorder;
 use crate::model::tap::{NoTap, Place, Site, Span, Stack, Tap};
 use crate::model::tokens::Tokens;
@@ -181,6 +183,17 @@ impl Runs {
         }
         Ok(vec![])
     }
+}
+
+/// What a pass from a token on holds at its largest: its rows, their keys and values in one layer, and to their left the corrupted runs' in all.
+/// `patches` begin at each token.
+pub(super) fn pass_bytes(spec: &DecoderSpec, (draws, patches): (usize, usize), token: usize, tokens: usize) -> u64 {
+    let cells = tokens - token;
+    let rows = (CELLS / (draws * cells)).clamp(1, patches.max(1)) * draws;
+    let pass = Pass { rows, tokens: cells, past: token };
+    let left = spec.past_bytes(Pass::new(draws, token), spec.layers) + spec.past_bytes(Pass::new(rows, tokens), 1);
+    // What joins is put beside what was carried, and what is put back is mixed in: three streams more.
+    spec.block_bytes(pass) + 3 * spec.stream_bytes(pass) + left
 }
 
 /// A patch on its way into a pass.

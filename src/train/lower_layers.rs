@@ -18,7 +18,7 @@ use crate::parallel;
 
 /// Cells of a pass whose texts are kept. A text that is met for the first time brings the others of its pass with it: more of them
 /// would delay the first steps, fewer would read all weights for next to nothing.
-const CELLS: usize = 192;
+pub(super) const CELLS: usize = 192;
 
 /// The layers below the lowest edited one, with the hidden states that are kept. Clones share them.
 #[derive(Clone)]

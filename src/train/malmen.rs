@@ -2,12 +2,13 @@
 
 use serde::Serialize;
 
-use super::mend::{MendLossSettings, MendTrainSettings, MendTrainer};
-use super::methods::{self, Beginning, Sections};
+use super::mend::{self, MendLossSettings, MendTrainSettings, MendTrainer};
+use super::methods::{self, Beginning, Planned, Sections};
 use crate::archive::LearnedEditorSettings;
 use crate::error::Result;
 use crate::network::malmen::{MalmenSettings, NAME};
 use crate::network::mend::Mend;
+use crate::plan::Held;
 use crate::sections::choice::fields;
 
 /// What a config says of MALMEN.
@@ -34,6 +35,10 @@ impl methods::Training for Training {
             loss: MendLossSettings::read(sections.loss, sections.origin)?,
             train: MendTrainSettings::read(sections.train, sections.origin)?,
         })
+    }
+
+    fn held(&self, planned: &Planned<'_>) -> Result<Vec<Held>> {
+        mend::held(&self.editor.as_mend(), &self.loss, &self.train, planned)
     }
 
     fn begin(&self, beginning: &Beginning<'_>) -> Result<MendTrainer> {

@@ -14,6 +14,8 @@ use super::{malmen, mend, rledit, serac};
 use crate::data::source::Source;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
+use crate::model::tokenizer::Tokenizer;
+use crate::plan::{Held, Work};
 use crate::sections::choice::{self, Choice};
 
 /// What a config says of one method: `[editor]`, `[loss]`, and the method's own keys of `[train]`, all by the names of the sections.
@@ -32,12 +34,37 @@ pub trait Training: Sized {
     /// Unknown keys, values out of range, keys that other ones make of no use.
     fn read(sections: &Sections<'_>) -> Result<Self>;
 
+    /// What the editor and its steps hold, beside the frozen model.
+    ///
+    /// # Errors
+    /// Settings that the model or the records cannot serve.
+    fn held(&self, planned: &Planned<'_>) -> Result<Vec<Held>>;
+
     /// The editor as it begins.
     ///
     /// # Errors
     /// Settings that the model or the records cannot serve.
     fn begin(&self, beginning: &Beginning<'_>) -> Result<Self::Editor>;
 }
+
+/// What a training's memory follows from.
+pub struct Planned<'a> {
+    /// The model, and how long the records' texts are.
+    pub work: Work<'a>,
+    /// What every training has.
+    pub settings: &'a TrainSettings,
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The records it is going to learn from.
+    pub source: &'a Source,
+    /// The config's folder.
+    pub folder: &'a Path,
+}
+
+/// The parts of a training's work.
+pub const TRAINING: &str = "training";
+/// Validations and the test.
+pub const TESTING: &str = "validating and testing";
 
 /// The sections of a config before they are read.
 pub struct Sections<'a> {
@@ -134,6 +161,29 @@ impl Trained {
             Trained::Mend(training) => training.loss.text.as_ref(),
             Trained::Malmen(training) => training.loss.text.as_ref(),
             Trained::RlEdit(training) => training.loss.mend.text.as_ref(),
+            Trained::Serac(_) => None,
+        }
+    }
+
+    /// What the editor and its steps hold, beside the frozen model.
+    ///
+    /// # Errors
+    /// As [`Training::held`].
+    pub fn held(&self, planned: &Planned<'_>) -> Result<Vec<Held>> {
+        match self {
+            Trained::Mend(training) => training.held(planned),
+            Trained::Malmen(training) => training.held(planned),
+            Trained::RlEdit(training) => training.held(planned),
+            Trained::Serac(training) => training.held(planned),
+        }
+    }
+
+    /// Memory for hidden states that are kept, in GB, where the method keeps any.
+    pub fn hidden_memory_mut(&mut self) -> Option<&mut f64> {
+        match self {
+            Trained::Mend(training) => Some(&mut training.train.hidden_memory_gb),
+            Trained::Malmen(training) => Some(&mut training.train.hidden_memory_gb),
+            Trained::RlEdit(training) => Some(&mut training.train.hidden_memory_gb),
             Trained::Serac(_) => None,
         }
     }

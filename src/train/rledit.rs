@@ -15,12 +15,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::mend::{MendLossSettings, MendTrainSettings, MendTrainer};
-use super::methods::{self, Beginning, Sections};
+use super::mend::{self, MendLossSettings, MendTrainSettings, MendTrainer};
+use super::methods::{self, Beginning, Planned, Sections};
 use crate::archive::LearnedEditorSettings;
 use crate::error::Result;
 use crate::network::malmen::{MalmenSettings, RLEDIT};
 use crate::network::mend::Mend;
+use crate::plan::Held;
 use crate::sections::choice::{self, fields};
 use crate::sections::within;
 
@@ -95,6 +96,10 @@ impl methods::Training for Training {
             loss,
             train: MendTrainSettings::read(sections.train, sections.origin)?,
         })
+    }
+
+    fn held(&self, planned: &Planned<'_>) -> Result<Vec<Held>> {
+        mend::held(&self.editor.as_mend(), &self.loss.mend, &self.train, planned)
     }
 
     fn begin(&self, beginning: &Beginning<'_>) -> Result<MendTrainer> {

@@ -14,6 +14,7 @@ mod locate;
 mod memory;
 mod memory_input;
 mod pairs;
+mod plan;
 mod pretraining;
 mod published_statistics;
 mod records;

@@ -12,6 +12,7 @@ mod mend;
 mod metrics;
 mod objectives;
 mod pairs;
+mod plan;
 mod protocols;
 mod sampling;
 mod serac;

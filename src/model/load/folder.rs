@@ -335,6 +335,12 @@ impl Folder {
         stored.filter(|stored| matches!(stored.dtype, Dtype::F16 | Dtype::BF16)).map(|stored| stored.bytes.len()).sum()
     }
 
+    /// All tensors, in f32.
+    pub fn bytes_in_f32(&self) -> u64 {
+        let stored = self.index.keys().filter_map(|name| self.stored(name));
+        stored.map(|stored| 4 * stored.shape.iter().product::<usize>() as u64).sum()
+    }
+
     /// The elements of our part of a stored tensor, `shape` (`[d_in, d_out]` for a matrix).
     ///
     /// # Errors

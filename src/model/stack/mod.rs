@@ -6,6 +6,7 @@ pub mod decoder;
 pub mod encoder;
 mod parts;
 pub mod past;
+pub mod sizes;
 pub mod spec;
 pub mod taps;
 pub mod weights;

@@ -7,9 +7,14 @@ use crate::archive::{Archive, LearnedEditorSettings};
 use crate::data::source::Source;
 use crate::edit::EditRequest;
 use crate::error::{Error, Result};
-use crate::network::serac::{Form, Serac, SeracSettings, TrainedNetworks, located};
+use crate::model::Unread;
+use crate::model::load::folder::Folder;
+use crate::model::load::hub;
+use crate::model::stack::sizes::Pass;
+use crate::network::serac::{ClassifierKind, Form, ITSELF, Serac, SeracSettings, TrainedNetworks, located};
+use crate::plan::Held;
 use crate::tensors;
-use crate::train::methods::{self, Beginning, Sections};
+use crate::train::methods::{self, Beginning, Planned, Sections, TESTING, TRAINING};
 
 /// What a config says of SERAC.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -27,6 +32,60 @@ impl methods::Training for Training {
         let editor = SeracSettings::read(sections.editor, sections.origin)?;
         let loss = SeracLossSettings::read(sections.loss, &editor, sections.origin)?;
         Ok(Training { editor, loss })
+    }
+
+    /// Both networks with gradients and moments, and graphs over what of them is trained.
+    fn held(&self, planned: &Planned<'_>) -> Result<Vec<Held>> {
+        let Planned { work, settings, folder, .. } = planned;
+        let SeracSettings { classifier, counterfactual, .. } = &self.editor;
+        let mut all = vec![];
+        let itself = |name: &str| name == ITSELF;
+        let file =
+            |name: &str| -> Result<u64> { Ok(Folder::open(&hub::resolve(&located(name, folder))?)?.bytes_in_f32()) };
+        let spec = match itself(&counterfactual.model) {
+            true => work.spec.clone(),
+            false => Unread::open(&located(&counterfactual.model, folder))?.checkpoint.spec().clone(),
+        };
+        if !itself(&counterfactual.model) {
+            all.push(Held::always("the counterfactual model", spec.weights_bytes()));
+        }
+        if !itself(&classifier.encoder) {
+            all.push(Held::always("the classifier's encoder", file(&classifier.encoder)?));
+        }
+        let (tuned, depth) = counterfactual.tune.bytes(&spec);
+        let of_classifier = if itself(&classifier.encoder) { classifier.tune.bytes(work.spec).0 } else { 0 };
+        // Themselves, two moments, and the gradients of both parts.
+        let times = if tuned + of_classifier > 0 { 5 } else { 0 };
+        all.push(Held::during(
+            TRAINING,
+            "both networks, their gradients and the optimisers' moments",
+            times * (tuned + of_classifier),
+        ));
+        all.push(Held::during(TESTING, "both networks and the optimisers' moments", 3 * (tuned + of_classifier)));
+        // A question stands behind its edit.
+        let SeracLossSettings { in_scope, counterfactual: answers, .. } = &self.loss;
+        let records = settings.edits_per_step.div_ceil(2);
+        let rows = records * (in_scope + answers.held);
+        let answering = spec.graph_bytes(Pass::new(rows, 2 * work.texts.row), depth)
+            + 5 * spec.logits_bytes(rows * (work.texts.target + 2));
+        // The classifier reads edits and questions by themselves, or as pairs.
+        let SeracLossSettings { out_of_scope, classifier: judged, .. } = &self.loss;
+        let questions = in_scope + out_of_scope + judged.mined.count;
+        let (rows, tokens) = match classifier.kind {
+            ClassifierKind::Embedding => (records * (1 + questions), work.texts.row),
+            ClassifierKind::Cross => (records * (1 + questions), 2 * work.texts.row),
+        };
+        let judging = match itself(&classifier.encoder) {
+            true => work.spec.graph_bytes(Pass::new(rows, tokens), classifier.tune.bytes(work.spec).1),
+            false => 0,
+        };
+        let graph = answering + judging;
+        let parts = 2.min(work.threads.max(1)) as u64;
+        all.push(
+            Held::during(TRAINING, format!("a step over {} records", settings.edits_per_step), parts * graph)
+                .lowered_by("train.edits_per_step"),
+        );
+        Ok(all)
     }
 
     fn begin(&self, beginning: &Beginning<'_>) -> Result<SeracTrainer> {

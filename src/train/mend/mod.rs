@@ -9,6 +9,12 @@
 //! u and δ are constants of the outer loop, so one backward pass through the edited layers, with the deltas as factors
 //! `(x·A)·B`, gives the network's gradient exactly; no second derivative is needed.
 
+mod held;
+mod settings;
+
+pub(in crate::train) use held::held;
+pub use settings::{KlTokens, MendLossSettings, MendTrainSettings, Near, Rephrases, Scope};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
 
@@ -17,19 +23,11 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Int, Tensor, TensorData};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::learned::{Group, LearnedEditor, StepLoss, Watch};
-use super::loss::{EditAndLocality, Reads, check_classes, check_weights, edit_and_locality, weight_of};
-use super::lower_layers::LowerLayers;
-use super::methods::{self, Beginning, Sections};
-use super::rledit::{Compat, Episode};
-use super::settings::Together;
-use super::text::{TextSettings, Window, Windows};
 use crate::archive::LearnedEditorSettings;
-use crate::data::record::{EditRecord, Probe};
-use crate::data::source::{OTHER_RECORDS, Source, draw_locality};
-use crate::data::world::SAME_OLD_OBJECT;
+use crate::data::record::EditRecord;
+use crate::data::source::{Source, draw_locality};
 use crate::edit::likelihood::check_targets;
 use crate::edit::{Edit, EditRequest, Edited, Editor};
 use crate::error::{Error, Result};
@@ -40,138 +38,16 @@ use crate::network::matrices::{Captured, without_last};
 use crate::network::mend::{Aggregation, Mend, MendNetwork, MendSettings, Ridge};
 use crate::network::parameters;
 use crate::parallel;
-use crate::sections::choice::{self, Choice, fields, refuse_at_zero};
+use crate::plan::Held;
+use crate::sections::choice::fields;
 use crate::sections::within;
-
-/// `[loss]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MendLossSettings {
-    /// c_edit.
-    #[serde(default = "edit")]
-    pub edit: f64,
-    /// c_loc.
-    #[serde(default = "locality")]
-    pub locality: f64,
-    /// Where the edit loss is taken.
-    #[serde(default)]
-    pub scope: Scope,
-    /// Of rephrases.
-    #[serde(flatten)]
-    pub rephrases: Rephrases,
-    /// At how many of a step's records the loss looks: a sample, for an edit among many is cheap and looking at it is not. All where
-    /// nothing is said. Edits that are made together with none of these are not made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub looked_at: Option<usize>,
-    /// Out-of-scope prompts a record.
-    #[serde(default = "one")]
-    pub out_of_scope: usize,
-    /// Of out-of-scope prompts.
-    #[serde(flatten)]
-    pub near: Near,
-    /// Running text that is to stay as it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<TextSettings>,
-}
-
-/// Keys of a `scope` with rephrases; the edit's own prompt is one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Rephrases {
-    /// In-scope prompts a record.
-    pub in_scope: usize,
-}
-
-impl Default for Rephrases {
-    fn default() -> Self {
-        Rephrases { in_scope: 1 }
-    }
-}
-
-/// Keys of `out_of_scope` above 0.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Near {
-    /// Which tokens of an out-of-scope text the KL term reads.
-    pub kl: KlTokens,
-    /// Weights of the classes of out-of-scope prompts; a class not named weighs 1 where none is named, else 0.
-    pub mix: BTreeMap<String, f64>,
-}
-
-/// Keys of `[train]` that MEND alone has.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct MendTrainSettings {
-    /// The edit rates' learning rate at its height.
-    pub edit_rate_learning_rate: f64,
-    /// Memory, in GB, for the hidden states of texts that are met more than once; what does not fit is dropped by age, and with 0
-    /// nothing is kept.
-    pub hidden_memory_gb: f64,
-}
-
-impl Default for MendTrainSettings {
-    fn default() -> Self {
-        MendTrainSettings { edit_rate_learning_rate: 1e-4, hidden_memory_gb: 2.0 }
-    }
-}
-
-impl MendTrainSettings {
-    /// From these keys of the section `[train]`; `origin` names its file in errors.
-    ///
-    /// # Errors
-    /// A value of the wrong type or out of range.
-    pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
-        let settings: MendTrainSettings = choice::read("train", given, origin)?;
-        settings.check()?;
-        Ok(settings)
-    }
-
-    fn check(&self) -> Result<()> {
-        within("train.hidden_memory_gb", self.hidden_memory_gb, 0.0, 1e6)?;
-        within("train.edit_rate_learning_rate", self.edit_rate_learning_rate, 0.0, 10.0)
-    }
-}
-
-impl MendLossSettings {
-    /// From the section `[loss]` of a config; `origin` names its file in errors.
-    ///
-    /// # Errors
-    /// A key that is not known, or that the choices made do not use; a value of the wrong type.
-    pub fn read(given: &toml::Table, origin: &str) -> Result<Self> {
-        let settings: MendLossSettings = choice::read("loss", given, origin)?;
-        settings.check(given)?;
-        Ok(settings)
-    }
-
-    /// # Errors
-    /// A key of `given` that the choices made do not use; nothing to learn.
-    pub(super) fn check(&self, given: &toml::Table) -> Result<()> {
-        choice::check("loss", given, self.scope)?;
-        refuse_at_zero("loss", given, ("out_of_scope", self.out_of_scope as f64), fields::<Near>())?;
-        refuse_at_zero("loss", given, ("edit", self.edit), &["scope", "in_scope"])?;
-        refuse_at_zero("loss", given, ("locality", self.locality), &["out_of_scope", "kl", "mix"])?;
-        if self.edit == 0.0 && self.locality == 0.0 {
-            return Err(Error::Config("loss.edit and loss.locality are both 0: there is nothing to learn".into()));
-        }
-        if self.looked_at == Some(0) {
-            return Err(Error::Config(
-                "loss.looked_at must be at least 1: the loss looks at so many of a step's records".into(),
-            ));
-        }
-        self.text.as_ref().map_or(Ok(()), TextSettings::check)
-    }
-}
-
-fn edit() -> f64 {
-    0.1
-}
-
-fn locality() -> f64 {
-    1.0
-}
-
-fn one() -> usize {
-    1
-}
+use crate::train::learned::{Group, LearnedEditor, StepLoss, Watch};
+use crate::train::loss::{EditAndLocality, Reads, check_classes, check_weights, edit_and_locality};
+use crate::train::lower_layers::LowerLayers;
+use crate::train::methods::{self, Beginning, Planned, Sections};
+use crate::train::rledit::{Compat, Episode};
+use crate::train::settings::Together;
+use crate::train::text::{Window, Windows};
 
 /// What a config says of MEND.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -199,6 +75,10 @@ impl methods::Training for Training {
         })
     }
 
+    fn held(&self, planned: &Planned<'_>) -> Result<Vec<Held>> {
+        held::held(&self.editor, &self.loss, &self.train, planned)
+    }
+
     fn begin(&self, beginning: &Beginning<'_>) -> Result<MendTrainer> {
         let Beginning { base, settings, place, .. } = beginning;
         let mend = Mend::new(self.editor.clone(), &base.base().decoder.spec, *place)?;
@@ -208,49 +88,13 @@ impl methods::Training for Training {
     }
 }
 
-/// Where the edit loss is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scope {
-    /// On rephrases: the edit has to generalise.
-    #[default]
-    Rephrase,
-    /// On rephrases and the edit's own prompt alike.
-    Both,
-    /// On the edit's own prompt, as EasyEdit has it: nothing asks it to generalise.
-    Edit,
-}
-
-impl Choice for Scope {
-    const KEY: &'static str = "scope";
-    const VALUES: &'static [Self] = &[Scope::Rephrase, Scope::Both, Scope::Edit];
-
-    fn keys(self) -> &'static [&'static str] {
-        match self {
-            Scope::Rephrase | Scope::Both => fields::<Rephrases>(),
-            Scope::Edit => &[],
-        }
-    }
-}
-
-/// Which tokens the KL term reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KlTokens {
-    /// Every token of prompt and answer.
-    #[default]
-    All,
-    /// The answer's tokens, as EasyEdit has it.
-    Answer,
-}
-
 /// MEND with what it learns from.
 #[derive(Clone)]
 pub struct MendTrainer {
-    pub(super) mend: Mend,
+    pub(in crate::train) mend: Mend,
     /// What an archive of it has as its settings.
     settings: LearnedEditorSettings,
-    pub(super) base: Edited,
+    pub(in crate::train) base: Edited,
     lower_layers: LowerLayers,
     loss: MendLossSettings,
     /// The windows of `loss.text`.
@@ -258,16 +102,16 @@ pub struct MendTrainer {
     /// Records whose edits are applied together.
     together: Together,
     /// Where edits follow each other: how a step looks back.
-    pub(super) episode: Option<Episode>,
+    pub(in crate::train) episode: Option<Episode>,
     /// The norm to which the running sum of an episode's gradients is clipped after each turn, where that is done at all.
-    pub(super) clip_of_turns: Option<f64>,
+    pub(in crate::train) clip_of_turns: Option<f64>,
     learning_rate: f64,
     own: MendTrainSettings,
 }
 
 /// Parts of a batch that run side by side, each with running figures and gradients of its own. As many as cores would give other bits
 /// on other machines.
-pub(super) const PARTS: usize = 2;
+pub(in crate::train) const PARTS: usize = 2;
 
 /// Records whose texts are tokenised between two looks at whether to go on.
 const AT_ONCE: usize = 1024;
@@ -346,48 +190,6 @@ impl MendTrainer {
         &self.mend
     }
 
-    fn weight(&self, class: &str) -> f64 {
-        weight_of(&self.loss.near.mix, class)
-    }
-
-    /// Out-of-scope prompts a record.
-    fn near(&self) -> usize {
-        if self.loss.locality == 0.0 { 0 } else { self.loss.out_of_scope }
-    }
-
-    /// The prompts of a record at which the edit loss may be taken.
-    fn in_scope<'a>(&self, record: &'a EditRecord) -> Vec<&'a String> {
-        let pool: Vec<&String> = match self.loss.scope {
-            Scope::Rephrase => record.rephrases.iter().collect(),
-            Scope::Both => record.rephrases.iter().chain([&record.prompt]).collect(),
-            Scope::Edit => vec![],
-        };
-        if pool.is_empty() { vec![&record.prompt] } else { pool }
-    }
-
-    /// An out-of-scope text up to the last cell at which the KL term reads, and these cells.
-    fn out_of_scope(&self, probe: &Probe, between: Option<&str>) -> Result<(Vec<u32>, Vec<usize>)> {
-        let tokenizer = &self.base.base().tokenizer;
-        let (mut ids, answer) = match &probe.target {
-            Some(target) => {
-                let text = tokenizer.continuation(&probe.prompt, target, between)?;
-                let answer = text.reads();
-                (text.ids, answer)
-            }
-            None => {
-                let ids = tokenizer.encode_prompt(&probe.prompt)?;
-                let last = ids.len() - 1;
-                (ids, last..last + 1)
-            }
-        };
-        let cells = match self.loss.near.kl {
-            KlTokens::All => 0..ids.len(),
-            KlTokens::Answer => answer,
-        };
-        ids.truncate(cells.end);
-        Ok((ids, cells.collect()))
-    }
-
     /// The records of a step at which the loss looks: its first; in an episode as many of each turn. Records are drawn, so any are as good.
     fn looked_at(&self, records: usize, together: usize) -> Vec<bool> {
         let most = self.loss.looked_at.unwrap_or(records);
@@ -407,7 +209,7 @@ impl MendTrainer {
         if !looked_at {
             return Ok(RecordTexts { edit, in_scope: vec![], out_of_scope: vec![], windows: vec![] });
         }
-        let mut pool = self.in_scope(record);
+        let mut pool = self.loss.in_scope(record);
         let in_scope = (0..self.loss.rephrases.in_scope.min(pool.len())).map(|_| {
             let prompt = pool.swap_remove(rng.random_range(0..pool.len()));
             tokenizer.continuation(prompt, &record.target_new, between)
@@ -416,11 +218,14 @@ impl MendTrainer {
         for text in &in_scope {
             check_targets(&self.base, text.target())?;
         }
-        let near = draw_locality(record, self.near(), |class| self.weight(class), rng);
+        let near = draw_locality(record, self.loss.near(), |class| self.loss.weight(class), rng);
         Ok(RecordTexts {
             edit,
             in_scope,
-            out_of_scope: near.into_iter().map(|probe| self.out_of_scope(probe, between)).collect::<Result<_>>()?,
+            out_of_scope: near
+                .into_iter()
+                .map(|probe| self.loss.out_of_scope(tokenizer, probe, between))
+                .collect::<Result<_>>()?,
             windows: vec![],
         })
     }
@@ -431,27 +236,8 @@ impl MendTrainer {
         Ok(self.mend.settings.edit_tokens.of(&edit))
     }
 
-    /// All texts that a record can ask, as far as the model reads them.
-    fn all_texts(&self, record: &EditRecord) -> Result<Vec<Vec<u32>>> {
-        let between = record.separator.as_deref();
-        let mut texts = vec![];
-        for prompt in self.in_scope(record).into_iter().chain([&record.prompt]) {
-            let mut ids = self.base.base().tokenizer.continuation(prompt, &record.target_new, between)?.ids;
-            ids.pop();
-            texts.push(ids);
-        }
-        let drawn = record.locality.iter().filter(|(class, _)| self.weight(class) > 0.0);
-        // Its own fact is a neighbour of the other records.
-        let own = [OTHER_RECORDS, SAME_OLD_OBJECT].iter().any(|class| self.weight(class) > 0.0);
-        let own = if own { record.fact() } else { None };
-        for probe in drawn.flat_map(|(_, probes)| probes).chain(&own) {
-            texts.push(self.out_of_scope(probe, between)?.0);
-        }
-        Ok(texts)
-    }
-
     /// The edits' own gradients, on the model as it is.
-    pub(super) fn capture(&self, model: &Edited, edits: &[&[RecordTexts]]) -> Result<Captured> {
+    pub(in crate::train) fn capture(&self, model: &Edited, edits: &[&[RecordTexts]]) -> Result<Captured> {
         let rows: Vec<&Continuation> = edits.iter().flat_map(|edit| edit.iter().map(|texts| &texts.edit)).collect();
         let owners: Vec<usize> =
             edits.iter().enumerate().flat_map(|(owner, edit)| edit.iter().map(move |_| owner)).collect();
@@ -460,7 +246,7 @@ impl MendTrainer {
     }
 
     /// What some edits add to a step's loss. `tap` is what changes the model: the rows of an edit bear its number.
-    pub(super) fn part(&self, look: Look<'_>, edits: &[&[RecordTexts]], tap: &mut dyn Tap) -> Result<Share> {
+    pub(in crate::train) fn part(&self, look: Look<'_>, edits: &[&[RecordTexts]], tap: &mut dyn Tap) -> Result<Share> {
         let facts = self.facts(look, edits, tap)?;
         let (surrogate, text_kl) = match self.running_text(look, edits, tap)? {
             Some(text) => (facts.surrogate + text.surrogate, text.kl),
@@ -576,7 +362,7 @@ impl MendTrainer {
     }
 
     /// The editor with leaves of its own. Graphs that share a leaf share a tape, and the first backward pass consumes it.
-    pub(super) fn own(&self) -> Mend {
+    pub(in crate::train) fn own(&self) -> Mend {
         let mut mend = self.mend.clone();
         mend.network = mend.network.clone().fork(&mend.network.rates.val().device());
         mend
@@ -585,7 +371,7 @@ impl MendTrainer {
 
 /// What a step's loss is made of, before weights.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Terms {
+pub(in crate::train) struct Terms {
     /// NLL in scope.
     pub nll: f64,
     /// KL out of it.
@@ -606,7 +392,7 @@ impl AddAssign for Terms {
 }
 
 /// What a part of a step adds to its loss: a tensor with its gradient, and its terms.
-pub(super) struct Share {
+pub(in crate::train) struct Share {
     pub surrogate: Tensor<1>,
     pub terms: Terms,
 }
@@ -622,7 +408,7 @@ impl<'a> Look<'a> {
 
 /// How edits are looked at.
 #[derive(Clone, Copy)]
-pub(super) struct Look<'a> {
+pub(in crate::train) struct Look<'a> {
     /// The model that they change.
     pub model: &'a Edited,
     /// What a record counts in the loss.
@@ -632,18 +418,18 @@ pub(super) struct Look<'a> {
 }
 
 /// The texts that a record is trained on in a step.
-pub(super) struct RecordTexts {
+pub(in crate::train) struct RecordTexts {
     edit: Continuation,
     in_scope: Vec<Continuation>,
     /// Each with the cells at which the KL term reads.
     out_of_scope: Vec<(Vec<u32>, Vec<usize>)>,
     /// Running text that is read with the record's edit.
-    pub(super) windows: Vec<Window>,
+    pub(in crate::train) windows: Vec<Window>,
 }
 
 impl RecordTexts {
     /// Whether the loss looks at it; every record has a text in scope.
-    pub(super) fn looked_at(&self) -> bool {
+    pub(in crate::train) fn looked_at(&self) -> bool {
         !self.in_scope.is_empty()
     }
 
@@ -711,13 +497,14 @@ impl LearnedEditor for MendTrainer {
             Source::Records(records) if draws > source.len() as u64 => records.all(),
             _ => &[],
         };
+        let (tokenizer, loss) = (&self.base.base().tokenizer, &self.loss);
         let threads = parallel::parts(&self.base.base().decoder.device());
         let mut texts: BTreeSet<Vec<u32>> = self.text.iter().flat_map(|text| text.all.iter().cloned()).collect();
         let mut done = 0;
         for some in records.chunks(AT_ONCE) {
             let parts = some.chunks(some.len().div_ceil(threads)).collect();
             let tokenised = parallel::run(parts, |records: &[EditRecord]| {
-                records.iter().map(|record| self.all_texts(record)).collect::<Result<Vec<_>>>()
+                records.iter().map(|record| loss.all_texts(tokenizer, record)).collect::<Result<Vec<_>>>()
             })?;
             texts.extend(tokenised.into_iter().flatten().flatten());
             done += some.len();
@@ -797,7 +584,7 @@ impl LearnedEditor for MendTrainer {
     }
 
     fn neighbours(&self) -> usize {
-        self.near()
+        self.loss.near()
     }
 }
 
