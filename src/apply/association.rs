@@ -49,13 +49,14 @@ impl Association {
         let left = longest + texts.row - right;
         let cone = Pass { rows, tokens: right, past: left };
         let reads = requests * (contexts * texts.target + 1);
-        let layers = if work.in_file { 1 } else { above };
+        // Where matrices stay in their file, δ is found layer by layer, and each layer's are cast for its graph.
+        let (layers, cast) = if work.in_file { (1, spec.layers_bytes(spec.depth() - 1)) } else { (above, 0) };
         let descent = spec.past_bytes(Pass::new(rows, left), above)
             + spec.graph_bytes(cone, layers)
             + 6 * spec.logits_bytes(reads);
         let below = spec.block_bytes(Pass::new(rows, left + right));
         let layers = if self.statistics().is_some() { self.layers.len() } else { 0 };
-        OfEditor { kept: statistics::bytes_of(spec, layers), edit: descent.max(below) }
+        OfEditor { kept: statistics::bytes_of(spec, layers), edit: cast + descent.max(below) }
     }
 
     /// The context templates, and how they are sampled where there are none.

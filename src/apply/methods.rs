@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::memory::{Search, from_archive};
 use super::settings::{MethodSettings, read};
-use super::{alphaedit, emmet, fine_tuning, ike, knowledge_neurons, lookup, memit, rome, ultraedit};
+use super::{alphaedit, emmet, fine_tuning, ike, knowledge_neurons, lookup, lora, memit, rome, ultraedit};
 use crate::edit::{Edit, Memory, Route};
 use crate::error::{Error, Result};
 use crate::network::learned;
@@ -26,8 +26,9 @@ pub(super) struct Method {
 /// See [`Method::consults`].
 pub(super) type Consults = fn(&Edit, &Memory, &Search<'_>) -> Result<Arc<dyn Route>>;
 
-static METHODS: [Method; 9] = [
+static METHODS: [Method; 10] = [
     method::<fine_tuning::FineTuningSettings>(fine_tuning::NAME),
+    method::<lora::LoraSettings>(lora::NAME),
     method::<rome::RomeSettings>(rome::NAME),
     method::<memit::MemitSettings>(memit::NAME),
     method::<emmet::EmmetSettings>(emmet::NAME),

@@ -8,12 +8,14 @@ pub mod fine_tuning;
 pub mod ike;
 pub mod knowledge_neurons;
 pub mod lookup;
+pub mod lora;
 pub mod memit;
 pub mod memory;
 mod methods;
 pub mod prepared;
 pub mod rome;
 mod settings;
+pub mod tuning;
 pub mod ultraedit;
 pub mod value;
 

@@ -58,7 +58,7 @@ mod tests {
     fn there_is_a_config_that_reads_for_each_method_and_model() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
         for model in ["pocket", "smollm2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2xl", "llama2-7b"] {
-            for method in ["ft", "ft-l", "ft-kl", "rome", "memit", "emmet", "alphaedit", "kn"] {
+            for method in ["ft", "ft-l", "ft-kl", "lora", "rome", "memit", "emmet", "alphaedit", "kn"] {
                 Config::read(&folder.join(format!("{method}-{model}.toml")), &[]).unwrap();
             }
         }

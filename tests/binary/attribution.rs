@@ -16,7 +16,7 @@ use crate::common::{
 /// The subject stands last, where an edit tells most in models that know nothing.
 const PROMPT: &str = "A king sails to Lake Orrin";
 const MODELS: [&str; 2] = ["gpt2-tiny", "llama-tiny"];
-const METHODS: [&str; 6] = ["fine_tuning", "rome", "memit", "emmet", "alphaedit", "knowledge_neurons"];
+const METHODS: [&str; 7] = ["fine_tuning", "lora", "rome", "memit", "emmet", "alphaedit", "knowledge_neurons"];
 /// Those that edit at the subject.
 const OF_SUBJECTS: [&str; 4] = ["rome", "memit", "emmet", "alphaedit"];
 /// Rows that are shorter than the context of 64.
@@ -60,6 +60,7 @@ fn statistics(model: &str) -> PathBuf {
 fn config(place: &TestFolder, model: &str, method: &str) -> PathBuf {
     let own = match method {
         "fine_tuning" => "layers = [1]\nlearning_rate = 0.05\nsteps = 60",
+        "lora" => "layers = [1]\nweights = [\"mlp.up\", \"mlp.down\"]\nrank = 4\nlearning_rate = 0.05\nsteps = 60",
         "rome" => "layers = [1]",
         "memit" => "layers = [0, 1]\ncovariance_weight = 1.0",
         "emmet" => "layers = [0, 1]\nridge = 0.0",
@@ -486,11 +487,14 @@ fn settings_that_are_wrong() {
         }
     }
     for (method, set, words) in [
-        ("rome", "editor.method=romme", &["romme", "known: \"fine_tuning\", \"rome\", \"memit\""][..]),
+        ("rome", "editor.method=romme", &["romme", "known: \"fine_tuning\", \"lora\", \"rome\", \"memit\""][..]),
         ("rome", "editor.method=mend", &["\"mend\"", "`emend train`", "--archive"]),
         ("rome", "editor.layers=[0, 1]", &["editor.layers", "one layer", "MEMIT"]),
         ("fine_tuning", "editor.norm_constraint=-1", &["editor.norm_constraint = -1", "between 0 and"]),
         ("fine_tuning", "editor.kl=1", &["editor.kl", "editor.locality = \"FILE\""]),
+        ("lora", "editor.rank=0", &["editor.rank = 0", "between 1 and"]),
+        ("lora", "editor.rank=1000", &["editor.rank = 1000", "no rank is above its smaller side"]),
+        ("lora", "editor.weights=[\"attention.qery\"]", &["attention.qery"]),
         ("memit", "editor.covariance_weight=0", &["editor.covariance_weight = 0"]),
         ("alphaedit", "editor.null_space_threshold=1e-9", &["no eigenvalue of layer 0's C is below it", "least: "]),
         ("knowledge_neurons", "editor.threshold=2", &["editor.threshold = 2", "between 0 and 1"]),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 use emend::apply::fine_tuning::FineTuning;
+use emend::apply::lora::Lora;
 use emend::apply::{Editor, Prepared};
 use emend::edit::{Change, Delta, EditRequest, Edited, WeightChange};
 use emend::model::tap::{NoTap, Role, Weight};
@@ -161,4 +162,44 @@ fn settings_that_cannot_be_are_refused() {
     };
     refused("early_stop = nan", "editor.early_stop = NaN");
     refused("kl = 1.0", "name a file of texts");
+}
+
+/// Two plain steps of LoRA, from fine-tuning's own: a step of it is `−lr · G`, and G is all that LoRA's gradients are made of.
+#[test]
+fn factors_follow_the_gradient_of_their_product() {
+    const RATE: f64 = 0.05;
+    let base = base();
+    let request = EditRequest::new(PROMPT, TARGET);
+    let shared = "layers = [1]\nearly_stop = 0.0\noptimizer = \"sgd\"\nlearning_rate = 0.05\nweights = [\"mlp.down\"]";
+    let prepared = || Prepared { statistics: None, seed: 0, progress: Box::new(|_| {}) };
+    let factors = |steps: usize| -> [Tensor<2>; 2] {
+        let settings = format!("{shared}\nsteps = {steps}\nrank = 3\nalpha = 6.0");
+        let lora = Lora::new(settings_of(&settings), prepared(), vec![]).unwrap();
+        let edit = lora.edit(&base, std::slice::from_ref(&request)).unwrap();
+        let Change::Weights(mut change) = edit.change else { unreachable!() };
+        match change.matrices.remove(&at()).unwrap() {
+            // The edit holds (α / r) A.
+            Delta::LowRank { a, b } => [a.div_scalar(2.0), b],
+            Delta::Dense(_) => panic!("not in factors"),
+        }
+    };
+    let gradient = |model: &Edited| -> Tensor<2> {
+        let settings = format!("{shared}\nsteps = 1\nbiases = false");
+        let tuning = FineTuning::new(settings_of(&settings), prepared(), vec![]).unwrap();
+        let edit = tuning.edit(model, std::slice::from_ref(&request)).unwrap();
+        let Change::Weights(mut change) = edit.change else { unreachable!() };
+        change.matrices.remove(&at()).unwrap().dense().div_scalar(-RATE)
+    };
+    // B is 0 at first: A has no gradient, and stays.
+    let ([a1, b1], g0) = (factors(1), gradient(&base));
+    let step = a1.clone().transpose().matmul(g0).mul_scalar(-2.0 * RATE);
+    assert!(difference(&values(b1.clone()), &values(step)) < 1e-12);
+    assert!(values(a1.clone()).iter().all(|value| value.abs() <= 1.0 / (a1.dims()[0] as f64).sqrt()));
+    let delta = Delta::LowRank { a: a1.clone().mul_scalar(2.0), b: b1.clone() };
+    let change = WeightChange { matrices: [(at(), delta)].into(), biases: Default::default() };
+    let g1 = gradient(&base.with_change(&change).unwrap());
+    let [a2, b2] = factors(2);
+    let a = a1.clone() - g1.clone().matmul(b1.clone().transpose()).mul_scalar(2.0 * RATE);
+    let b = b1 - a1.transpose().matmul(g1).mul_scalar(2.0 * RATE);
+    assert!(difference(&values(a2), &values(a)) < 1e-12 && difference(&values(b2), &values(b)) < 1e-12);
 }

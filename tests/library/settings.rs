@@ -8,6 +8,7 @@ use emend::apply::alphaedit::{AlphaEdit, AlphaEditSettings};
 use emend::apply::emmet::{Emmet, EmmetSettings};
 use emend::apply::fine_tuning::{FineTuning, FineTuningSettings};
 use emend::apply::knowledge_neurons::{KnowledgeNeurons, KnowledgeNeuronsSettings};
+use emend::apply::lora::{Lora, LoraSettings};
 use emend::apply::memit::{Memit, MemitSettings};
 use emend::apply::rome::{Rome, RomeSettings};
 use emend::apply::{Editor, MethodSettings};
@@ -94,6 +95,28 @@ const ASSOCIATION: [(&str, &str); 9] = [
 
 fn association(more: &str) -> String {
     format!("layers = [1]\nstatistics = \"s\"\nsteps = 6\nclamp = 4.0\nweight_decay = 0.01\n{more}\n{CONTEXT}")
+}
+
+#[test]
+fn of_lora() {
+    let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
+    let texts = ["Under the hill seven stone names", "The river of kings", "A stone is old", "Names of Ost"];
+    let texts: Vec<Vec<u32>> = texts.iter().map(|text| base.base().tokenizer.encode(text).unwrap()).collect();
+    let section = "layers = [1]\nlearning_rate = 1e-2\nsteps = 4\nrank = 2\nkl = 1.0\nlocality = \"f\"";
+    let others = [
+        ("layers", "[0]"),
+        ("learning_rate", "2e-2"),
+        ("steps", "2"),
+        ("rank", "3"),
+        ("early_stop", "1e9"),
+        ("kl", "50.0"),
+        ("locality_texts", "1"),
+        ("seed", "1"),
+        ("alpha", "8.0"),
+    ];
+    each_counts::<LoraSettings>(section, &others, |settings| {
+        Box::new(Lora::new(settings, prepared(None), texts.clone()).unwrap())
+    });
 }
 
 #[test]
