@@ -51,7 +51,7 @@ fn alpha() -> f64 {
 impl super::MethodSettings for LoraSettings {
     fn defaults() -> toml::Table {
         toml::toml! {
-            steps = 50
+            steps = 200
             weights = ["attention.query", "attention.value"]
         }
     }

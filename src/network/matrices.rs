@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::stack::sizes::Pass;
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::stack::taps::{GradientProbes, Inputs, cells};
-use crate::model::tap::{NoTap, Weight};
+use crate::model::tap::{NoTap, Role, Weight};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
 use crate::plan::{Lengths, Work, size};
@@ -189,7 +189,9 @@ impl Matrices {
         let (spec, Lengths { row, target, .. }) = (work.spec, work.texts);
         let (pass, above) = (Pass::new(requests, row), spec.depth() - self.lowest_layer());
         let channels: usize = self.each.iter().map(|matrix| self.shapes[matrix.shape].iter().sum::<usize>()).sum();
-        let cast = if work.in_file { spec.layers_bytes(self.lowest_layer()) } else { 0 };
+        // Of the lowest layer what is above its edited matrices, the down-projection at least.
+        let of_lowest = 4 * spec.shape(Role::MlpDown).iter().product::<usize>() as u64;
+        let cast = if work.in_file { spec.layers_bytes(self.lowest_layer() + 1) + of_lowest } else { 0 };
         let factors = 2 * 4 * (pass.cells() * channels) as u64;
         spec.graph_bytes(pass, above) + 5 * spec.logits_bytes(requests * target) + factors + cast
     }
