@@ -17,7 +17,7 @@ use crate::data::objective::Objective;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
 use crate::error::Result;
 use crate::model::Model;
-use crate::model::tap::{Role, Weight};
+use crate::model::tap::Weight;
 use crate::plan::{OfEditor, Work};
 use crate::sections::choice::{self, fields};
 use crate::sections::within;
@@ -45,9 +45,7 @@ fn yes() -> bool {
 
 impl super::MethodSettings for FineTuningSettings {
     fn defaults() -> toml::Table {
-        let mut table = toml::toml! { steps = 25 };
-        table.insert("weights".into(), toml::Value::Array(vec![Role::MlpDown.to_string().into()]));
-        table
+        toml::toml! { weights = ["mlp.down"] }
     }
 
     fn check_used(&self, given: &toml::Table) -> Result<()> {

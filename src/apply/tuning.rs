@@ -40,9 +40,11 @@ use crate::{parallel, paths, random};
 pub struct TuningSettings {
     /// The layers.
     pub layers: Vec<usize>,
-    /// The weights in each.
+    /// The weights in each; each method has its own where nothing is said.
+    #[serde(default)]
     pub weights: Vec<String>,
-    /// Updates at most.
+    /// Updates at most; each method has its own number where nothing is said.
+    #[serde(default = "steps")]
     pub steps: usize,
     /// The optimiser's.
     pub learning_rate: f64,
@@ -63,6 +65,9 @@ pub struct TuningSettings {
     pub compat: Compat,
 }
 
+fn steps() -> usize {
+    25
+}
 fn early_stop() -> f64 {
     1e-2
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::common::{TestFolder, json, refused, run, stdout, text, training, wrong_usage};
+use crate::common::{TestFolder, json, refused, run, sets, stdout, text, training, wrong_usage};
 
 /// Command lines of all commands that plan, on the embedded model; what each would write lies in the folder.
 fn commands(place: &TestFolder) -> Vec<Vec<String>> {
@@ -104,31 +104,29 @@ fn what_is_beyond_the_limit_is_refused_before_it_begins() {
     }
 }
 
-/// What is kept under a limit decides nothing: a training goes on under another one.
+/// What a long training would keep is cut to what there is room for.
 #[test]
 fn a_training_keeps_fewer_states_under_a_limit() {
     let place = TestFolder::new();
     let (config, out) = (place.gpt2_config(), place.path("out"));
-    place.write("prose.txt", "The river of a valley runs by old mills to the sea.\n".repeat(2000));
-    let args = |limit: Option<u64>, more: &[&str]| -> Vec<String> {
-        let sets =
-            ["loss.text={from=\"prose.txt\", tokens=12, windows=90000}", "train.max_steps=4", "train.validate_every=2"];
-        let sets = sets.iter().flat_map(|set| ["--set".to_owned(), (*set).to_owned()]);
-        let limit = limit.map(|bytes| ["--memory-limit".to_owned(), bytes.to_string()]);
-        let line = training(&config, &out, &[]).into_iter().map(str::to_owned).chain(sets);
-        line.chain(limit.into_iter().flatten()).chain(more.iter().map(|word| (*word).to_owned())).collect()
+    place.write("prose.txt", "The river of a valley runs by old mills to the sea.\n");
+    let sets = sets(&["loss.text={from=\"prose.txt\", tokens=12, windows=900000}", "train.max_steps=1000000"]);
+    let line = [&training(&config, &out, &sets)[..], &["--plan"]].concat();
+    let states = |plan: &Value| -> u64 {
+        let held = plan["held"].as_array().unwrap().iter();
+        let mut kept = held.filter(|held| held["lowered_by"] == "train.hidden_memory_gb");
+        kept.next().unwrap()["bytes"].as_u64().unwrap()
     };
-    let words = |line: &[String]| line.iter().map(String::clone).collect::<Vec<_>>();
-    let line = words(&args(None, &["--plan"]));
-    let plan: Value = json(&line.iter().map(String::as_str).collect::<Vec<_>>());
-    let kept =
-        plan["held"].as_array().unwrap().iter().find(|held| held["lowered_by"] == "train.hidden_memory_gb").unwrap();
-    let (peak, kept) = (plan["peak"]["bytes"].as_u64().unwrap(), kept["bytes"].as_u64().unwrap());
-    assert!(kept > 10_000_000, "{plan}");
-    let line = args(Some(peak - kept / 2), &[]);
-    let output = run(&line.iter().map(String::as_str).collect::<Vec<_>>());
-    stdout(&output);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("so it stays within --memory-limit"), "{output:?}");
-    let line = args(None, &["--resume", "--set", "train.save_minutes=3"]);
-    stdout(&run(&line.iter().map(String::as_str).collect::<Vec<_>>()));
+    let plan = json(&line);
+    let (peak, kept) = (plan["peak"]["bytes"].as_u64().unwrap(), states(&plan));
+    assert!(kept > 500_000_000, "{plan}");
+    let limit = (peak - kept / 2).to_string();
+    let line = [&line[..], &["--memory-limit", &limit, "--json"]].concat();
+    let output = run(&line);
+    let plan: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let apart = states(&plan) as f64 / (kept / 2) as f64;
+    assert!(plan["fits"] == true && (0.9..1.1).contains(&apart), "{plan}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("train.hidden_memory_gb = ") && errors.contains("within --memory-limit"), "{errors}");
+    assert!(!out.exists());
 }
