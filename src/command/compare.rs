@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", required_unless_present = "summarize", conflicts_with = "summarize")]
     pub config: Option<PathBuf>,
     /// Make all tables and the report anew, from the case files of these results alone
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["plan", "memory_limit"])]
     pub summarize: Option<PathBuf>,
     /// The folder of the results; results/NAME, after the configuration's name, unless given
     #[arg(long, value_name = "DIR", conflicts_with = "summarize")]

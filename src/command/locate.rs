@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", required_unless_present = "propose")]
     pub config: Option<PathBuf>,
     /// Try layers on facts, a coarse sweep and then near the best, and print the lines of a config
-    #[arg(long, requires = "model", requires = "facts")]
+    #[arg(long, requires = "model", requires = "facts", conflicts_with_all = ["plan", "memory_limit"])]
     pub propose: bool,
     /// Use another model than the configuration's
     #[arg(long, value_name = "MODEL")]

@@ -35,10 +35,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present_any = ["import", "export"])]
     pub text: Vec<PathBuf>,
     /// Take over second moments that others have published: numpy archives as the ROME and MEMIT authors have them, one a layer
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["text", "tokens", "until", "export"])]
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["text", "tokens", "until", "export", "plan", "memory_limit"])]
     pub import: Vec<PathBuf>,
     /// Write the statistics that are there for the ROME and MEMIT authors' code, a file a layer
-    #[arg(long, num_args = 2, value_names = ["npz", "DIR"], conflicts_with_all = ["text", "tokens", "until"])]
+    #[arg(long, num_args = 2, value_names = ["npz", "DIR"], conflicts_with_all = ["text", "tokens", "until", "plan", "memory_limit"])]
     pub export: Vec<String>,
     /// The layers: 5, 4..8 (both ends), or 4,6,8
     #[arg(long, value_name = "LAYERS")]
