@@ -11,7 +11,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use emend::data::record::{EditRecord, Probe};
 use emend::data::source::Source;
 use emend::data::world::Split;
-use emend::edit::{Change, Delta, Edit, Edited, Provenance, WeightChange};
+use emend::edit::{Change, Delta, Edit, Edited, PassChange, Provenance};
 use emend::evaluate::probe_table;
 use emend::evaluate::probes::Limits;
 use emend::model::Model;
@@ -76,7 +76,7 @@ fn edit(model: &Model) -> Edit {
     let spec = &model.decoder.spec;
     let random = |shape: [usize; 2]| Tensor::random(shape, Distribution::Normal(0.0, 0.01), &Device::flex());
     let delta = Delta::LowRank { a: random([spec.mlp.width, 1]), b: random([1, spec.width]) };
-    let change = WeightChange { matrices: BTreeMap::from([(at, delta)]), biases: BTreeMap::new() };
+    let change = PassChange { matrices: BTreeMap::from([(at, delta)]), ..Default::default() };
     let provenance = Provenance {
         method: "random".into(),
         settings: serde_json::Value::Null,
@@ -88,7 +88,7 @@ fn edit(model: &Model) -> Edit {
         joined: vec![],
         findings: serde_json::Value::Null,
     };
-    Edit::new(provenance, Change::Weights(change), BTreeMap::new())
+    Edit::new(provenance, Change::Pass(change), BTreeMap::new())
 }
 
 fn record() -> EditRecord {

@@ -131,7 +131,7 @@ impl Editor for AlphaEdit {
         let ranks: BTreeMap<usize, usize> = self.bases.iter().map(|(&layer, basis)| (layer, basis.ncols())).collect();
         findings["null_space_ranks"] = serde_json::json!(ranks);
         let provenance = self.provenance(model, requests).with_findings(findings);
-        Ok(Edit::new(provenance, Change::Weights(change), state))
+        Ok(Edit::new(provenance, Change::Pass(change), state))
     }
 
     fn seed(&self) -> u64 {

@@ -105,6 +105,24 @@ pub struct RequestInContexts {
 }
 
 impl RequestInContexts {
+    /// A request as it stands, met at its prompt's last token instead of its subject's. There is no essence beside it: a text's first token stands in, which costs next to nothing.
+    ///
+    /// # Errors
+    /// A text that cannot be tokenised or is longer than the context.
+    pub fn at_last_token(model: &Edited, request: &EditRequest) -> Result<Self> {
+        let row = request.row(&model.base().tokenizer)?;
+        check_length(row.ids.len() - 1, model.base().decoder.spec.context)?;
+        check_targets(model, row.target())?;
+        Ok(RequestInContexts {
+            subjects: vec![row.prompt - 1],
+            essence: row.ids[..1].to_vec(),
+            essence_subject: 0,
+            noise: Noise(vec![None]),
+            objective: request.objective(),
+            rows: vec![row],
+        })
+    }
+
     /// Writes a request into each template, and tokenises it.
     ///
     /// # Errors

@@ -91,7 +91,7 @@ impl Editor for Emmet {
                 constrained(&x, keys, self.settings.ridge)
             })?;
         let provenance = self.provenance(model, requests).with_findings(findings);
-        Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
+        Ok(Edit::new(provenance, Change::Pass(change), BTreeMap::new()))
     }
 
     fn seed(&self) -> u64 {

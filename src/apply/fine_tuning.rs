@@ -14,7 +14,7 @@ use super::Editor;
 use super::prepared::{Prepared, precision};
 use super::tuning::{Held, Tuned, TunedTensor, Tuning, TuningSettings, WeightGradients};
 use crate::data::objective::Objective;
-use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, PassChange};
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::tap::Weight;
@@ -118,10 +118,11 @@ struct Whole {
 }
 
 impl Tuned for Whole {
-    fn change(&self) -> WeightChange {
-        WeightChange {
+    fn change(&self) -> PassChange {
+        PassChange {
             matrices: self.matrices.iter().map(|(&at, tuned)| (at, Delta::Dense(tuned.value.clone()))).collect(),
             biases: self.biases.iter().map(|(&at, tuned)| (at, tuned.value.clone())).collect(),
+            ..PassChange::default()
         }
     }
 
@@ -147,7 +148,7 @@ impl Tuned for Whole {
 impl Editor for FineTuning {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let change = self.tuning.tune(model, requests, || self.begin(model))?;
-        Ok(Edit::new(self.provenance(model, requests), Change::Weights(change), BTreeMap::new()))
+        Ok(Edit::new(self.provenance(model, requests), Change::Pass(change), BTreeMap::new()))
     }
 
     fn takes(&self, _: &Objective) -> bool {

@@ -308,7 +308,7 @@ impl Editor for Ike {
         let texts = texts.collect::<Result<Vec<_>>>()?;
         let provenance = self.provenance(model, &requests);
         let route: Arc<dyn Route> = self.route.clone();
-        let memory = Memory { needs: self.needs.clone(), keys, texts, route: Some(route) };
+        let memory = Memory { needs: self.needs.clone(), keys, texts, values: None, route: Some(route) };
         Ok(Edit::new(provenance, Change::Memory(memory), Default::default()))
     }
 

@@ -21,12 +21,12 @@ use super::Editor;
 use super::contexts::{self, Sampled, templates};
 use super::prepared::{Prepared, check, of_request, precision};
 use crate::edit::likelihood::check_targets;
-use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, PassChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::stack::sizes::Pass;
 use crate::model::stack::taps::{Recorder, cells};
-use crate::model::tap::{NoTap, Place, Role, Site, Stack, Weight};
+use crate::model::tap::{NoTap, Place, Role, Site, Stack, Text, Weight};
 use crate::model::tokens::Tokens;
 use crate::parallel;
 use crate::plan::{OfEditor, Work};
@@ -206,18 +206,18 @@ impl KnowledgeNeurons {
         Ok(KnowledgeNeurons { settings, prepared })
     }
 
-    /// The neurons that bring forth `answer` after the prompts.
+    /// The neurons that bring forth `answer` after the prompts, each with the beginning of an answer perhaps; how many of its tokens are the prompt's stands beside it.
     ///
     /// # Errors
     /// A prompt that the model cannot take.
-    pub fn find(&self, model: &Edited, prompts: &[Vec<u32>], answer: u32) -> Result<Vec<Neuron>> {
+    pub fn find(&self, model: &Edited, prompts: &[(Vec<u32>, usize)], answer: u32) -> Result<Vec<Neuron>> {
         let layers: Vec<usize> = match self.settings.layers.is_empty() {
             true => (0..model.layers()).collect(),
             false => self.settings.layers.clone(),
         };
         let mut counts: BTreeMap<(usize, usize), (usize, f64)> = BTreeMap::new();
-        for ids in prompts {
-            let found = attributions(model, ids, answer, &layers, self.settings.steps)?;
+        for (ids, asked) in prompts {
+            let found = attributions(model, (ids, *asked), answer, &layers, self.settings.steps)?;
             let largest = found.values().flatten().copied().fold(0.0, f64::max);
             for (layer, values) in found {
                 for (neuron, value) in values.into_iter().enumerate() {
@@ -247,7 +247,7 @@ impl KnowledgeNeurons {
         request: &EditRequest,
         templates: &[String],
         taken: &mut BTreeSet<(usize, usize)>,
-    ) -> Result<(WeightChange, Vec<Neuron>)> {
+    ) -> Result<(PassChange, Vec<Neuron>)> {
         let tokenizer = &model.base().tokenizer;
         let asked = templates.iter().map(|template| template.replace("{}", &request.prompt));
         let rephrases = request.rephrases.iter().filter(|_| self.settings.rephrases).cloned();
@@ -271,10 +271,11 @@ impl KnowledgeNeurons {
         let same = same.min(new.len() - 1).min(old.len().saturating_sub(1));
         let prompts = asked.iter().map(|prompt| {
             let mut ids = tokenizer.encode_prompt(prompt)?;
+            let asked = ids.len();
             ids.extend(&new[..same]);
-            Ok(ids)
+            Ok((ids, asked))
         });
-        let prompts = prompts.collect::<Result<Vec<Vec<u32>>>>()?;
+        let prompts = prompts.collect::<Result<Vec<(Vec<u32>, usize)>>>()?;
         let (new, old) = (new[same], old.get(same).copied().unwrap_or(new[same]));
         let neurons = self.find(model, &prompts, old)?;
         let mut by_layer: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -324,7 +325,7 @@ impl KnowledgeNeurons {
             let a = Tensor::<2>::from_data(TensorData::new(places, [d_in, mine.len()]), (&device, dtype));
             matrices.insert(at, Delta::LowRank { a, b });
         }
-        Ok((WeightChange { matrices, biases: BTreeMap::new() }, neurons))
+        Ok((PassChange { matrices, ..Default::default() }, neurons))
     }
 }
 
@@ -349,7 +350,7 @@ impl Editor for KnowledgeNeurons {
         }
         let findings = serde_json::json!({"layers": model.layers(), "neurons": found});
         let provenance = self.provenance(model, requests).with_findings(findings);
-        Ok(Edit::new(provenance, Change::Weights(WeightChange::sum(changes.iter())), BTreeMap::new()))
+        Ok(Edit::new(provenance, Change::Pass(PassChange::sum(changes.iter())), BTreeMap::new()))
     }
 
     fn seed(&self) -> u64 {
@@ -367,21 +368,21 @@ impl Editor for KnowledgeNeurons {
 /// A text that the model cannot take.
 pub fn attributions(
     model: &Edited,
-    ids: &[u32],
+    (ids, asked): (&[u32], usize),
     answer: u32,
     layers: &[usize],
     steps: usize,
 ) -> Result<BTreeMap<usize, Vec<f64>>> {
     let last = ids.len().checked_sub(1).ok_or_else(|| Error::Input("there is no token to read".into()))?;
     let site = |layer, place| Site { stack: Stack::Decoder, layer, place };
-    let mut past = model.past();
+    let (mut past, text) = (model.past(), Text::new(&ids[..asked.min(ids.len())]));
     if last > 0 {
-        let left = Tokens::new(vec![ids[..last].to_vec()]);
+        let left = Tokens::new(vec![ids[..last].to_vec()]).of([text.clone()]);
         let hidden = model.embed(&left, &mut NoTap)?;
         model.blocks(hidden, 0..model.layers(), left.span(), Some(&mut past), &mut NoTap)?;
     }
     // The last token by itself, on what stands left of it.
-    let here = Tokens::placed(vec![vec![ids[last]]], vec![(0, last)]);
+    let here = Tokens::placed(vec![vec![ids[last]]], vec![(0, last)]).of([text.clone()]);
     let wanted = layers
         .iter()
         .flat_map(|&layer| [site(layer, Place::MlpHidden), site(layer, Place::MlpOut), site(layer, Place::BlockOut)]);
@@ -389,7 +390,8 @@ pub fn attributions(
     let hidden = model.embed(&here, &mut NoTap)?;
     model.blocks(hidden, 0..model.layers(), here.span(), Some(&mut past.clone()), &mut recorder)?;
 
-    let many = Tokens::placed(vec![vec![ids[last]]; steps], (0..steps).map(|step| (step, last)).collect());
+    let many = Tokens::placed(vec![vec![ids[last]]; steps], (0..steps).map(|step| (step, last)).collect())
+        .of(vec![text; steps]);
     let past = past.select(&vec![0; steps]);
     let reads: Vec<(usize, usize)> = (0..steps).map(|row| (row, 0)).collect();
     let of_layer = |layer: usize| -> Result<(usize, Vec<f64>)> {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Editor;
 use super::memory::Search;
+use super::nearest::{Nearest, Rows, nearest};
 use super::prepared::Prepared;
 use crate::edit::likelihood::buckets;
 use crate::edit::memory::{Answer, Consulted, Recall, settled};
@@ -93,7 +94,7 @@ impl Editor for Lookup {
         }
         let provenance = self.provenance(model, &requests);
         let route: Arc<dyn Route> = Arc::new(LookupRoute { settings: self.settings.clone(), width: keys.dims()[1] });
-        let memory = Memory { needs, keys, texts: vec![], route: Some(route) };
+        let memory = Memory { needs, keys, texts: vec![], values: None, route: Some(route) };
         Ok(Edit::new(provenance, Change::Memory(memory), Default::default()))
     }
 
@@ -120,8 +121,8 @@ fn states(model: &Edited, settings: &LookupSettings, prompts: &[String]) -> Resu
         let cells = tokens.span().width;
         let hidden: Vec<f32> = hidden.into_data().iter::<f32>().collect();
         for (place, &row) in batch.iter().enumerate() {
-            let read = tokens.span().rows[place];
-            let length = if read.source > 0 { read.source } else { read.len };
+            let read = &tokens.span().rows[place];
+            let length = if read.text.source > 0 { read.text.source } else { read.len };
             let read = match settings.state {
                 State::Last => length - 1..length,
                 State::Mean => usize::from(length > 1)..length,
@@ -177,23 +178,13 @@ impl Route for LookupRoute {
         if prompts.is_empty() {
             return Ok(vec![]);
         }
-        let entries = recall.requests.len();
         let found = states(&recall.model, &self.settings, prompts)?;
-        let keys = recall.keys.clone().cast(found.dtype());
-        // ‖h − k‖² = ‖h‖² + ‖k‖² − 2⟨h, k⟩: one product finds the nearest.
-        let squares = |rows: &Tensor<2>| rows.clone().square().sum_dim(1);
-        let products = found.clone().matmul(keys.clone().transpose()).mul_scalar(-2.0);
-        let distances = products + squares(&found) + squares(&keys).transpose();
-        let elements = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect::<Vec<f32>>();
-        let (distances, found, keys) = (elements(distances), elements(found), elements(keys));
-        let said = distances.chunks(entries).zip(found.chunks(self.width)).map(|(row, state)| {
-            // Of equally near ones the later.
-            let entry = (0..entries).min_by(|a, b| row[*a].total_cmp(&row[*b]).then(b.cmp(a)))?;
-            // The product loses the digits of a small distance: that of the nearest is taken by itself.
-            let key = &keys[entry * self.width..][..self.width];
-            let apart: f64 = key.iter().zip(state).map(|(k, h)| (f64::from(*k) - f64::from(*h)).powi(2)).sum();
-            let length: f64 = key.iter().map(|k| f64::from(*k).powi(2)).sum();
-            let distance = (apart / length.max(f64::MIN_POSITIVE)).sqrt();
+        let (found, keys) = (Rows::new(&found), Rows::new(&recall.keys));
+        let nearest = nearest(&found, &keys, |_, _| true);
+        let said = nearest.into_iter().map(|nearest| {
+            let Nearest { key: entry, distance } = nearest?;
+            let length: f64 = keys.row(entry).iter().map(|k| f64::from(*k).powi(2)).sum();
+            let distance = distance / length.sqrt().max(f64::MIN_POSITIVE);
             let request = &recall.requests[entry];
             let answer = Answer::Target { text: request.target_new.clone(), separator: request.separator.clone() };
             let scope = 1.0 - distance / self.settings.radius.max(f64::MIN_POSITIVE);

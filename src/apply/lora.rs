@@ -15,7 +15,7 @@ use super::Editor;
 use super::prepared::{Prepared, precision};
 use super::tuning::{Tuned, TunedTensor, Tuning, TuningSettings, WeightGradients};
 use crate::data::objective::Objective;
-use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, PassChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::tap::Weight;
@@ -131,13 +131,13 @@ struct Factors {
 }
 
 impl Tuned for Factors {
-    fn change(&self) -> WeightChange {
+    fn change(&self) -> PassChange {
         let delta = |[a, b]: &[TunedTensor<2>; 2]| Delta::LowRank {
             a: a.value.clone().mul_scalar(self.scale),
             b: b.value.clone(),
         };
         let matrices = self.factors.iter().map(|(&at, factors)| (at, delta(factors))).collect();
-        WeightChange { matrices, biases: BTreeMap::new() }
+        PassChange { matrices, ..Default::default() }
     }
 
     fn step(&mut self, gradients: WeightGradients, settings: &TuningSettings, step: usize) {
@@ -155,7 +155,7 @@ impl Tuned for Factors {
 impl Editor for Lora {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let change = self.tuning.tune(model, requests, || self.begin(model))?;
-        Ok(Edit::new(self.provenance(model, requests), Change::Weights(change), BTreeMap::new()))
+        Ok(Edit::new(self.provenance(model, requests), Change::Pass(change), BTreeMap::new()))
     }
 
     fn takes(&self, _: &Objective) -> bool {

@@ -25,7 +25,7 @@ use super::prepared::{Prepared, Progress, check, columns, of_request, tensor};
 use super::value::{AddedTo, Cone, descend};
 use crate::data::objective::Objective;
 use crate::edit::noise::Noise;
-use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, PassChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::layers::norm::Norm;
@@ -114,7 +114,7 @@ impl Editor for Memit {
                 direct(&(c * Scale(weight)), keys)
             })?;
         let provenance = self.provenance(model, requests).with_findings(findings);
-        Ok(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
+        Ok(Edit::new(provenance, Change::Pass(change), BTreeMap::new()))
     }
 
     fn takes(&self, _: &Objective) -> bool {
@@ -165,7 +165,7 @@ pub(super) type Adjust<'a> = &'a mut dyn FnMut(usize, &Mat<f64>) -> Result<Mat<f
 /// The result of spreading.
 pub(super) struct Spread {
     /// Of each layer's down-projection.
-    pub change: WeightChange,
+    pub change: PassChange,
     /// How z was found.
     pub findings: serde_json::Value,
 }
@@ -205,7 +205,7 @@ pub(super) fn spread(
 
     let mut texts = SubjectTexts::new(model, &in_contexts, lowest)?;
     let mut current = model.clone();
-    let mut change = WeightChange::default();
+    let mut change = PassChange::default();
     for (number, &layer) in settings.layers.iter().enumerate() {
         let Seen { keys, values, streams } = texts.seen(&current, layer, last)?;
         let left = settings.layers.len() - number;
@@ -223,7 +223,7 @@ pub(super) fn spread(
             break;
         }
         // The next layer sees this one's change.
-        current = current.with_change(&WeightChange { matrices: [(at, delta)].into(), biases: BTreeMap::new() })?;
+        current = current.with_change(&PassChange { matrices: [(at, delta)].into(), ..Default::default() })?;
     }
     Ok(Spread { change, findings: serde_json::json!({"requests": findings}) })
 }
@@ -270,9 +270,10 @@ impl SubjectTexts {
         let (mut batches, mut subjects) = (vec![], vec![]);
         for together in in_contexts.chunks((ROWS / rows).max(1)) {
             let texts = together.iter().flat_map(|request| request.rows.iter().zip(&request.subjects));
-            let texts: Vec<Vec<u32>> = texts.map(|(text, &subject)| text.ids[..=subject].to_vec()).collect();
+            let whole = texts.clone().map(|(text, _)| text.text());
+            let texts: Vec<Vec<u32>> = texts.clone().map(|(text, &subject)| text.ids[..=subject].to_vec()).collect();
             subjects.push(texts.iter().enumerate().map(|(row, ids)| (row, ids.len() - 1)).collect());
-            let tokens = Tokens::new(texts);
+            let tokens = Tokens::new(texts).of(whole);
             let noise = together.iter().flat_map(|request| request.noise.0.iter().cloned());
             let hidden = model.embed(&tokens, &mut Noise(noise.collect()))?;
             let hidden = model.blocks(hidden, 0..layer, tokens.span(), None, &mut NoTap)?;
@@ -310,7 +311,7 @@ impl SubjectTexts {
             let index: Vec<i64> = firsts.iter().map(|&row| row as i64).collect();
             let index = Tensor::<1, Int>::from_data(index.as_slice(), &above.device());
             values.push(said.select(0, index.clone()));
-            let some = Tokens::new(firsts.iter().map(|&row| tokens.ids()[row].clone()).collect());
+            let some = tokens.chosen(&firsts);
             let [_, _, channels] = above.dims();
             let above = above.select(0, index).slice([0..requests, 0..some.span().width, 0..channels]);
             let above = model.blocks(above, layer + 1..last + 1, some.span(), None, &mut NoTap)?;

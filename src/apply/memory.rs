@@ -34,7 +34,7 @@ pub(super) struct Search<'a> {
 pub fn bind(edit: Edit, model: &Arc<Model>, elsewhere: Elsewhere<'_>, allow_other_base: bool) -> Result<Edit> {
     let memory = match &edit.change {
         Change::Memory(memory) => memory,
-        Change::Weights(_) => return Ok(edit),
+        Change::Pass(_) => return Ok(edit),
     };
     let Some(name) = memory.needs["method"].as_str() else {
         return Err(Error::Input("the memory names no method that consults it".into()));

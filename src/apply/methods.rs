@@ -9,7 +9,10 @@ use toml::{Table, Value};
 
 use super::memory::{Search, from_archive};
 use super::settings::{MethodSettings, read};
-use super::{alphaedit, emmet, fine_tuning, ike, knowledge_neurons, lookup, lora, memit, rome, ultraedit};
+use super::{
+    alphaedit, calinet, emmet, fine_tuning, grace, ike, knowledge_neurons, lookup, lora, memit, rome, t_patcher,
+    ultraedit,
+};
 use crate::edit::{Edit, Memory, Route};
 use crate::error::{Error, Result};
 use crate::network::learned;
@@ -26,7 +29,7 @@ pub(super) struct Method {
 /// See [`Method::consults`].
 pub(super) type Consults = fn(&Edit, &Memory, &Search<'_>) -> Result<Arc<dyn Route>>;
 
-static METHODS: [Method; 10] = [
+static METHODS: [Method; 13] = [
     method::<fine_tuning::FineTuningSettings>(fine_tuning::NAME),
     method::<lora::LoraSettings>(lora::NAME),
     method::<rome::RomeSettings>(rome::NAME),
@@ -34,9 +37,12 @@ static METHODS: [Method; 10] = [
     method::<emmet::EmmetSettings>(emmet::NAME),
     method::<alphaedit::AlphaEditSettings>(alphaedit::NAME),
     method::<ultraedit::UltraEditSettings>(ultraedit::NAME),
+    method::<t_patcher::TPatcherSettings>(t_patcher::NAME),
+    method::<calinet::CaliNetSettings>(calinet::NAME),
     method::<knowledge_neurons::KnowledgeNeuronsSettings>(knowledge_neurons::NAME),
     method::<ike::IkeSettings>(ike::NAME).consulted_by(ike::route),
     method::<lookup::LookupSettings>(lookup::NAME).consulted_by(lookup::route),
+    method::<grace::GraceSettings>(grace::NAME).consulted_by(grace::route),
 ];
 
 const fn method<S: MethodSettings + DeserializeOwned + Serialize + 'static>(name: &'static str) -> Method {

@@ -2,9 +2,11 @@
 
 pub mod alphaedit;
 pub mod association;
+pub mod calinet;
 pub mod contexts;
 pub mod emmet;
 pub mod fine_tuning;
+pub mod grace;
 pub mod ike;
 pub mod knowledge_neurons;
 pub mod lookup;
@@ -12,9 +14,13 @@ pub mod lora;
 pub mod memit;
 pub mod memory;
 mod methods;
+mod nearest;
+mod patch;
 pub mod prepared;
 pub mod rome;
 mod settings;
+pub mod steering;
+pub mod t_patcher;
 pub mod tuning;
 pub mod ultraedit;
 pub mod value;

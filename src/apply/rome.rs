@@ -17,7 +17,7 @@ use super::prepared::{check, of_request, precision};
 use super::value::{AddedTo, Cone, Found, descend};
 use super::{Editor, Prepared};
 use crate::data::objective::Objective;
-use crate::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange};
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, PassChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::tap::{Role, Weight};
@@ -86,7 +86,7 @@ impl Rome {
     }
 
     /// The change that puts one request in, on a model as it is.
-    fn change(&self, model: &Edited, request: &EditRequest, templates: &[String]) -> Result<(WeightChange, Found)> {
+    fn change(&self, model: &Edited, request: &EditRequest, templates: &[String]) -> Result<(PassChange, Found)> {
         let layer = self.settings.association.layers[0];
         let in_contexts = RequestInContexts::new(model, request, templates)?;
         let cone = Cone::new(model, layer, &[&in_contexts])?;
@@ -128,7 +128,7 @@ impl Rome {
         let (d_in, d_out) = (u.len(), residual.len());
         let delta = Delta::LowRank { a: tensor(u, [d_in, 1]), b: tensor(residual, [1, d_out]) };
         let matrices = [(Weight::decoder(layer, Role::MlpDown), delta)].into();
-        Ok((WeightChange { matrices, biases: BTreeMap::new() }, found))
+        Ok((PassChange { matrices, ..Default::default() }, found))
     }
 }
 
@@ -151,7 +151,7 @@ impl Editor for Rome {
             (self.prepared.progress)(1);
         }
         let provenance = self.provenance(model, requests).with_findings(serde_json::json!({"requests": findings}));
-        Ok(Edit::new(provenance, Change::Weights(WeightChange::sum(changes.iter())), BTreeMap::new()))
+        Ok(Edit::new(provenance, Change::Pass(PassChange::sum(changes.iter())), BTreeMap::new()))
     }
 
     fn takes(&self, _: &Objective) -> bool {

@@ -145,7 +145,7 @@ impl EditorSettings {
         if model.decoder.spec.source.is_some() && self.0.causal() {
             let message = format!(
                 "this editor works on what a causal stack keeps of a prompt, and {name} has an encoder that reads it whole; mend, malmen, \
-                 rledit, ultraedit and fine_tuning edit it, and serac, ike and lookup stand beside it"
+                 rledit, ultraedit, fine_tuning, lora and calinet edit it, and serac, ike and lookup stand beside it"
             );
             return Err(Error::Config(message));
         }

@@ -22,7 +22,7 @@ use crate::data::objective::Objective;
 use crate::data::text::Documents;
 use crate::edit::likelihood::check_targets;
 use crate::edit::noise::Noise;
-use crate::edit::{EditRequest, Edited, WeightChange};
+use crate::edit::{EditRequest, Edited, PassChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::stack::sizes::Pass;
@@ -31,6 +31,7 @@ use crate::model::stack::taps::GradientProbes;
 use crate::model::tap::{NoTap, Tap, Weight};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::{Tokens, check_length};
+use crate::network::matrices::without_last;
 use crate::plan::Work;
 use crate::sections::within;
 use crate::{parallel, paths, random};
@@ -124,7 +125,7 @@ pub enum Compat {
 /// What is tuned.
 pub(super) trait Tuned {
     /// What it changes of the model.
-    fn change(&self) -> WeightChange;
+    fn change(&self) -> PassChange;
     /// A step down the gradients.
     fn step(&mut self, gradients: WeightGradients, settings: &TuningSettings, step: usize);
 }
@@ -144,10 +145,15 @@ impl<const D: usize> TunedTensor<D> {
         TunedTensor { value, first: zero.clone(), second: zero }
     }
 
-    /// A step of the optimiser; the first is number 1.
+    /// A step of the optimiser that settings name; the first is number 1.
     pub fn step(&mut self, gradient: Tensor<D>, settings: &TuningSettings, step: usize) {
+        self.descend(gradient, (settings.optimizer, settings.learning_rate), step);
+    }
+
+    /// A step of an optimiser at a rate.
+    pub fn descend(&mut self, gradient: Tensor<D>, (optimizer, rate): (Optimizer, f64), step: usize) {
         let gradient = gradient.cast(self.value.dtype());
-        let change = match settings.optimizer {
+        let change = match optimizer {
             Optimizer::Sgd => gradient,
             Optimizer::Adam => {
                 self.first = self.first.clone().mul_scalar(0.9) + gradient.clone().mul_scalar(0.1);
@@ -160,7 +166,7 @@ impl<const D: usize> TunedTensor<D> {
                 gradient / self.second.clone().sqrt().add_scalar(1e-8)
             }
         };
-        self.value = self.value.clone() - change.mul_scalar(settings.learning_rate);
+        self.value = self.value.clone() - change.mul_scalar(rate);
     }
 }
 
@@ -175,8 +181,7 @@ struct TuningTexts {
 }
 
 impl TuningTexts {
-    fn new(model: &Edited, lowest: usize, rows: impl Iterator<Item = Vec<u32>>, tap: &mut dyn Tap) -> Result<Self> {
-        let tokens = Tokens::new(rows.collect());
+    fn new(model: &Edited, lowest: usize, tokens: Tokens, tap: &mut dyn Tap) -> Result<Self> {
         let hidden = model.embed(&tokens, tap)?;
         let hidden = model.blocks(hidden, 0..lowest, tokens.span(), None, &mut NoTap)?;
         Ok(TuningTexts { tokens, hidden, lowest })
@@ -297,7 +302,7 @@ impl Tuning {
         model: &Edited,
         requests: &[EditRequest],
         begin: impl FnOnce() -> Result<T> + Send,
-    ) -> Result<WeightChange> {
+    ) -> Result<PassChange> {
         check(requests)?;
         let tokenizer = &model.base().tokenizer;
         let texts = requests.iter().enumerate().map(|(number, request)| {
@@ -344,7 +349,7 @@ impl Tuning {
     ) -> Result<()> {
         let spec = &model.base().decoder.spec;
         let lowest = self.weights.iter().map(|&at| spec.place(at)).min().unwrap_or(0);
-        let read = rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec());
+        let read = without_last(&rows.iter().collect::<Vec<_>>());
         let edits = TuningTexts::new(model, lowest, read, &mut { noise })?;
         let reads = self.reads(rows);
         let cells: Vec<(usize, usize)> = reads.iter().map(|(cell, _)| *cell).collect();
@@ -402,7 +407,7 @@ impl Tuning {
         let mut rng = random::stream(self.settings.held.seed, "locality", step as u64);
         let drawn =
             (0..self.settings.held.locality_texts).map(|_| self.texts[rng.random_range(0..self.texts.len())].clone());
-        let texts = TuningTexts::new(model, lowest, drawn, &mut NoTap)?;
+        let texts = TuningTexts::new(model, lowest, Tokens::new(drawn.collect()), &mut NoTap)?;
         let rows = texts.tokens.ids().iter().enumerate();
         let cells: Vec<(usize, usize)> =
             rows.flat_map(|(row, ids)| (0..ids.len()).map(move |cell| (row, cell))).collect();

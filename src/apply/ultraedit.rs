@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::Editor;
 use super::prepared::Prepared;
-use crate::edit::{Change, Edit, EditRequest, Edited, WeightChange};
+use crate::edit::{Change, Edit, EditRequest, Edited, PassChange};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::network::gradient_transform::Normalizer;
@@ -102,7 +102,7 @@ impl Editor for UltraEdit {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
         let captured = self.matrices.of_requests(model, requests, EditTokens::Answer, AT_ONCE)?;
         let mut state: BTreeMap<String, Tensor<2>> = BTreeMap::new();
-        let mut change = WeightChange { matrices: BTreeMap::new(), biases: BTreeMap::new() };
+        let mut change = PassChange { matrices: BTreeMap::new(), ..Default::default() };
         for (place, edited) in self.matrices.each.iter().enumerate() {
             let all = |part: fn(&(Tensor<2>, Tensor<2>, Vec<usize>)) -> &Tensor<2>| {
                 Tensor::cat(captured.iter().map(|some| part(&some.factors[place]).clone()).collect(), 0)
@@ -153,7 +153,7 @@ impl Editor for UltraEdit {
             let figures = [count, own.mean.unsqueeze_dim(1), own.squares.unsqueeze_dim(1)];
             state.extend(names.into_iter().zip(figures));
         }
-        Ok(Edit::new(self.provenance(model, requests), Change::Weights(change), state))
+        Ok(Edit::new(self.provenance(model, requests), Change::Pass(change), state))
     }
 
     fn describe(&self) -> (String, Value) {

@@ -10,6 +10,7 @@
 //! values are constants.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,7 @@ use crate::edit::{Edited, loss};
 use crate::error::{Error, Result};
 use crate::model::stack::past::Past;
 use crate::model::stack::taps::{Recorder, cells};
-use crate::model::tap::{NoTap, Place, Site, Stack};
+use crate::model::tap::{NoTap, Place, Site, Stack, Text};
 use crate::model::tokens::Tokens;
 use crate::parallel;
 use crate::sections::within;
@@ -103,6 +104,8 @@ pub struct Cone {
     /// `[rows, cells, width]` from the subject's last token on, above the layer.
     right: Tensor<3>,
     tokens: Vec<Vec<u32>>,
+    /// The whole text that each row is a part of.
+    texts: Vec<Arc<Text>>,
     starts: Vec<usize>,
     /// Keys and values to the left, of the layers above.
     past: Option<Past>,
@@ -122,19 +125,27 @@ impl Cone {
             let message = format!("the model has no layer {layer}; it has layers 0 to {}", model.layers() - 1);
             return Err(Error::Config(message));
         }
-        let (mut rows, mut starts, mut reads, mut first) = (vec![], vec![], vec![], vec![0]);
+        if model.acts_on_layer(layer) {
+            let message = format!(
+                "an edit below acts on what layer {layer} says, and this editor works there; take that edit away, or another layer"
+            );
+            return Err(Error::Input(message));
+        }
+        let (mut rows, mut texts, mut starts, mut reads, mut first) = (vec![], vec![], vec![], vec![], vec![0]);
         for request in in_contexts {
             for (text, &subject) in request.rows.iter().zip(&request.subjects) {
                 rows.push(text.ids[..text.ids.len() - 1].to_vec());
+                texts.push(text.text());
                 starts.push(subject);
                 reads.push((text.reads().map(|cell| cell - subject).collect(), text.target().to_vec()));
             }
             rows.push(request.essence.clone());
+            texts.push(Text::new(&request.essence));
             starts.push(request.essence_subject);
             reads.push((vec![0], vec![]));
             first.push(rows.len());
         }
-        let tokens = Tokens::new(rows.clone());
+        let tokens = Tokens::new(rows.clone()).of(texts.iter().cloned());
         let site = |place| Site { stack: Stack::Decoder, layer, place };
         let mut recorder = Recorder::at([site(Place::MlpHidden), site(Place::MlpOut)]);
         let noise = in_contexts.iter().flat_map(|request| request.noise.0.iter().cloned().chain([None]));
@@ -156,7 +167,7 @@ impl Cone {
             true => {
                 let [count, _, width] = hidden.dims();
                 let mut past = model.past();
-                let left = Tokens::new(left);
+                let left = Tokens::new(left).of(texts.iter().cloned());
                 let part = hidden.clone().slice([0..count, 0..most, 0..width]);
                 model.blocks(part, above, left.span(), Some(&mut past), &mut NoTap)?;
                 Some(past)
@@ -166,7 +177,7 @@ impl Cone {
         let tokens: Vec<Vec<u32>> = rows.iter().zip(&starts).map(|(ids, &start)| ids[start..].to_vec()).collect();
         let right = shifted(hidden, &starts, tokens.iter().map(Vec::len).max().unwrap_or(1));
         let lowers = in_contexts.iter().map(|request| request.objective == Objective::Lower).collect();
-        Ok(Cone { layer, first, keys, values, streams, right, tokens, starts, past, reads, lowers })
+        Ok(Cone { layer, first, keys, values, streams, right, tokens, texts, starts, past, reads, lowers })
     }
 
     /// The rows of a request: its contexts, without the essence.
@@ -371,7 +382,7 @@ impl Rows {
         Rows {
             values: (added_to == AddedTo::Value).then(|| cone.values.clone().select(0, index.clone())),
             right: cone.right.clone().select(0, index).slice([0..rows.len(), 0..most, 0..width]),
-            tokens: Tokens::placed(tokens, places),
+            tokens: Tokens::placed(tokens, places).of(rows.iter().map(|&row| cone.texts[row].clone())),
             past: cone.past.as_ref().map(|past| past.select(&rows)),
             open: open.to_vec(),
             owners: Tensor::from_data(owners.as_slice(), &device),

@@ -285,7 +285,7 @@ fn laid_under(args: &Args, model: &Arc<Model>, editor: &dyn Editor) -> Result<Ed
     if args.memory.is_some() && !editor.remembers() {
         let (method, _) = editor.describe();
         return Err(Error::Config(format!(
-            "--memory: {method} changes weights and keeps no memory; serac, ike and lookup do; --save keeps this edit"
+            "--memory: {method} changes the pass and keeps no memory; serac, ike, lookup and grace do; --save keeps this edit"
         )));
     }
     let known = args.memory.iter().filter(|file| file.exists());

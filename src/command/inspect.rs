@@ -7,10 +7,12 @@ use serde_json::{Value, json};
 
 use super::{inspect_facts, print};
 use crate::archive::{Archive, snapshot::Store};
-use crate::edit::{Change, Edit, EditRequest, Memory, WeightChange};
+use crate::edit::activation::{Action, Intervention, Positions, Until, length};
+use crate::edit::{Change, Edit, EditRequest, Memory, PassChange};
 use crate::error::{Error, Result};
 use crate::model::load::checkpoint::Checkpoint;
 use crate::model::load::{hub, pocket};
+use crate::model::tap::{Place, Site};
 use crate::report::table::{cut, percent, table};
 use crate::statistics::{Header, Moments};
 
@@ -91,7 +93,7 @@ fn edit(path: &Path) -> Result<(String, Value)> {
     }
     text.push('\n');
     let (own, mut document) = match &edit.change {
-        Change::Weights(change) => weights(change, &provenance.requests),
+        Change::Pass(change) => pass(change, &provenance.requests),
         Change::Memory(memory) => entries(memory, &provenance.requests),
     };
     text += &own;
@@ -105,8 +107,8 @@ fn said(request: &EditRequest) -> &str {
     request.chat.as_ref().map_or(request.prompt.as_str(), |chat| chat.said(&request.prompt))
 }
 
-/// What an edit changes of weights.
-fn weights(change: &WeightChange, requests: &[EditRequest]) -> (String, Value) {
+/// What an edit changes of a pass.
+fn pass(change: &PassChange, requests: &[EditRequest]) -> (String, Value) {
     let mut text = String::new();
     for request in requests.iter().take(10) {
         text += &format!("  {} → {}\n", cut(said(request), 80), cut(&request.target_new, 30));
@@ -125,8 +127,55 @@ fn weights(change: &WeightChange, requests: &[EditRequest]) -> (String, Value) {
         rows.push(vec![format!("{at}, bias"), bias.dims()[0].to_string(), "–".into(), String::new()]);
         weights.push(json!({"bias": at, "length": bias.dims()[0]}));
     }
-    text += &format!("\n{}", table(&["weight", "shape", "rank", "‖ΔW‖"], &rows));
-    (text, json!({"kind": "edit", "weights": weights}))
+    if !rows.is_empty() || change.is_of_weights() {
+        text += &format!("\n{}", table(&["weight", "shape", "rank", "‖ΔW‖"], &rows));
+    }
+    let (mut rows, mut neurons) = (vec![], vec![]);
+    for (&(stack, layer), list) in &change.neurons {
+        let at = Site { stack, layer, place: Place::MlpOut };
+        for one in list {
+            let activation = json!(one.activation);
+            rows.push(vec![
+                at.to_string(),
+                one.count().to_string(),
+                activation.as_str().unwrap_or_default().to_owned(),
+            ]);
+            neurons.push(json!({"at": at, "neurons": one.count(), "activation": activation}));
+        }
+    }
+    if !rows.is_empty() {
+        text += &format!("\n{}", table(&["beside", "neurons", "activation"], &rows));
+    }
+    let (rows, interventions): (Vec<Vec<String>>, Vec<Value>) = change.interventions.iter().map(intervention).unzip();
+    if !rows.is_empty() {
+        text += &format!("\n{}", table(&["place", "positions", "until", "what is done", "‖vector‖"], &rows));
+    }
+    (text, json!({"kind": "edit", "weights": weights, "neurons": neurons, "interventions": interventions}))
+}
+
+/// What is done to an activation, as a row and as JSON.
+fn intervention(intervention: &Intervention) -> (Vec<String>, Value) {
+    let Intervention { at, positions, until, action } = intervention;
+    let which = match positions {
+        Positions::Last => "last".into(),
+        Positions::All => "all".into(),
+        Positions::First => "first".into(),
+        Positions::At(list) => list.iter().map(i64::to_string).collect::<Vec<_>>().join(", "),
+        Positions::After(text) => format!("after \"{text}\""),
+    };
+    let until = if *until == Until::Always { "always" } else { "prompt" };
+    let what = match action {
+        Action::Set(_) => "set".into(),
+        Action::Add { strength, .. } => format!("add, × {strength}"),
+        Action::Scale(factor) => format!("× {factor}"),
+        Action::Clamp { low, high } => format!("within {low} and {high}"),
+        Action::ProjectOut(_) => "project out".into(),
+    };
+    let norm = action.vector().map(length);
+    let row =
+        vec![at.to_string(), cut(&which, 40), until.into(), what, norm.map_or("–".into(), |norm| format!("{norm:.3}"))];
+    let document = json!({"at": at, "positions": positions, "until": until, "action": action.name(), "norm": norm});
+    (row, document)
 }
 
 /// What a memory holds. All of it: the numbers are what `emend forget` takes.

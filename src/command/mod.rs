@@ -16,6 +16,7 @@ mod propose;
 pub mod squash;
 pub mod stats;
 mod stats_npz;
+pub mod steer;
 mod steps;
 pub mod trace;
 pub mod train;

@@ -96,6 +96,9 @@ pub fn run(args: &Args) -> Result<()> {
             None => said.clone(),
         };
         let ids = tokenizer.encode_prompt(prompt)?;
+        for missed in edited.misses(&ids)? {
+            tracing::warn!("{said:?}: {missed}");
+        }
         let top = edited.next_tokens(&ids, args.top)?;
         let consulted = edited.consulted(without_last_space(prompt))?;
         let generated = match args.generate {

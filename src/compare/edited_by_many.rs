@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::apply::Editor;
 use crate::edit::memory::without_contradictions;
-use crate::edit::{Change, EditRequest, Edited, WeightChange, edited_by};
+use crate::edit::{Change, Delta, EditRequest, Edited, PassChange, edited_by};
 use crate::error::{Error, Result};
 use crate::evaluate::case::Size;
 use crate::tensors::sum_of_squares;
@@ -136,11 +136,11 @@ pub(super) fn fault(error: Error) -> Result<String> {
 /// A weight that the model does not have.
 pub(super) fn size(after: &Edited) -> Result<Size> {
     let weights = after.edits().iter().filter_map(|edit| match &edit.change {
-        Change::Weights(change) => Some(change),
+        Change::Pass(change) => Some(change),
         // Counted by its entries.
         Change::Memory(_) => None,
     });
-    let sum = WeightChange::sum(weights);
+    let sum = PassChange::sum(weights);
     let mut size = Size { entries: after.memories().iter().map(|list| list.requests.len()).sum(), ..Size::default() };
     let (mut change, mut weight) = (0.0, 0.0);
     for (at, delta) in &sum.matrices {
@@ -148,6 +148,11 @@ pub(super) fn size(after: &Edited) -> Result<Size> {
         change += delta.norm().powi(2);
         let base = after.base().decoder.linear(*at)?.weight.val();
         weight += sum_of_squares(base);
+    }
+    for neurons in sum.neurons.values().flatten() {
+        // What they would add to the MLP's matrices if their activation did nothing: K·V.
+        size.rank += neurons.count();
+        change += Delta::LowRank { a: neurons.keys.clone(), b: neurons.values.clone() }.norm().powi(2);
     }
     size.norm = change.sqrt();
     size.relative = if weight > 0.0 { (change / weight).sqrt() } else { 0.0 };

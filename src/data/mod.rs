@@ -16,6 +16,7 @@ mod load;
 pub mod multi_hop;
 pub mod objective;
 mod own;
+pub mod pairs;
 pub mod pocket;
 mod problem;
 mod questions;

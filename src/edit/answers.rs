@@ -1,6 +1,8 @@
 //! Scores and generates the answers that a memory names: those of another model, of the same model with a prefix before the prompt, of a
 //! mixture of two models, or a fixed text.
 
+use std::sync::Arc;
+
 use burn::tensor::{Tensor, activation};
 
 use super::Edited;
@@ -8,7 +10,7 @@ use super::likelihood::{Scored, score_weights};
 use super::memory::{Answer, Consulted};
 use crate::error::{Error, Result};
 use crate::model::stack::past::Past;
-use crate::model::tap::NoTap;
+use crate::model::tap::{NoTap, Text};
 use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::model::tokens::Tokens;
 
@@ -95,8 +97,8 @@ pub(super) fn score_consulted(
             tokenizer.continuation(&prefix.before(&prompt), &target, Some(between(tokenizer, texts[index])))
         });
         let rows = rows.collect::<Result<Vec<_>>>()?;
-        // An encoder reads prefix and prompt together: nothing of it can be kept.
-        let results = match tokenizer.of_pairs() {
+        // An encoder reads prefix and prompt together, and what acts on prompts sees both as one: nothing can be kept.
+        let results = match tokenizer.of_pairs() || model.acts_on_prompts() {
             true => score_weights(&[model], &rows)?.remove(0),
             false => {
                 let (ids, past) = prefix.past(model)?;
@@ -140,6 +142,7 @@ fn score_behind(model: &Edited, ids: &[u32], past: &Past, rows: &[Continuation])
             batch.iter().map(|row| row.ids[kept..row.ids.len() - 1].to_vec()).collect(),
             (0..batch.len()).map(|row| (row, kept)).collect(),
         );
+        let tokens = tokens.of(batch.iter().map(Continuation::text));
         let hidden = model.embed(&tokens, &mut NoTap)?;
         let hidden = model.blocks(hidden, 0..model.layers(), tokens.span(), Some(&mut past), &mut NoTap)?;
         let cells: Vec<(usize, usize)> =
@@ -177,7 +180,7 @@ fn mix(a: Tensor<2>, b: Tensor<2>, share: f64) -> Tensor<2> {
 
 /// ln p over the vocabulary at each token of the target, `[targets, vocabulary]`, on the weights of a model.
 fn target_logs(model: &Edited, text: &Continuation) -> Result<Tensor<2>> {
-    let tokens = Tokens::new(vec![text.ids[..text.ids.len() - 1].to_vec()]);
+    let tokens = Tokens::new(vec![text.ids[..text.ids.len() - 1].to_vec()]).of([text.text()]);
     let hidden = model.embed(&tokens, &mut NoTap)?;
     let hidden = model.blocks(hidden, 0..model.layers(), tokens.span(), None, &mut NoTap)?;
     let reads: Vec<(usize, usize)> = text.reads().map(|cell| (0, cell)).collect();
@@ -222,20 +225,19 @@ pub(super) struct ModelStream {
     past: Past,
     next: Vec<u32>,
     seen: usize,
-    /// How many of its tokens an encoder reads.
-    sources: Vec<usize>,
+    /// What it reads and writes: the prompt, and behind it the answer.
+    text: Arc<Text>,
 }
 
 impl ModelStream {
     fn new(model: &Edited, ids: Vec<u32>) -> Self {
-        let sources = Tokens::new(vec![ids.clone()]).sources();
-        ModelStream { past: model.past(), model: model.clone(), next: ids, seen: 0, sources }
+        ModelStream { past: model.past(), model: model.clone(), text: Text::new(&ids), next: ids, seen: 0 }
     }
 
     /// The logits of the next token, `[1, vocabulary]`.
     fn logits(&mut self) -> Result<Tensor<2>> {
         let tokens = Tokens::placed(vec![std::mem::take(&mut self.next)], vec![(0, self.seen)]);
-        let tokens = tokens.behind(&self.sources);
+        let tokens = tokens.of([self.text.clone()]);
         let last = tokens.ids()[0].len() - 1;
         self.seen += last + 1;
         let hidden = self.model.embed(&tokens, &mut NoTap)?;
@@ -259,7 +261,7 @@ impl AnswerGenerator {
                 let own = ModelStream::new(model, tokenizer.encode_prompt(prompt)?);
                 AnswerGenerator::Mixture(Box::new(own), Box::new(theirs), *share)
             }
-            Answer::Prefixed(prefix) if tokenizer.of_pairs() => {
+            Answer::Prefixed(prefix) if tokenizer.of_pairs() || model.acts_on_prompts() => {
                 let whole = tokenizer.encode_prompt(&prefix.before(prompt))?;
                 AnswerGenerator::Model(ModelStream::new(model, whole))
             }
@@ -269,7 +271,8 @@ impl AnswerGenerator {
                 let agree = whole.iter().zip(&ids).take_while(|(a, b)| a == b).count().min(whole.len() - 1);
                 let next = whole[agree..].to_vec();
                 let past = past.truncated(agree);
-                AnswerGenerator::Model(ModelStream { model: model.clone(), past, next, seen: agree, sources: vec![0] })
+                let text = Text::new(&whole);
+                AnswerGenerator::Model(ModelStream { model: model.clone(), past, next, seen: agree, text })
             }
             Answer::Target { text, separator } => {
                 let answer = tokenizer.continuation(prompt, text, separator.as_deref())?;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Int, Tensor};
 
+use super::activation::Intervention;
 use super::memory::Memory;
+use super::neurons::{self, AddedNeurons};
 use crate::model::tap::{Span, Tap, Weight};
 use crate::tensors::sum_of_squares;
 
@@ -14,25 +16,34 @@ use crate::tensors::sum_of_squares;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Change {
-    /// Deltas added to weights and biases.
-    Weights(WeightChange),
-    /// A list that is consulted once a prompt; no weight changes.
+    /// What is done on the way of a pass: deltas of weights and biases, interventions on activations.
+    Pass(PassChange),
+    /// A list that is consulted once a prompt; the pass stays as it is.
     Memory(Memory),
 }
 
-/// Deltas by the name of the weight they are added to.
+/// What an edit changes of a pass: weights by their names, and activations.
 #[derive(Debug, Clone, Default)]
-pub struct WeightChange {
+pub struct PassChange {
     /// Added to weight matrices.
     pub matrices: BTreeMap<Weight, Delta>,
     /// Added to the biases of the matrices, `[d_out]`.
     pub biases: BTreeMap<Weight, Tensor<1>>,
+    /// Neurons beside MLPs. They read what the weights below made.
+    pub neurons: AddedNeurons,
+    /// What is done to activations, in this order. They see what weights and neurons made.
+    pub interventions: Vec<Intervention>,
 }
 
-impl WeightChange {
-    /// The sum of changes; low-rank deltas stay factors.
-    pub fn sum<'a>(changes: impl Iterator<Item = &'a WeightChange>) -> Self {
-        let mut sum = WeightChange::default();
+impl PassChange {
+    /// Whether weights are all that it changes.
+    pub fn is_of_weights(&self) -> bool {
+        self.interventions.is_empty() && self.neurons.is_empty()
+    }
+
+    /// The sum of changes; low-rank deltas stay factors, and interventions follow each other.
+    pub fn sum<'a>(changes: impl Iterator<Item = &'a PassChange>) -> Self {
+        let mut sum = PassChange::default();
         for change in changes {
             for (at, delta) in &change.matrices {
                 let delta = match sum.matrices.remove(at) {
@@ -51,6 +62,10 @@ impl WeightChange {
                 };
                 sum.biases.insert(*at, bias);
             }
+            for (&at, list) in &change.neurons {
+                list.iter().for_each(|more| neurons::add(&mut sum.neurons, at, more, None));
+            }
+            sum.interventions.extend(change.interventions.iter().cloned());
         }
         sum
     }

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::Tensor;
 
-use super::change::{Change, Delta, Deltas, WeightChange, exact};
+use super::activation::{Acting, Intervention};
+use super::change::{Change, Delta, Deltas, PassChange, exact};
 use super::memory::{Consulted, Recall, alike};
+use super::neurons::{self, AddedNeurons, Firing};
 use super::{Edit, EditRequest};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -16,7 +18,7 @@ use crate::model::layers::norm::Norm;
 use crate::model::stack::decoder::Decoder;
 use crate::model::stack::past::Past;
 use crate::model::stack::spec::DecoderSpec;
-use crate::model::tap::{Both, NoTap, Span, Tap, Weight};
+use crate::model::tap::{Both, NoTap, Place, Site, Span, Stack, Tap, Weight};
 use crate::model::tokens::Tokens;
 
 /// A frozen base with edits on it: all that evaluation, prediction and generation see. Cheap to clone.
@@ -31,6 +33,10 @@ pub struct Edited {
     /// The decoder, with the weights replaced whose changes are too large to run as factors.
     decoder: Decoder,
     deltas: Deltas,
+    /// Neurons beside MLPs, in the element type of the model.
+    neurons: AddedNeurons,
+    /// What is done to activations, in the order of the edits.
+    interventions: Vec<Intervention>,
     /// The lowest layer that a change reaches which no edit holds.
     trial: Option<usize>,
     id: String,
@@ -71,6 +77,8 @@ impl Edited {
             laid: BTreeMap::new(),
             decoder,
             deltas: Deltas::default(),
+            neurons: AddedNeurons::new(),
+            interventions: vec![],
             trial: None,
             weights_id: id.clone(),
             id,
@@ -135,9 +143,9 @@ impl Edited {
         let edit = edit.into();
         let mut edited = self.clone();
         match &edit.change {
-            Change::Weights(change) => {
+            Change::Pass(change) => {
                 edited.lay(change, &format!("edit {}", edit.id()))?;
-                let changing = edited.edits.iter().filter(|edit| edit.changes_weights()).chain([&edit]);
+                let changing = edited.edits.iter().filter(|edit| edit.changes_pass()).chain([&edit]);
                 edited.weights_id = hash(&self.origin.1, changing);
             }
             Change::Memory(memory) => {
@@ -147,7 +155,7 @@ impl Edited {
                     Some(last)
                         if alike(&last.needs, &recall.needs) && last.model.weights_id == recall.model.weights_id =>
                     {
-                        edited.memories.push(Arc::new(Recall::clone(&last).and(recall)));
+                        edited.memories.push(Arc::new(Recall::clone(&last).and(recall)?));
                     }
                     last => edited.memories.extend(last.into_iter().chain([Arc::new(recall)])),
                 }
@@ -163,7 +171,7 @@ impl Edited {
     ///
     /// # Errors
     /// As [`Edited::with_foreign`].
-    pub fn with_change(&self, change: &WeightChange) -> Result<Edited> {
+    pub fn with_change(&self, change: &PassChange) -> Result<Edited> {
         let mut edited = self.clone();
         edited.lay(change, "a trial change")?;
         edited.trial = self.lowest(change).into_iter().chain(self.trial).min();
@@ -180,7 +188,7 @@ impl Edited {
         let (mut trial, spec) = (self.trial, self.decoder.spec.clone());
         let edits = self.edits.into_iter().map(|edit| match &edit.change {
             Change::Memory(_) => edit,
-            Change::Weights(change) => {
+            Change::Pass(change) => {
                 trial = lowest(&spec, change).into_iter().chain(trial).min();
                 Arc::new(edit.without_change())
             }
@@ -210,12 +218,12 @@ impl Edited {
 
     /// The same model without its memories.
     fn weights_alone(&self) -> Edited {
-        let edits = self.edits.iter().filter(|edit| edit.changes_weights()).cloned().collect();
+        let edits = self.edits.iter().filter(|edit| edit.changes_pass()).cloned().collect();
         Edited { edits, memories: vec![], id: self.weights_id.clone(), ..self.clone() }
     }
 
-    /// Adds a change to the weights, cast once to the element type of changes; `what` names it in errors.
-    fn lay(&mut self, change: &WeightChange, what: &str) -> Result<()> {
+    /// Adds a change to the pass, that of weights cast once to the element type of changes; `what` names it in errors.
+    fn lay(&mut self, change: &PassChange, what: &str) -> Result<()> {
         let dtype = self.decoder.dtype();
         for (&at, delta) in &change.matrices {
             let shape = self.shape(at, what)?;
@@ -228,6 +236,16 @@ impl Edited {
             let bias = bias.clone().cast(dtype);
             let sum = self.deltas.biases.remove(&at).map_or_else(|| bias.clone(), |known| known + bias.clone());
             self.deltas.biases.insert(at, sum);
+        }
+        for (&at, list) in &change.neurons {
+            for neurons in list {
+                neurons.check(&self.decoder.spec, at, what)?;
+                neurons::add(&mut self.neurons, at, neurons, Some(dtype));
+            }
+        }
+        for intervention in &change.interventions {
+            intervention.check(&self.decoder.spec, what)?;
+            self.interventions.push(intervention.clone());
         }
         Ok(())
     }
@@ -331,12 +349,43 @@ impl Edited {
         Ok((weight, bias))
     }
 
-    /// Why a stack with this edit, a memory, cannot be written as weights.
-    pub(super) fn not_exportable(&self, edit: &Edit) -> Error {
-        Error::Input(format!(
-            "edit {} is a memory: it changes no weight and cannot be exported; its file (--save) is all there is of it",
+    /// What an edit changes of weights, where that is all that it does.
+    ///
+    /// # Errors
+    /// Why a stack with this edit cannot be written as weights.
+    pub(super) fn exportable(edit: &Edit) -> Result<&PassChange> {
+        let what = match &edit.change {
+            Change::Pass(change) if change.is_of_weights() => return Ok(change),
+            Change::Pass(_) => "does more than change weights",
+            Change::Memory(_) => "is a memory: it changes no weight",
+        };
+        Err(Error::Input(format!(
+            "edit {} {what} and cannot be exported; its file (--save) is all there is of it",
             edit.id()
-        ))
+        )))
+    }
+
+    /// Whether an intervention acts on what a decoder's layer says, its MLP or the whole block: what an editor adds there would not pass as it is added.
+    pub fn acts_on_layer(&self, layer: usize) -> bool {
+        let places = [Place::MlpOut, Place::BlockOut].map(|place| Site { stack: Stack::Decoder, layer, place });
+        self.interventions.iter().any(|one| places.contains(&one.at))
+    }
+
+    /// Where interventions of its edits do not act on a prompt as they say: a line each.
+    ///
+    /// # Errors
+    /// A prompt that is no text.
+    pub fn misses(&self, prompt: &[u32]) -> Result<Vec<String>> {
+        let each = self.interventions.iter().map(|one| {
+            let missed = one.misses(prompt, &self.base.tokenizer)?;
+            Ok(missed.map(|why| format!("an edit acts at {}, but {why}", one.at)))
+        });
+        Ok(each.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// Whether what its edits do depends on where a prompt ends.
+    pub fn acts_on_prompts(&self) -> bool {
+        !self.interventions.is_empty()
     }
 
     /// The number of layers.
@@ -349,7 +398,7 @@ impl Edited {
         let common = self.edits.iter().zip(&other.edits).take_while(|(a, b)| a.id() == b.id()).count();
         let apart = self.edits[common..].iter().chain(&other.edits[common..]);
         let changed = apart.filter_map(|edit| match &edit.change {
-            Change::Weights(change) => self.lowest(change),
+            Change::Pass(change) => self.lowest(change),
             Change::Memory(_) => None,
         });
         let trials = [self, other].into_iter().filter_map(|model| model.trial);
@@ -379,7 +428,15 @@ impl Edited {
         if let Some(past) = &past {
             past.check_owner(&self.weights_id)?;
         }
-        self.decoder.blocks(hidden, layers, span, past, &mut Both(&self.deltas, tap))
+        let acting = Acting::new(&self.interventions, span, &self.base.tokenizer)?;
+        let hidden = if layers.start == 0 && !layers.is_empty() { acting.embedding(span, hidden) } else { hidden };
+        self.decoder.blocks(
+            hidden,
+            layers,
+            span,
+            past,
+            &mut Both(Both(&self.deltas, Firing::new(&self.neurons)), Both(&acting, tap)),
+        )
     }
 
     /// See [`Decoder::remember`].
@@ -395,7 +452,15 @@ impl Edited {
         tap: &mut dyn Tap,
     ) -> Result<()> {
         past.check_owner(&self.weights_id)?;
-        self.decoder.remember(hidden, layer, span, past, &mut Both(&self.deltas, tap))
+        let acting = Acting::new(&self.interventions, span, &self.base.tokenizer)?;
+        let hidden = if layer == 0 { acting.embedding(span, hidden) } else { hidden };
+        self.decoder.remember(
+            hidden,
+            layer,
+            span,
+            past,
+            &mut Both(Both(&self.deltas, Firing::new(&self.neurons)), Both(&acting, tap)),
+        )
     }
 
     /// Logits `[positions, vocabulary]` at (row, cell) pairs.
@@ -461,7 +526,7 @@ impl Edited {
     }
 
     /// The lowest layer that a change reaches.
-    fn lowest(&self, change: &WeightChange) -> Option<usize> {
+    fn lowest(&self, change: &PassChange) -> Option<usize> {
         lowest(&self.decoder.spec, change)
     }
 
@@ -472,8 +537,11 @@ impl Edited {
 }
 
 /// The lowest block, as a pass counts them, that a change reaches.
-fn lowest(spec: &DecoderSpec, change: &WeightChange) -> Option<usize> {
-    change.matrices.keys().chain(change.biases.keys()).map(|&at| spec.place(at)).min()
+fn lowest(spec: &DecoderSpec, change: &PassChange) -> Option<usize> {
+    let weights = change.matrices.keys().chain(change.biases.keys()).map(|&at| spec.place(at));
+    let neurons = change.neurons.keys().map(|&(stack, layer)| Site { stack, layer, place: Place::MlpOut });
+    let sites = change.interventions.iter().map(|intervention| intervention.at).chain(neurons);
+    weights.chain(sites.map(|at| spec.place_of(at))).min()
 }
 
 /// The hash of a base and of the edits on it; the base's own name where there are none.

@@ -256,12 +256,12 @@ impl Edited {
         let mut open = plain.to_vec();
         let mut past = self.past();
         let mut next = rows.to_vec();
-        let sources = Tokens::new(next.clone()).sources();
+        let texts = Tokens::new(next.clone()).texts();
         let mut seen = vec![0; rows.len()];
         for _ in 0..count {
             let places = open.iter().map(|&row| (row, seen[row])).collect();
             let tokens = Tokens::placed(open.iter().map(|&row| next[row].clone()).collect(), places);
-            let tokens = tokens.behind(&open.iter().map(|&row| sources[row]).collect::<Vec<_>>());
+            let tokens = tokens.of(open.iter().map(|&row| texts[row].clone()));
             let hidden = self.embed(&tokens, &mut NoTap)?;
             let hidden = self.blocks(hidden, 0..self.layers(), tokens.span(), Some(&mut past), &mut NoTap)?;
             let reads: Vec<_> = tokens.ids().iter().enumerate().map(|(row, ids)| (row, ids.len() - 1)).collect();

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::Edited;
-use super::change::{Change, WeightChange};
+use super::change::PassChange;
 use crate::error::{Error, Result};
 use crate::model::family::{Columns, StoredAt};
 use crate::model::load::checkpoint::Checkpoint;
@@ -122,14 +122,8 @@ fn changes(edited: &Edited) -> Result<BTreeMap<String, Vec<Placed>>> {
         found.entry(name).or_default().push((place, delta.into_data().iter::<f32>().collect(), shape));
         Ok(())
     };
-    let mut parts = vec![];
-    for edit in edited.edits() {
-        match &edit.change {
-            Change::Weights(change) => parts.push(change),
-            Change::Memory(_) => return Err(edited.not_exportable(edit)),
-        }
-    }
-    let sum = WeightChange::sum(parts.into_iter());
+    let parts = edited.edits().iter().map(|edit| Edited::exportable(edit)).collect::<Result<Vec<_>>>()?;
+    let sum = PassChange::sum(parts.into_iter());
     for (at, delta) in &sum.matrices {
         put(DecoderTensor::Matrix(*at), delta.dense())?;
     }

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
 use super::memory::{self, Memory};
-use super::{Change, Edit, Provenance, WeightChange};
+use super::{Change, Edit, PassChange, Provenance};
 use crate::error::{Error, Result};
 
 /// Edits that become one, taken in one by one: what a weight change adds is summed, and kept no longer by itself.
@@ -17,7 +17,7 @@ pub struct Joined {
     provenance: Option<Provenance>,
     /// Each method with its settings, once.
     made_by: Vec<(String, Value)>,
-    change: WeightChange,
+    change: PassChange,
     memories: Vec<Arc<Edit>>,
     /// The ids of all.
     of: Vec<String>,
@@ -31,8 +31,8 @@ impl Joined {
     /// A memory beside a change of weights; states of different widths.
     pub fn add(&mut self, edit: &Arc<Edit>) -> Result<()> {
         match &edit.change {
-            Change::Weights(_) if !self.memories.is_empty() => return Err(apart()),
-            Change::Weights(change) => self.change = WeightChange::sum([&self.change, change].into_iter()),
+            Change::Pass(_) if !self.memories.is_empty() => return Err(apart()),
+            Change::Pass(change) => self.change = PassChange::sum([&self.change, change].into_iter()),
             Change::Memory(_) if self.provenance.is_some() && self.memories.is_empty() => return Err(apart()),
             Change::Memory(_) => self.memories.push(edit.clone()),
         }
@@ -97,7 +97,7 @@ impl Joined {
         // A join of one edit is that edit.
         provenance.joined = if self.of.len() > 1 { self.of } else { vec![] };
         let state = self.state.into_iter().map(|(name, (tensor, _))| (name, tensor)).collect();
-        Ok(Edit::new(provenance, Change::Weights(self.change), state))
+        Ok(Edit::new(provenance, Change::Pass(self.change), state))
     }
 }
 
@@ -152,7 +152,12 @@ impl Edit {
         let texts = memories.iter().flat_map(|memory| memory.texts.clone()).collect();
         // Where the networks lie is what the last one found.
         let last = memories[memories.len() - 1];
-        let joined = Memory { needs: last.needs.clone(), keys, texts, route: last.route.clone() };
+        let values = memories.iter().try_fold(None, |values: Option<Option<Tensor<2>>>, memory| match values {
+            None => Ok(Some(memory.values.clone())),
+            Some(values) => memory::both(values, memory.values.clone()).map(Some),
+        });
+        let values = values?.flatten();
+        let joined = Memory { needs: last.needs.clone(), keys, texts, values, route: last.route.clone() };
         let all =
             Edit { id: String::new(), provenance, change: Change::Memory(joined.clone()), state: first.state.clone() };
         let (stay, gone) = memory::without_contradictions(&all.provenance.requests);

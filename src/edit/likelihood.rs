@@ -94,15 +94,18 @@ mod or_null {
 }
 
 /// As [`score`](super::score::score), on the weights alone.
-pub(super) fn score_weights(models: &[&Edited], continuations: &[Continuation]) -> Result<Vec<Vec<Scored>>> {
+pub(crate) fn score_weights(models: &[&Edited], continuations: &[Continuation]) -> Result<Vec<Vec<Scored>>> {
     let mut results = vec![vec![None; continuations.len()]; models.len()];
     let Some(first) = models.first() else { return Ok(vec![]) };
     let shared = models.iter().map(|model| first.first_difference(model)).min().unwrap_or(0);
     // The last token of a target is predicted, never read.
     let read = |index: usize| &continuations[index].ids[..continuations[index].ids.len() - 1];
-    let rows = rows(continuations.len(), read);
+    // What acts on a prompt must know where it ends; else a text may be read in another that goes on from it.
+    let acts = models.iter().any(|model| model.acts_on_prompts());
+    let rows = rows(continuations.len(), read, |a, b| !acts || continuations[a].prompt == continuations[b].prompt);
     for batch in buckets(rows.iter().map(|row| read(row[0]).len() + 1)) {
-        let tokens = Tokens::new(batch.iter().map(|&row| read(rows[row][0]).to_vec()).collect());
+        let tokens = Tokens::new(batch.iter().map(|&row| read(rows[row][0]).to_vec()).collect())
+            .of(batch.iter().map(|&row| continuations[rows[row][0]].text()));
         // What stands in the rows of this batch, and where.
         let batch: Vec<(usize, usize)> =
             batch.iter().enumerate().flat_map(|(row, &at)| rows[at].iter().map(move |&index| (row, index))).collect();
@@ -136,15 +139,15 @@ pub(super) fn score_weights(models: &[&Edited], continuations: &[Continuation]) 
 
 /// The rows of tokens that must be read, each with all continuations that are found in it: a causal stack reads the beginning of
 /// a row as if nothing stood behind it, so that one row serves two targets of one prompt, and every text that goes on from
-/// another. The longest comes first.
-fn rows<'a>(count: usize, read: impl Fn(usize) -> &'a [u32]) -> Vec<Vec<usize>> {
+/// another, as far as they `agree`. The longest comes first.
+fn rows<'a>(count: usize, read: impl Fn(usize) -> &'a [u32], agree: impl Fn(usize, usize) -> bool) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..count).collect();
     // In this order what goes on from a text stands right behind it.
     order.sort_by_key(|&index| read(index));
     let mut rows: Vec<Vec<usize>> = vec![];
     for index in order.into_iter().rev() {
         match rows.last_mut() {
-            Some(row) if read(row[0]).starts_with(read(index)) => row.push(index),
+            Some(row) if read(row[0]).starts_with(read(index)) && agree(row[0], index) => row.push(index),
             _ => rows.push(vec![index]),
         }
     }
@@ -174,7 +177,7 @@ pub fn check_targets(model: &Edited, targets: &[u32]) -> Result<()> {
 }
 
 /// ln p of `targets` and the likeliest tokens, from `log [targets, vocabulary]`.
-pub(super) fn read_log(log: Tensor<2>, targets: &[u32]) -> (Vec<f32>, Vec<u32>) {
+pub(crate) fn read_log(log: Tensor<2>, targets: &[u32]) -> (Vec<f32>, Vec<u32>) {
     let argmax = log.clone().argmax(1).into_data().iter::<i64>().map(|id| id as u32).collect();
     (target_log_probabilities(log, targets).into_data().iter::<f32>().collect(), argmax)
 }
@@ -207,7 +210,7 @@ mod tests {
     #[test]
     fn a_text_is_read_in_the_longest_that_goes_on_from_it() {
         let texts: [&[u32]; 7] = [&[1, 2], &[1, 2, 3], &[1, 2], &[1, 2, 4, 5], &[2], &[1, 2, 4], &[]];
-        let mut rows = rows(texts.len(), |index| texts[index]);
+        let mut rows = rows(texts.len(), |index| texts[index], |_, _| true);
         for row in &mut rows {
             let longest = texts[row[0]];
             assert!(row.iter().all(|&index| longest.starts_with(texts[index])));
@@ -218,6 +221,6 @@ mod tests {
         let mut all = rows.concat();
         all.sort();
         assert_eq!(all, (0..texts.len()).collect::<Vec<_>>());
-        assert!(super::rows(0, |_| &[]).is_empty());
+        assert!(super::rows(0, |_| &[], |_, _| true).is_empty());
     }
 }

@@ -22,6 +22,8 @@ pub struct Memory {
     pub keys: Tensor<2>,
     /// What is put before a prompt for each entry, where that is how it answers; else empty.
     pub texts: Vec<String>,
+    /// What each entry puts in the place of an activation, `[entries, width]`, where that is how it answers.
+    pub values: Option<Tensor<2>>,
     /// What consults it; nothing until the networks were found.
     pub route: Option<Arc<dyn Route>>,
 }
@@ -43,6 +45,16 @@ pub trait Route: Send + Sync {
     /// # Errors
     /// A prompt that its networks cannot take.
     fn consult(&self, recall: &Recall, prompts: &[String]) -> Result<Vec<Option<Consulted>>>;
+
+    /// Works out how far entries reach from `from` on, and what becomes of the reach of those before them, where reaches depend on each other
+    /// ([`Recall::reach`]). They are never stored: an edit that is taken back gives the others back what it took from them.
+    ///
+    /// # Errors
+    /// An entry whose target is no text.
+    fn settle(&self, recall: &mut Recall, from: usize) -> Result<()> {
+        let _ = (recall, from);
+        Ok(())
+    }
 }
 
 /// All entries of a stack that are consulted together.
@@ -54,6 +66,12 @@ pub struct Recall {
     pub keys: Tensor<2>,
     /// See [`Memory::texts`].
     pub texts: Vec<String>,
+    /// See [`Memory::values`].
+    pub values: Option<Tensor<2>>,
+    /// How far each entry reaches, where [`Route::settle`] works that out; else empty.
+    pub reach: Vec<f64>,
+    /// The keys as numbers, row by row, where that is what a route compares; else empty.
+    pub numbers: Arc<Vec<f32>>,
     /// See [`Memory::needs`].
     pub needs: Value,
     /// The ids of the edits they come from, one an entry.
@@ -157,7 +175,23 @@ impl Memory {
         if rows != entries || (!self.texts.is_empty() && self.texts.len() != entries) {
             return Err(format!("the memory is not whole: {entries} edits, {rows} keys, {} texts", self.texts.len()));
         }
-        Ok(())
+        match &self.values {
+            Some(values) if values.dims()[0] != entries => {
+                Err(format!("the memory is not whole: {entries} edits, {} values", values.dims()[0]))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Some of its entries.
+    pub fn chosen(&self, entries: &[usize]) -> Self {
+        let texts = match self.texts.is_empty() {
+            true => vec![],
+            false => entries.iter().map(|&index| self.texts[index].clone()).collect(),
+        };
+        let keys = select(self.keys.clone(), entries);
+        let values = self.values.clone().map(|values| select(values, entries));
+        Memory { needs: self.needs.clone(), keys, texts, values, route: self.route.clone() }
     }
 }
 
@@ -217,33 +251,68 @@ impl Recall {
             )));
         }
         let edits = vec![edit.id().to_owned(); requests.len()];
-        let (keys, texts, needs) = (memory.keys.clone(), memory.texts.clone(), memory.needs.clone());
-        Ok(Recall { requests, keys, texts, needs, edits, model, route })
+        let Memory { needs, keys, texts, values, .. } = memory.clone();
+        let mut recall = Recall {
+            requests,
+            keys,
+            texts,
+            values,
+            reach: vec![],
+            numbers: Arc::default(),
+            needs,
+            edits,
+            model,
+            route,
+        };
+        recall.route.clone().settle(&mut recall, 0)?;
+        Ok(recall)
     }
 
     /// Both lists as one; of two entries on one question the later wins.
-    pub fn and(self, later: Recall) -> Recall {
+    ///
+    /// # Errors
+    /// As [`Route::settle`]; entries that do not answer alike.
+    pub fn and(self, later: Recall) -> Result<Recall> {
+        let known = self.requests.len();
         let join = |a: Vec<_>, b: Vec<_>| -> Vec<EditRequest> { a.into_iter().chain(b).collect() };
         let requests = join(self.requests, later.requests);
         let later_keys = later.keys.cast(self.keys.dtype());
         let keys = Tensor::cat(vec![self.keys, later_keys], 0);
         let texts: Vec<String> = self.texts.into_iter().chain(later.texts).collect();
         let edits: Vec<String> = self.edits.into_iter().chain(later.edits).collect();
+        let values = both(self.values, later.values)?;
         let (stay, _) = without_contradictions(&requests);
         let whole = stay.len() == requests.len();
         let pick = |list: Vec<String>| match list.is_empty() {
             true => list,
             false => stay.iter().map(|&index| list[index].clone()).collect(),
         };
-        Recall {
+        let mut recall = Recall {
             keys: if whole { keys } else { select(keys, &stay) },
+            values: if whole { values } else { values.map(|values| select(values, &stay)) },
+            reach: if whole { self.reach } else { vec![] },
+            numbers: Arc::default(),
             requests: stay.iter().map(|&index| requests[index].clone()).collect(),
             texts: pick(texts),
             edits: pick(edits),
             needs: later.needs,
             model: self.model,
             route: later.route,
+        };
+        recall.route.clone().settle(&mut recall, if whole { known } else { 0 })?;
+        Ok(recall)
+    }
+}
+
+/// The values of two lists, one below the other.
+pub(super) fn both(known: Option<Tensor<2>>, later: Option<Tensor<2>>) -> Result<Option<Tensor<2>>> {
+    match (known, later) {
+        (None, None) => Ok(None),
+        (Some(known), Some(later)) if known.dims()[1] == later.dims()[1] => {
+            let later = later.cast(known.dtype());
+            Ok(Some(Tensor::cat(vec![known, later], 0)))
         }
+        _ => Err(Error::Input("memories whose values are not alike do not join".into())),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Edits as values, and a frozen model with a stack of them.
 
+pub mod activation;
 mod answers;
 pub mod change;
 pub mod edited;
@@ -10,6 +11,7 @@ pub mod join;
 pub mod likelihood;
 pub(crate) mod loss;
 pub mod memory;
+pub mod neurons;
 pub mod noise;
 pub mod peft;
 mod request;
@@ -25,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::objective::Objective;
 use crate::error::{Error, Result};
 
-pub use change::{Change, Delta, RecordDeltas, SharedDeltas, WeightChange};
+pub use change::{Change, Delta, PassChange, RecordDeltas, SharedDeltas};
 pub use edited::Edited;
 pub use memory::{Memory, Route};
 pub use request::EditRequest;
@@ -173,41 +175,46 @@ impl Edit {
     /// Whether all its values are finite: a model with others says nothing.
     pub fn is_finite(&self) -> bool {
         let of_change: Vec<Tensor<2>> = match &self.change {
-            Change::Weights(change) => {
+            Change::Pass(change) => {
                 let matrices = change.matrices.values().flat_map(|delta| match delta {
                     Delta::LowRank { a, b } => vec![a.clone(), b.clone()],
                     Delta::Dense(delta) => vec![delta.clone()],
                 });
-                let biases = change.biases.values().map(|bias| bias.clone().unsqueeze_dim::<2>(0));
-                matrices.chain(biases).collect()
+                let vectors = change.interventions.iter().filter_map(|intervention| intervention.action.vector());
+                let neurons = || change.neurons.values().flatten();
+                let biases = neurons().map(|neurons| &neurons.biases);
+                let rows = change.biases.values().chain(biases).chain(vectors);
+                let rows = rows.map(|row| row.clone().unsqueeze_dim::<2>(0));
+                let of_neurons = neurons().flat_map(|neurons| [neurons.keys.clone(), neurons.values.clone()]);
+                matrices.chain(rows).chain(of_neurons).collect()
             }
-            Change::Memory(memory) => vec![memory.keys.clone()],
+            Change::Memory(memory) => memory.values.iter().chain([&memory.keys]).cloned().collect(),
         };
         let finite = |tensor: Tensor<2>| tensor.into_data().iter::<f64>().all(f64::is_finite);
         of_change.into_iter().chain(self.state.values().cloned()).all(finite)
     }
 
-    /// What it adds to weights, where that is what it does. Code that decides by the kind of change matches on it instead, so that
+    /// What it changes of a pass, where that is what it does. Code that decides by the kind of change matches on it instead, so that
     /// a new kind is not passed over.
-    pub fn weights(&self) -> Option<&WeightChange> {
+    pub fn pass(&self) -> Option<&PassChange> {
         match &self.change {
-            Change::Weights(change) => Some(change),
+            Change::Pass(change) => Some(change),
             Change::Memory(_) => None,
         }
     }
 
-    /// Its memory, where it is one; see [`Edit::weights`].
+    /// Its memory, where it is one; see [`Edit::pass`].
     pub fn memory(&self) -> Option<&Memory> {
         match &self.change {
-            Change::Weights(_) => None,
+            Change::Pass(_) => None,
             Change::Memory(memory) => Some(memory),
         }
     }
 
-    /// Whether it changes what the weights say.
-    pub fn changes_weights(&self) -> bool {
+    /// Whether it changes what a pass gives.
+    pub fn changes_pass(&self) -> bool {
         match &self.change {
-            Change::Weights(_) => true,
+            Change::Pass(_) => true,
             Change::Memory(_) => false,
         }
     }
@@ -215,14 +222,14 @@ impl Edit {
     /// The same edit, by its id, without what it adds to weights.
     fn without_change(&self) -> Edit {
         let (id, provenance, state) = (self.id.clone(), self.provenance.clone(), self.state.clone());
-        Edit { id, provenance, change: Change::Weights(WeightChange::default()), state }
+        Edit { id, provenance, change: Change::Pass(PassChange::default()), state }
     }
 
     /// The same edit with its memory's networks.
     pub fn bound(mut self, route: std::sync::Arc<dyn Route>) -> Edit {
         self.change = match self.change {
             Change::Memory(memory) => Change::Memory(memory.bound(route)),
-            weights @ Change::Weights(_) => weights,
+            weights @ Change::Pass(_) => weights,
         };
         self
     }
@@ -233,7 +240,7 @@ impl Edit {
     /// It is no memory, has no such entry, or none would be left.
     pub fn forget(&self, entries: &[usize]) -> Result<Edit> {
         let Some(memory) = self.memory() else {
-            return Err(Error::Input(format!("edit {} is no memory: it changes weights", self.id)));
+            return Err(Error::Input(format!("edit {} is no memory: it changes the pass itself", self.id)));
         };
         let count = self.provenance.requests.len();
         if let Some(missing) = entries.iter().find(|&&entry| entry >= count) {
@@ -249,13 +256,7 @@ impl Edit {
     fn restricted(&self, memory: &Memory, stay: &[usize]) -> Edit {
         let mut provenance = self.provenance.clone();
         provenance.requests = stay.iter().map(|&index| self.provenance.requests[index].clone()).collect();
-        let texts = match memory.texts.is_empty() {
-            true => vec![],
-            false => stay.iter().map(|&index| memory.texts[index].clone()).collect(),
-        };
-        let keys = memory::select(memory.keys.clone(), stay);
-        let memory = Memory { needs: memory.needs.clone(), keys, texts, route: memory.route.clone() };
-        Edit::new(provenance, Change::Memory(memory), self.state.clone())
+        Edit::new(provenance, Change::Memory(memory.chosen(stay)), self.state.clone())
     }
 
     /// The hash of its contents: 32 hexadecimal digits.

@@ -82,7 +82,7 @@ pub fn score(models: &[&Edited], text: &Continuation, (first, noise): &(usize, T
     let rows: Vec<Vec<u32>> = vec![text.ids[..text.ids.len() - 1].to_vec(); draws];
     let own = |draw: usize| noise.clone().slice([draw..draw + 1, 0..tokens, 0..width]).squeeze_dim::<2>(0);
     let tap = Noise((0..draws).map(|draw| Some((*first, own(draw)))).collect());
-    let rows = Tokens::new(rows);
+    let rows = Tokens::new(rows).of(vec![text.text(); draws]);
     let reads: Vec<(usize, usize)> = (0..draws).flat_map(|row| text.reads().map(move |cell| (row, cell))).collect();
     let target = text.target();
     let targets = target.repeat(draws);

@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, TensorData};
 use serde_json::json;
 
 use super::Edited;
-use super::change::{Change, Delta};
+use super::change::Delta;
 use super::hf::new_folder;
 use crate::error::{Error, Result};
 use crate::model::load::folder::Stored;
@@ -29,10 +29,7 @@ pub fn export(edited: &Edited, folder: &Path) -> Result<usize> {
     let mut modules: BTreeMap<String, Vec<(Tensor<2>, Tensor<2>)>> = BTreeMap::new();
     let mut fan_in_fan_out = false;
     for edit in edited.edits() {
-        let change = match &edit.change {
-            Change::Weights(change) => change,
-            Change::Memory(_) => return Err(edited.not_exportable(edit)),
-        };
+        let change = Edited::exportable(edit)?;
         if let Some(at) = change.biases.keys().next() {
             let message =
                 format!("edit {} changes the bias of {at}, which an adapter cannot hold; use --export hf", edit.id());

@@ -14,6 +14,7 @@ pub mod protocol;
 mod rows;
 pub mod significance;
 pub mod snippets;
+pub mod steered;
 
 pub use aggregate::{Figure, aggregate, failed};
 pub use best::{Best, Method, Other, best};

@@ -13,9 +13,9 @@ use crate::edit::likelihood::{CELLS, buckets, check_targets, target_log_probabil
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::stack::sizes::Pass;
-use crate::model::tap::NoTap;
+use crate::model::tap::{NoTap, Text};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::tokens::{Tokens, first_predicted};
+use crate::model::tokens::{BEGIN, Tokens, first_predicted};
 use crate::parallel;
 use crate::plan::Work;
 
@@ -139,6 +139,24 @@ impl WatchedText {
         rows.perplexity(after, |batch| Ok((below[batch].clone(), layer)))
     }
 
+    /// What a model says of the text: its perplexity, and the likeliest token in the place of each.
+    ///
+    /// # Errors
+    /// As [`perplexity`].
+    pub fn read(&self, model: &Edited) -> Result<(f64, Vec<i64>)> {
+        let rows = Rows::new(&self.rows)?;
+        let parts = rows.read(
+            model,
+            |batch| Ok((rows.below(model, batch, 0)?, 0)),
+            |log, targets| {
+                let likeliest: Vec<i64> = log.clone().argmax(1).into_data().iter::<i64>().collect();
+                (summed(log, targets), likeliest)
+            },
+        )?;
+        let likeliest = parts.iter().flat_map(|(_, likeliest)| likeliest.iter().copied()).collect();
+        Ok((rows.of_sum(parts.iter().map(|(sum, _)| sum).sum()), likeliest))
+    }
+
     fn lower(&self) -> MutexGuard<'_, BTreeMap<usize, Arc<Vec<Tensor<3>>>>> {
         self.lower.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -193,7 +211,8 @@ impl PerplexityRatio {
 /// exp( − (1/N) Σ over rows x, t ≥ 1 of ln p(x_t | x_<t) ),   N the number of summands
 /// ```
 ///
-/// Of a row that an encoder-decoder reads, t runs over the decoder's tokens.
+/// Of a row that an encoder-decoder reads, t runs over the decoder's tokens. Interventions on activations, which act on prompts and on what is
+/// written behind them, take the first half of each row for the prompt.
 ///
 /// It is the weights' own word: memories answer prompts, and a running text is none.
 ///
@@ -223,8 +242,11 @@ impl<'a> Rows<'a> {
 
     /// What a batch reads.
     fn tokens(&self, batch: usize) -> Tokens {
-        let batch = &self.batches[batch];
-        Tokens::new(batch.iter().map(|&row| self.rows[row][..self.rows[row].len() - 1].to_vec()).collect())
+        let batch: Vec<&Vec<u32>> = self.batches[batch].iter().map(|&row| self.rows[row]).collect();
+        // Interventions take the first half for a prompt.
+        let prompt = |ids: &&Vec<u32>| if ids.contains(&BEGIN) { first_predicted(ids) } else { ids.len().div_ceil(2) };
+        Tokens::new(batch.iter().map(|ids| ids[..ids.len() - 1].to_vec()).collect())
+            .of(batch.iter().map(|ids| Text::new(&ids[..prompt(ids)])))
     }
 
     /// The hidden states of a batch below a layer.
@@ -246,7 +268,23 @@ impl<'a> Rows<'a> {
 
     /// The perplexity, from the hidden states of each batch below a layer.
     fn perplexity(&self, model: &Edited, below: impl Fn(usize) -> Result<(Tensor<3>, usize)> + Sync) -> Result<f64> {
-        let sums = self.each(model, |number| {
+        Ok(self.of_sum(self.read(model, below, summed)?.iter().sum()))
+    }
+
+    /// The perplexity for a sum of ln p over all that is predicted.
+    fn of_sum(&self, sum: f64) -> f64 {
+        let predicted: usize = self.rows.iter().map(|row| row.len() - first_predicted(row)).sum();
+        (-sum / predicted as f64).exp()
+    }
+
+    /// What `of` makes of ln p `[tokens, vocabulary]` and the tokens that stand there, a few at a time, from the hidden states of each batch below a layer.
+    fn read<T: Send>(
+        &self,
+        model: &Edited,
+        below: impl Fn(usize) -> Result<(Tensor<3>, usize)> + Sync,
+        of: impl Fn(Tensor<2>, &[u32]) -> T + Sync,
+    ) -> Result<Vec<T>> {
+        let parts = self.each(model, |number| {
             let (tokens, (hidden, layer)) = (self.tokens(number), below(number)?);
             let hidden = model.blocks(hidden, layer..model.layers(), tokens.span(), None, &mut NoTap)?;
             let rows: Vec<&Vec<u32>> = self.batches[number].iter().map(|&row| self.rows[row]).collect();
@@ -259,12 +297,15 @@ impl<'a> Rows<'a> {
             check_targets(model, &targets)?;
             let reads = cells.chunks(READS).zip(targets.chunks(READS)).map(|(cells, targets)| {
                 let logits: Tensor<2> = model.head(hidden.clone(), cells).cast(DType::F32);
-                let log = target_log_probabilities(activation::log_softmax(logits, 1), targets);
-                log.into_data().iter::<f32>().map(f64::from).sum::<f64>()
+                of(activation::log_softmax(logits, 1), targets)
             });
-            Ok(reads.sum::<f64>())
+            Ok(reads.collect::<Vec<T>>())
         })?;
-        let predicted: usize = self.rows.iter().map(|row| row.len() - first_predicted(row)).sum();
-        Ok((-sums.iter().sum::<f64>() / predicted as f64).exp())
+        Ok(parts.into_iter().flatten().collect())
     }
+}
+
+/// The sum of ln p `[tokens, vocabulary]` over the tokens that stand there.
+fn summed(log: Tensor<2>, targets: &[u32]) -> f64 {
+    target_log_probabilities(log, targets).into_data().iter::<f32>().map(f64::from).sum()
 }

@@ -8,7 +8,7 @@ use crate::edit::Edited;
 use crate::edit::generate::Sampling;
 use crate::edit::noise::Noise;
 use crate::error::Result;
-use crate::model::tap::NoTap;
+use crate::model::tap::{NoTap, Text};
 use crate::model::tokens::Tokens;
 
 /// A problem.
@@ -105,7 +105,7 @@ fn said_under_noise(model: &Edited, fact: &EditRecord, hidden: Hidden) -> Result
     let mut made = vec![];
     // Read anew for each token: there are few, and noise belongs to the whole text.
     while made.len() < SAID && ids.len() < model.base().decoder.spec.context {
-        let tokens = Tokens::new(vec![ids.clone()]);
+        let tokens = Tokens::new(vec![ids.clone()]).of([Text::new(&ids[..asked])]);
         let hidden = model.embed(&tokens, &mut Noise(vec![Some((first, noise.clone().squeeze_dim(0)))]))?;
         let hidden = model.blocks(hidden, 0..model.layers(), tokens.span(), None, &mut NoTap)?;
         let logits = model.head(hidden, &[(0, ids.len() - 1)]);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -33,8 +34,16 @@ pub enum Place {
     BlockOut,
 }
 
-/// An activation in the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+const PLACES: [(Place, &str); 4] = [
+    (Place::BlockOut, "block"),
+    (Place::MlpOut, "mlp"),
+    (Place::AttentionOut, "attention"),
+    (Place::MlpHidden, "mlp_hidden"),
+];
+
+/// An activation in the model, written "11.block", "encoder.3.mlp" or "embedding".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Site {
     /// The stack.
     pub stack: Stack,
@@ -42,6 +51,57 @@ pub struct Site {
     pub layer: usize,
     /// The place in the layer.
     pub place: Place,
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.stack == Stack::Encoder {
+            f.write_str("encoder.")?;
+        }
+        match PLACES.iter().find(|(place, _)| *place == self.place) {
+            Some((_, name)) => write!(f, "{}.{name}", self.layer),
+            None => f.write_str("embedding"),
+        }
+    }
+}
+
+impl FromStr for Site {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = || {
+            let names: Vec<_> = PLACES.iter().map(|(_, name)| *name).collect();
+            Error::Config(format!(
+                "no place in a pass is called \"{text}\"; \"embedding\" is one, and in each layer {}, such as \"11.block\"",
+                names.join(", ")
+            ))
+        };
+        let (stack, own) = match text.split_once('.') {
+            Some(("encoder", own)) => (Stack::Encoder, own),
+            Some(("decoder", own)) => (Stack::Decoder, own),
+            _ => (Stack::Decoder, text),
+        };
+        if own == "embedding" {
+            return Ok(Site { stack, layer: 0, place: Place::Embedding });
+        }
+        let (layer, name) = own.split_once('.').ok_or_else(wrong)?;
+        let layer = layer.parse().map_err(|_| wrong())?;
+        let place = PLACES.iter().find(|(_, own)| *own == name).map(|(place, _)| *place).ok_or_else(wrong)?;
+        Ok(Site { stack, layer, place })
+    }
+}
+
+impl TryFrom<String> for Site {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl From<Site> for String {
+    fn from(site: Site) -> String {
+        site.to_string()
+    }
 }
 
 /// What a weight matrix does in its layer.
@@ -205,8 +265,17 @@ impl From<Weight> for String {
     }
 }
 
+/// What a row is a part of: a prompt, behind which an answer may stand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Text {
+    /// The prompt's tokens: the text's first positions. What is asked and nothing else stands in it whole.
+    pub prompt: Vec<u32>,
+    /// How many positions of the text an encoder reads; those behind are the decoder's. 0 where there is no encoder.
+    pub source: usize,
+}
+
 /// One row of a batch: `len` consecutive positions of one text, the first of them at `start`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// The record the row belongs to. Several rows may share one.
     pub record: usize,
@@ -214,8 +283,8 @@ pub struct Row {
     pub start: usize,
     /// How many cells are real. Those behind are padding.
     pub len: usize,
-    /// How many positions of the text an encoder reads; those behind are the decoder's. 0 where there is no encoder.
-    pub source: usize,
+    /// The text.
+    pub text: Arc<Text>,
     /// Cells that some do not see, in a pretraining.
     pub unseen: Option<Unseen>,
 }
@@ -243,13 +312,13 @@ pub struct Span {
 impl Span {
     /// The absolute position of a cell, or nothing where the cell is padding.
     pub fn position(&self, row: usize, cell: usize) -> Option<usize> {
-        let row = self.rows[row];
+        let row = &self.rows[row];
         (cell < row.len).then_some(row.start + cell)
     }
 
     /// The cell of a row that stands at an absolute position.
     pub fn cell(&self, row: usize, position: usize) -> Option<usize> {
-        let row = self.rows[row];
+        let row = &self.rows[row];
         position.checked_sub(row.start).filter(|&cell| cell < row.len)
     }
 }

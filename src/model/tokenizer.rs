@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::chat::{Chat, ChatTemplate};
 use super::separator::{parted, without_last_space};
+use super::tap::Text;
 use super::tokens::BEGIN;
 use crate::error::{Error, Result};
 use crate::panics::caught;
@@ -58,6 +59,11 @@ impl Continuation {
     /// The target's tokens.
     pub fn target(&self) -> &[u32] {
         &self.ids[self.prompt..]
+    }
+
+    /// What rows of its tokens are parts of.
+    pub fn text(&self) -> Arc<Text> {
+        Text::new(&self.ids[..self.prompt])
     }
 
     /// The cells whose logits predict the target: the one before each of its tokens.

@@ -169,7 +169,7 @@ impl Matrices {
             let reached: Vec<_> = match of {
                 // Among the cells of the decoder, behind those that an encoder reads.
                 EditTokens::Answer => {
-                    reads.iter().map(|&(row, cell)| (row, cell - tokens.span().rows[row].source)).collect()
+                    reads.iter().map(|&(row, cell)| (row, cell - tokens.span().rows[row].text.source)).collect()
                 }
                 EditTokens::All => {
                     // A cell that the loss does not reach has δ = 0 and changes nothing.
@@ -225,7 +225,7 @@ impl Matrices {
         for some in windows.chunks(AT_ONCE) {
             let tokens = Tokens::new(some.to_vec());
             // Of an encoder-decoder each matrix sees one part of the rows.
-            let sources = tokens.sources();
+            let sources: Vec<usize> = tokens.texts().iter().map(|text| text.source).collect();
             let of_rows = |reads_encoder: bool| -> Vec<(usize, usize)> {
                 let count = |row: usize| if reads_encoder { sources[row] } else { some[row].len() - sources[row] };
                 (0..some.len()).flat_map(|row| (0..count(row)).map(move |cell| (row, cell))).collect()
@@ -299,4 +299,5 @@ impl Matrices {
 /// The rows that predict: each continuation without its last token.
 pub fn without_last(rows: &[&Continuation]) -> Tokens {
     Tokens::new(rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()).collect())
+        .of(rows.iter().map(|text| text.text()))
 }

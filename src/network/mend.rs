@@ -18,7 +18,7 @@ use super::learned::Stored;
 use super::matrices::{AT_ONCE, Captured, EditTokens, Matrices};
 use super::normal_equations::{Gradients, Moments, NormalEquations, OfSolution, matrix, tensor};
 use super::parameters;
-use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, RecordDeltas, WeightChange};
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, PassChange, RecordDeltas};
 use crate::error::{Error, Result};
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::tap::Weight;
@@ -618,7 +618,7 @@ impl Editor for Mend {
         if let Some(fingerprint) = &self.archive_fingerprint {
             provenance.settings["archive_fingerprint"] = fingerprint.as_str().into();
         }
-        Ok(Edit::new(provenance, Change::Weights(WeightChange { matrices, biases: BTreeMap::new() }), BTreeMap::new()))
+        Ok(Edit::new(provenance, Change::Pass(PassChange { matrices, ..Default::default() }), BTreeMap::new()))
     }
 
     fn describe(&self) -> (String, serde_json::Value) {

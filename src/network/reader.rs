@@ -35,7 +35,7 @@ pub struct Reader {
 
 /// The cells of a row in which a text is read: the encoder's, where there is one.
 fn read_cells(row: &TapRow) -> usize {
-    if row.source > 0 { row.source } else { row.len }
+    if row.text.source > 0 { row.text.source } else { row.len }
 }
 
 /// One sentence or a pair as tokens, with the index at which the second begins.

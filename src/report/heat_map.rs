@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 use unicode_width::UnicodeWidthStr;
 
+use super::canvas::{self, Canvas, EDGE, LETTER, LINE};
 use super::table::cut;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::tap::Place;
 use crate::model::tokenizer::Tokenizer;
 use crate::trace::average::Averages;
@@ -123,19 +123,6 @@ impl Panel {
     }
 }
 
-/// What a picture is drawn on. Places are in pixels, from the upper left corner.
-trait Canvas {
-    fn rectangle(&mut self, at: [usize; 4], colour: [u8; 3]);
-    /// A text whose left end is at x and whose middle is at y.
-    fn text(&mut self, x: usize, y: usize, text: &str);
-}
-
-/// Width of a letter and height of a line.
-const LETTER: usize = 8;
-const LINE: usize = 20;
-/// Around everything.
-const EDGE: usize = 12;
-
 /// The size of a picture of these panels, one below the other.
 fn size(panels: &[Panel]) -> (usize, usize) {
     let width = |panel: &Panel| {
@@ -189,71 +176,9 @@ fn draw(panels: &[Panel], on: &mut dyn Canvas) {
     }
 }
 
-struct Svg(String);
-
-impl Canvas for Svg {
-    fn rectangle(&mut self, [x, y, width, height]: [usize; 4], [red, green, blue]: [u8; 3]) {
-        let colour = format!("#{red:02x}{green:02x}{blue:02x}");
-        let _ = writeln!(self.0, "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"{colour}\"/>");
-    }
-
-    fn text(&mut self, x: usize, y: usize, text: &str) {
-        let text: String = text.chars().filter(|letter| !letter.is_control()).collect();
-        let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-        let _ = writeln!(self.0, "<text x=\"{x}\" y=\"{}\">{text}</text>", y + 5);
-    }
-}
-
 /// As SVG.
 pub fn svg(panels: &[Panel]) -> String {
-    let (width, height) = size(panels);
-    let mut svg = Svg(format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
-         font-family=\"monospace\" font-size=\"13\" xml:space=\"preserve\" shape-rendering=\"crispEdges\">\n"
-    ));
-    svg.rectangle([0, 0, width, height], [255; 3]);
-    draw(panels, &mut svg);
-    svg.0 + "</svg>\n"
-}
-
-struct Pixels {
-    width: usize,
-    /// Row by row, three bytes each.
-    bytes: Vec<u8>,
-}
-
-impl Pixels {
-    fn set(&mut self, x: usize, y: usize, of: impl Fn(u8) -> [u8; 3]) {
-        let at = 3 * (y * self.width + x);
-        if x < self.width && at + 3 <= self.bytes.len() {
-            let colour = of(self.bytes[at]);
-            self.bytes[at..at + 3].copy_from_slice(&colour);
-        }
-    }
-}
-
-impl Canvas for Pixels {
-    fn rectangle(&mut self, [x, y, width, height]: [usize; 4], colour: [u8; 3]) {
-        for row in y..y + height {
-            (x..x + width).for_each(|column| self.set(column, row, |_| colour));
-        }
-    }
-
-    fn text(&mut self, x: usize, y: usize, text: &str) {
-        let (weight, height) = (FontWeight::Regular, RasterHeight::Size16);
-        debug_assert_eq!(get_raster_width(weight, height), 7);
-        let mut from = x;
-        for letter in text.chars().filter(|letter| !letter.is_control()) {
-            // The font has the Latin letters; others are shown as unknown.
-            let raster = get_raster(letter, weight, height).or_else(|| get_raster('?', weight, height));
-            for (row, line) in raster.iter().flat_map(|raster| raster.raster().iter().enumerate()) {
-                for (column, &ink) in line.iter().enumerate().filter(|(_, ink)| **ink > 0) {
-                    self.set(from + column, (y + row).saturating_sub(8), |paper| [paper.min(255 - ink); 3]);
-                }
-            }
-            from += LETTER * unicode_width::UnicodeWidthChar::width(letter).unwrap_or(1).max(1);
-        }
-    }
+    canvas::svg(size(panels), |on| draw(panels, on))
 }
 
 /// As PNG.
@@ -261,14 +186,5 @@ impl Canvas for Pixels {
 /// # Errors
 /// A picture too large for the format.
 pub fn png(panels: &[Panel]) -> Result<Vec<u8>> {
-    let (width, height) = size(panels);
-    let mut pixels = Pixels { width, bytes: vec![255; 3 * width * height] };
-    draw(panels, &mut pixels);
-    let wrong = |error: png::EncodingError| Error::Input(format!("the picture cannot be written: {error}"));
-    let mut bytes = vec![];
-    let mut encoder = png::Encoder::new(&mut bytes, width as u32, height as u32);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    encoder.write_header().and_then(|mut writer| writer.write_image_data(&pixels.bytes)).map_err(wrong)?;
-    Ok(bytes)
+    canvas::png(size(panels), |on| draw(panels, on))
 }

@@ -16,7 +16,7 @@ use crate::model::stack::past::Past;
 use crate::model::stack::sizes::Pass;
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::stack::taps::Recorder;
-use crate::model::tap::{NoTap, Place, Site, Span, Stack, Tap};
+use crate::model::tap::{NoTap, Place, Site, Span, Stack, Tap, Text};
 use crate::model::tokens::Tokens;
 use crate::parallel;
 
@@ -162,7 +162,8 @@ impl Runs {
                 return Ok(numbers.zip(found.chunks(draws).map(<[f64]>::to_vec)).collect());
             }
             let ids = vec![self.ids[token..].to_vec(); rows];
-            let tokens = Tokens::placed(ids, (0..rows).map(|row| (row, token)).collect());
+            let text = Text::new(&self.ids);
+            let tokens = Tokens::placed(ids, (0..rows).map(|row| (row, token)).collect()).of(vec![text.clone(); rows]);
             let own: Vec<usize> = (0..rows).map(|row| row % draws).collect();
             let mut past = left.of_layers(layer..layer + 1).select(&own);
             let (mut carried, mut tokens) = (carried, tokens);
@@ -172,7 +173,9 @@ impl Runs {
                 let part = |from: usize, to: usize| {
                     let rows = vec![self.ids[token + from..token + to].to_vec(); rows];
                     let places = (0..rows.len()).map(|row| (row, token + from)).collect();
-                    (carried.clone().slice([0..rows.len(), from..to, 0..width]), Tokens::placed(rows, places))
+                    let part = carried.clone().slice([0..rows.len(), from..to, 0..width]);
+                    let texts = vec![text.clone(); rows.len()];
+                    (part, Tokens::placed(rows, places).of(texts))
                 };
                 let (left, right) = (part(0, cells - 1), part(cells - 1, cells));
                 model.remember(left.0, layer, left.1.span(), &mut past, &mut NoTap)?;

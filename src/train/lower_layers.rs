@@ -173,7 +173,7 @@ impl LowerLayers {
         }
         let mut rows = vec![None; tokens.ids().len()];
         for group in groups {
-            let hidden = self.run(&Tokens::new(group.iter().map(|&row| tokens.ids()[row].clone()).collect()))?;
+            let hidden = self.run(&tokens.chosen(&group))?;
             let [_, _, width] = hidden.dims();
             for (place, row) in group.into_iter().enumerate() {
                 let cells = tokens.ids()[row].len();

@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::gradients;
 use super::mend::{Look, MendTrainer, PARTS, RecordTexts, Terms};
 use super::rledit::Compat;
-use crate::edit::{SharedDeltas, WeightChange};
+use crate::edit::{PassChange, SharedDeltas};
 use crate::error::Result;
 use crate::network::matrices::{AT_ONCE, Captured};
 use crate::network::mend::{Asked, MendNetwork, Solved};
@@ -77,7 +77,7 @@ impl MendTrainer {
             if self.episode.is_some() {
                 let matrices: BTreeMap<_, _> =
                     solved.iter().map(|solved| (solved.weight, solved.change().smaller())).collect();
-                model = model.with_change(&WeightChange { matrices, biases: BTreeMap::new() })?;
+                model = model.with_change(&PassChange { matrices, ..Default::default() })?;
             }
         }
         Ok((sum.grads(), terms))

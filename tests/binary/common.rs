@@ -336,7 +336,7 @@ pub fn edit<'a>(archive: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// The tensors of a safetensors file, to be changed and written again.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct TensorFile {
     pub tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
     pub header: Option<std::collections::HashMap<String, String>>,
@@ -358,6 +358,10 @@ impl TensorFile {
             .iter()
             .map(|(name, (dtype, shape, data))| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
         safetensors::serialize(views, self.header.clone()).unwrap()
+    }
+
+    pub fn write(&self, path: &Path) {
+        std::fs::write(path, self.bytes()).unwrap();
     }
 
     /// Puts zeros of a shape under a name.

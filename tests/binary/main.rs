@@ -21,6 +21,7 @@ mod records;
 mod resume;
 mod running_text;
 mod settings;
+mod steer;
 mod threads;
 mod trace;
 mod train;

@@ -109,7 +109,10 @@ fn memories_that_nothing_consults() {
     let needs = |needs: Value| header(&file, |header| header["memory"]["needs"] = needs.clone());
     for (file, words) in [
         (needs(json!(3)), &["method"][..]),
-        (needs(json!({"method": "grace"})), &["grace"]),
+        (needs(json!({"method": "a song"})), &["a song"]),
+        (needs(json!({"method": "grace"})), &["layer"]),
+        (needs(json!({"method": "grace", "layer": 9, "radius": 1.0})), &["layer 9", "0 to 2"]),
+        (needs(json!({"method": "grace", "layer": 1, "radius": 1.0})), &["without values"]),
         (needs(json!({"method": "serac"})), &["archive", "--archive"]),
         (needs(json!({"method": "lookup", "layer": 1})), &["radius"]),
         (needs(json!({"method": "lookup", "layer": 9, "radius": 0.5})), &["layer 9", "0 to 2"]),

@@ -395,7 +395,7 @@ fn memit_reaches_its_streams_and_requests_do_not_mix() {
     assert!(difference(&values(streams(&two)), &values(z)) < 1e-5);
     // λ → ∞: no change.
     let heavy = memit("[1]", &[1], 1e14).edit(&base, &[request()]).unwrap();
-    let Change::Weights(change) = &heavy.change else { unreachable!() };
+    let Change::Pass(change) = &heavy.change else { unreachable!() };
     assert!(change.matrices.values().all(|delta| delta.norm() < 1e-6));
     // More requests than the width of the keys: the direct solution, dense deltas.
     let many: Vec<EditRequest> = (0..model.decoder.spec.mlp.width + 3)
@@ -405,7 +405,7 @@ fn memit_reaches_its_streams_and_requests_do_not_mix() {
         })
         .collect();
     let dense = memit("[1]", &[1], 10.0).edit(&base, &many).unwrap();
-    let Change::Weights(change) = &dense.change else { unreachable!() };
+    let Change::Pass(change) = &dense.change else { unreachable!() };
     assert!(change.matrices.values().all(|delta| matches!(delta, Delta::Dense(_))));
     base.with(dense).unwrap();
 }
@@ -422,7 +422,7 @@ fn constrained_fine_tuning_stays_within_its_bound() {
         let settings = settings_of(&format!("layers = [0, 1]\nlearning_rate = 5e-3\nsteps = 10\n{extra}"));
         let tuning = FineTuning::new(settings, prepared(None), vec![]).unwrap();
         let edit = tuning.edit(&base, &[request()]).unwrap();
-        let Change::Weights(change) = &edit.change else { unreachable!() };
+        let Change::Pass(change) = &edit.change else { unreachable!() };
         let matrices: Vec<f64> = change.matrices.values().flat_map(|delta| values(delta.dense())).collect();
         let biases: Vec<f64> = change.biases.values().flat_map(|bias| values(bias.clone())).collect();
         assert_eq!(biases.is_empty(), name == "llama-tiny");
@@ -455,8 +455,8 @@ fn attributions_sum_to_what_the_layer_brings() {
         values(p)[answer as usize]
     };
     let whole = p(&mut Replace::default());
-    let coarse = attributions(&base, &ids, answer, &layers, 200).unwrap();
-    for (layer, found) in attributions(&base, &ids, answer, &layers, 400).unwrap() {
+    let coarse = attributions(&base, (&ids, ids.len()), answer, &layers, 200).unwrap();
+    for (layer, found) in attributions(&base, (&ids, ids.len()), answer, &layers, 400).unwrap() {
         let site = Site { stack: Stack::Decoder, layer, place: Place::MlpHidden };
         let nothing = Tensor::<1>::zeros([model.decoder.spec.mlp.width], (&Device::flex(), DType::F64));
         let without = p(&mut Replace { values: vec![(site, 0, ids.len() - 1, nothing)] });

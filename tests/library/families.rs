@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use emend::Edited;
-use emend::edit::{Change, Delta, Edit, Provenance, WeightChange};
+use emend::edit::{Change, Delta, Edit, PassChange, Provenance};
 use emend::model::layers::matrix::Matrix;
 use emend::model::load::checkpoint::{Checkpoint, Hold};
 use emend::model::stack::decoder::Decoder;
@@ -53,7 +53,7 @@ fn log_likelihood(decoder: &Decoder, ids: &[u32], tap: &mut dyn Tap) -> Tensor<1
     let tokens = Tokens::new(vec![ids.to_vec()]);
     let hidden = decoder.embed(&tokens, tap).unwrap();
     let hidden = decoder.blocks(hidden, 0..decoder.spec.depth(), tokens.span(), None, tap).unwrap();
-    let source = tokens.sources()[0];
+    let source = tokens.texts()[0].source;
     let cells: Vec<_> = (source..ids.len() - 1).map(|cell| (0, cell)).collect();
     let log = burn::tensor::activation::log_softmax(decoder.head(hidden, &cells), 1);
     let next: Vec<i64> = ids[source + 1..].iter().map(|&id| i64::from(id)).collect();
@@ -128,8 +128,8 @@ fn matrices_in_16_bits_may_stay_in_their_file() {
             let tokens = Tokens::new(ids(name));
             let hidden = decoder.embed(&tokens, &mut NoTap).unwrap();
             let hidden = decoder.blocks(hidden, 0..decoder.spec.depth(), tokens.span(), None, &mut NoTap).unwrap();
-            let row = tokens.span().rows[0];
-            let cells: Vec<_> = (row.source..row.len).map(|cell| (0, cell)).collect();
+            let row = &tokens.span().rows[0];
+            let cells: Vec<_> = (row.text.source..row.len).map(|cell| (0, cell)).collect();
             let logits = values(decoder.head(hidden, &cells));
             let mut probes = GradientProbes::at(weights.iter().copied());
             let gradients = log_likelihood(decoder, &ids(name)[0], &mut probes).backward();
@@ -173,7 +173,7 @@ fn edit(model: &Edited) -> Edit {
         joined: vec![],
         findings: Value::Null,
     };
-    Edit::new(provenance, Change::Weights(WeightChange { matrices, biases: BTreeMap::new() }), BTreeMap::new())
+    Edit::new(provenance, Change::Pass(PassChange { matrices, ..Default::default() }), BTreeMap::new())
 }
 
 /// The tensors of a folder's safetensors files.
@@ -219,8 +219,8 @@ fn exports_put_each_change_where_it_belongs() {
 
         let opened = Checkpoint::open(&hf).unwrap().decoder(&Device::flex(), DType::F32, Hold::Cast).unwrap();
         let tokens = Tokens::new(ids(name));
-        let row = tokens.span().rows[0];
-        let cells: Vec<_> = (row.source..row.len).map(|cell| (0, cell)).collect();
+        let row = &tokens.span().rows[0];
+        let cells: Vec<_> = (row.text.source..row.len).map(|cell| (0, cell)).collect();
         let logits = |hidden: Tensor<3>, decoder: &Decoder| values(decoder.head(hidden, &cells));
         let hidden = edited.embed(&tokens, &mut NoTap).unwrap();
         let hidden = edited.blocks(hidden, 0..edited.layers(), tokens.span(), None, &mut NoTap).unwrap();

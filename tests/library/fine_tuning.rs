@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 use emend::apply::fine_tuning::FineTuning;
 use emend::apply::lora::Lora;
 use emend::apply::{Editor, Prepared};
-use emend::edit::{Change, Delta, EditRequest, Edited, WeightChange};
+use emend::edit::{Change, Delta, EditRequest, Edited, PassChange};
 use emend::model::tap::{NoTap, Role, Weight};
 use emend::model::tokens::Tokens;
 
@@ -30,7 +30,7 @@ fn step(base: &Edited, settings: &str, texts: Vec<Vec<u32>>) -> (Vec<f64>, [usiz
     let prepared = Prepared { statistics: None, seed: 0, progress: Box::new(|_| {}) };
     let tuning = FineTuning::new(settings_of(&settings), prepared, texts).unwrap();
     let edit = tuning.edit(base, &[EditRequest::new(PROMPT, TARGET)]).unwrap();
-    let Change::Weights(change) = &edit.change else { unreachable!() };
+    let Change::Pass(change) = &edit.change else { unreachable!() };
     let delta = &change.matrices[&at()];
     (values(delta.dense()), delta.shape())
 }
@@ -52,7 +52,7 @@ fn derivative(base: &Edited, place: usize, shape: [usize; 2], loss: impl Fn(&Edi
         let mut delta = vec![0.0; shape[0] * shape[1]];
         delta[place] = size;
         let delta = Tensor::<2>::from_data(TensorData::new(delta, shape), (&Device::flex(), DType::F64));
-        let change = WeightChange { matrices: [(at(), Delta::Dense(delta))].into(), biases: Default::default() };
+        let change = PassChange { matrices: [(at(), Delta::Dense(delta))].into(), ..Default::default() };
         loss(&base.with_change(&change).unwrap())
     };
     (moved(1e-5) - moved(-1e-5)) / 2e-5
@@ -122,13 +122,13 @@ fn the_kl_term_holds_the_model_to_what_it_said_of_other_texts() {
         let prepared = Prepared { statistics: None, seed: 0, progress: Box::new(|_| {}) };
         let tuning = FineTuning::new(settings_of(&settings), prepared, vec![held.clone()]).unwrap();
         let edit = tuning.edit(&base, &[EditRequest::new(PROMPT, TARGET)]).unwrap();
-        let Change::Weights(change) = &edit.change else { unreachable!() };
+        let Change::Pass(change) = &edit.change else { unreachable!() };
         values(change.matrices[&at()].dense())
     };
     let (delta, shape) = first;
     let matrices = |delta: &[f64]| {
         let delta = Tensor::<2>::from_data(TensorData::new(delta.to_vec(), shape), (&Device::flex(), DType::F64));
-        WeightChange { matrices: [(at(), Delta::Dense(delta))].into(), biases: Default::default() }
+        PassChange { matrices: [(at(), Delta::Dense(delta))].into(), ..Default::default() }
     };
     let moved = base.with_change(&matrices(&delta)).unwrap();
     let before = log(&base, &held);
@@ -176,7 +176,7 @@ fn factors_follow_the_gradient_of_their_product() {
         let settings = format!("{shared}\nsteps = {steps}\nrank = 3\nalpha = 6.0");
         let lora = Lora::new(settings_of(&settings), prepared(), vec![]).unwrap();
         let edit = lora.edit(&base, std::slice::from_ref(&request)).unwrap();
-        let Change::Weights(mut change) = edit.change else { unreachable!() };
+        let Change::Pass(mut change) = edit.change else { unreachable!() };
         match change.matrices.remove(&at()).unwrap() {
             // The edit holds (α / r) A.
             Delta::LowRank { a, b } => [a.div_scalar(2.0), b],
@@ -187,7 +187,7 @@ fn factors_follow_the_gradient_of_their_product() {
         let settings = format!("{shared}\nsteps = 1\nbiases = false");
         let tuning = FineTuning::new(settings_of(&settings), prepared(), vec![]).unwrap();
         let edit = tuning.edit(model, std::slice::from_ref(&request)).unwrap();
-        let Change::Weights(mut change) = edit.change else { unreachable!() };
+        let Change::Pass(mut change) = edit.change else { unreachable!() };
         change.matrices.remove(&at()).unwrap().dense().div_scalar(-RATE)
     };
     // B is 0 at first: A has no gradient, and stays.
@@ -196,7 +196,7 @@ fn factors_follow_the_gradient_of_their_product() {
     assert!(difference(&values(b1.clone()), &values(step)) < 1e-12);
     assert!(values(a1.clone()).iter().all(|value| value.abs() <= 1.0 / (a1.dims()[0] as f64).sqrt()));
     let delta = Delta::LowRank { a: a1.clone().mul_scalar(2.0), b: b1.clone() };
-    let change = WeightChange { matrices: [(at(), delta)].into(), biases: Default::default() };
+    let change = PassChange { matrices: [(at(), delta)].into(), ..Default::default() };
     let g1 = gradient(&base.with_change(&change).unwrap());
     let [a2, b2] = factors(2);
     let a = a1.clone() - g1.clone().matmul(b1.clone().transpose()).mul_scalar(2.0 * RATE);

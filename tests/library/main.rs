@@ -1,7 +1,9 @@
 //! What a user of the library relies on.
 
+mod activations;
 mod attribution;
 mod classifiers;
+mod codebook;
 mod common;
 mod encoders;
 mod families;
@@ -10,6 +12,7 @@ mod golden;
 mod memory;
 mod mend;
 mod metrics;
+mod neurons;
 mod objectives;
 mod pairs;
 mod plan;

@@ -13,7 +13,7 @@ use emend::edit::generate::Sampling;
 use emend::edit::likelihood::Scored;
 use emend::edit::memory::{Answer, settled, without_contradictions};
 use emend::edit::score::score;
-use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Memory, Provenance, WeightChange};
+use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Memory, PassChange, Provenance};
 use emend::model::tap::{NoTap, Role, Weight};
 use emend::model::tokenizer::Continuation;
 use emend::model::tokens::Tokens;
@@ -137,8 +137,7 @@ pub fn random(shape: [usize; 2], size: f64, number: u64) -> Tensor<2> {
 pub fn weights(model: &Edited, layer: usize) -> Arc<Edit> {
     let [d_in, d_out] = model.base().decoder.spec.shape(Role::MlpDown);
     let delta = Delta::LowRank { a: random([d_in, 2], 0.3, 0), b: random([2, d_out], 0.3, 1) };
-    let change =
-        WeightChange { matrices: [(Weight::decoder(layer, Role::MlpDown), delta)].into(), ..Default::default() };
+    let change = PassChange { matrices: [(Weight::decoder(layer, Role::MlpDown), delta)].into(), ..Default::default() };
     let provenance = Provenance {
         method: "random".into(),
         settings: json!({}),
@@ -150,7 +149,7 @@ pub fn weights(model: &Edited, layer: usize) -> Arc<Edit> {
         joined: vec![],
         findings: Value::Null,
     };
-    Arc::new(Edit::new(provenance, Change::Weights(change), BTreeMap::new()))
+    Arc::new(Edit::new(provenance, Change::Pass(change), BTreeMap::new()))
 }
 
 pub fn prepared() -> Prepared {

@@ -265,7 +265,7 @@ fn one_edit_at_the_networks_key_is_mends() {
         trainer.set_network(parameters::restore(trainer.network().clone(), tensors).unwrap());
         let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
         let edit = trainer.edit(&base, std::slice::from_ref(&request)).unwrap();
-        let Change::Weights(change) = edit.change else { panic!("no weights") };
+        let Change::Pass(change) = edit.change else { panic!("no weights") };
         change.matrices.values().flat_map(|delta| values(delta.dense())).collect::<Vec<f64>>()
     };
     let normal = "aggregation = \"normal_equations\"\ninitial_damping = -40.0";

@@ -13,7 +13,7 @@ use emend::data::record::EditRecord;
 use emend::edit::likelihood::target_log_probabilities;
 use emend::edit::noise::{self, Noise};
 use emend::edit::score::score;
-use emend::edit::{Change, Delta, Edit, EditRequest, Edited, WeightChange, edited_by};
+use emend::edit::{Change, Delta, Edit, EditRequest, Edited, PassChange, edited_by};
 use emend::evaluate::problem::{Problem, is_known};
 use emend::model::tap::{NoTap, Role, Weight};
 use emend::model::tokenizer::Continuation;
@@ -64,7 +64,7 @@ fn a_step_of_fine_tuning_goes_down_each_objective() {
         let request = request(PROMPT, SUBJECT, TARGET, objective);
         let row = request.row(&base.base().tokenizer).unwrap();
         let edit = edited_by(&tuning, &base, &[request]).unwrap();
-        let Change::Weights(change) = &edit.change else { unreachable!() };
+        let Change::Pass(change) = &edit.change else { unreachable!() };
         let (step, shape) = (values(change.matrices[&at].dense()), change.matrices[&at].shape());
         let loss = |model: &Edited| {
             let of = probabilities(model, &row, objective);
@@ -78,7 +78,7 @@ fn a_step_of_fine_tuning_goes_down_each_objective() {
                 let mut delta = vec![0.0; step.len()];
                 delta[place] = size;
                 let delta = Tensor::<2>::from_data(TensorData::new(delta, shape), (&Device::flex(), DType::F64));
-                let change = WeightChange { matrices: [(at, Delta::Dense(delta))].into(), biases: Default::default() };
+                let change = PassChange { matrices: [(at, Delta::Dense(delta))].into(), ..Default::default() };
                 loss(&base.with_change(&change).unwrap())
             };
             let size = 1e-5;

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor};
 use emend::Edited;
 use emend::edit::generate::Sampling;
 use emend::model::stack::taps::Recorder;
-use emend::model::tap::{NoTap, Place, Site, Span, Stack, Tap};
+use emend::model::tap::{NoTap, Place, Site, Span, Stack, Tap, Text};
 use emend::model::tokens::{BEGIN, Tokens};
 
 use crate::common::{Golden, PAIRS, difference, fixture, model, pair, values};
@@ -24,7 +24,7 @@ fn golden(name: &str) -> Golden {
 
 /// The decoder's cells.
 fn written(span: &Span) -> Vec<(usize, usize)> {
-    let cells = |row: usize| (span.rows[row].source..span.rows[row].len).map(move |cell| (row, cell));
+    let cells = |row: usize| (span.rows[row].text.source..span.rows[row].len).map(move |cell| (row, cell));
     (0..span.rows.len()).flat_map(cells).collect()
 }
 
@@ -64,8 +64,8 @@ fn logits_and_every_site_match_pytorch() {
         let logits = logits(&model, &tokens, &mut recorder);
         let lengths = |stack| {
             [0, 1].map(|row: usize| {
-                let row = span.rows[row];
-                if stack == Stack::Encoder { row.source } else { row.len - row.source }
+                let row = &span.rows[row];
+                if stack == Stack::Encoder { row.text.source } else { row.len - row.text.source }
             })
         };
         let check = |what: &str, ours: Vec<f64>, stack| {
@@ -119,7 +119,7 @@ fn in_parts_it_is_the_whole() {
         assert_eq!(values(model.head(hidden, &written(tokens.span()))), whole, "{name}");
 
         // By position: the encoder's part with one token of the decoder's, then the rest.
-        let begins: Vec<usize> = tokens.sources();
+        let begins: Vec<usize> = tokens.texts().iter().map(|text| text.source).collect();
         let mut past = model.past();
         let (mut first, mut found) = (vec![], vec![vec![]; 2]);
         for part in 0..2 {
@@ -134,7 +134,7 @@ fn in_parts_it_is_the_whole() {
                     })
                     .collect();
             let places = (0..2).map(|row| (row, if part == 0 { 0 } else { begins[row] + 1 })).collect();
-            let tokens = Tokens::placed(pieces, places).behind(&begins);
+            let tokens = Tokens::placed(pieces, places).of(tokens.texts());
             let hidden = model.embed(&tokens, &mut NoTap).unwrap();
             let hidden = model.blocks(hidden, 0..model.layers(), tokens.span(), Some(&mut past), &mut NoTap).unwrap();
             for (row, found) in found.iter_mut().enumerate() {
@@ -158,7 +158,7 @@ fn a_text_that_is_no_pair_is_refused() {
     assert!(error(&pairs, vec![4, 5]).contains("no such pair"));
     assert!(error(&plain, vec![4, BEGIN, 5]).contains("outside the model's vocabulary"));
     // What comes later wants what the encoder made.
-    let later = Tokens::placed(vec![vec![5]], vec![(0, 4)]).behind(&[3]);
+    let later = Tokens::placed(vec![vec![5]], vec![(0, 4)]).of([Text::new(&[4, 4, 4, BEGIN])]);
     let hidden = pairs.embed(&later, &mut NoTap).unwrap();
     let apart = pairs.blocks(hidden, 0..pairs.layers(), later.span(), Some(&mut pairs.past()), &mut NoTap);
     assert!(apart.unwrap_err().to_string().contains("wants a past"));

@@ -41,7 +41,7 @@ pub fn numbers(settings: &Value, path: &str, found: &mut Vec<String>) {
 fn made(base: &Edited, editor: &dyn Editor) -> (Vec<Vec<f64>>, Value) {
     let other = EditRequest { subject: Some("Vell".into()), ..EditRequest::new("The old king of Vell is", "Ost") };
     let edit = editor.edit(base, &[request(), other]).unwrap();
-    let Change::Weights(change) = &edit.change else { unreachable!() };
+    let Change::Pass(change) = &edit.change else { unreachable!() };
     let deltas = change.matrices.values().map(|delta| values(delta.dense())).collect();
     (deltas, edit.provenance.findings)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use emend::edit::join::Joined;
 use emend::edit::score::score;
-use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Provenance, WeightChange};
+use emend::edit::{Change, Delta, Edit, EditRequest, Edited, PassChange, Provenance};
 use emend::evaluate::{PerplexityRatio, WatchedText, perplexity};
 use emend::model::tap::{NoTap, Role, Unseen, Weight};
 use emend::model::tokens::Tokens;
@@ -16,19 +16,19 @@ use crate::common::{difference, model, values};
 const AT: Weight = Weight { stack: emend::model::tap::Stack::Decoder, layer: 1, role: Role::MlpDown };
 
 /// A change of one matrix, of low rank or not.
-fn change(base: &Edited, at: Weight, dense: bool, dtype: DType) -> WeightChange {
+fn change(base: &Edited, at: Weight, dense: bool, dtype: DType) -> PassChange {
     let [d_in, d_out] = base.weight(at).unwrap().0.dims();
     let random = |shape| Tensor::<2>::random(shape, Distribution::Normal(0.0, 0.1), (&Device::flex(), dtype));
     let delta = match dense {
         true => Delta::Dense(random([d_in, d_out])),
         false => Delta::LowRank { a: random([d_in, 2]), b: random([2, d_out]) },
     };
-    WeightChange { matrices: [(at, delta)].into(), biases: BTreeMap::new() }
+    PassChange { matrices: [(at, delta)].into(), ..Default::default() }
 }
 
-fn edit(base: &Edited, change: WeightChange) -> Edit {
+fn edit(base: &Edited, change: PassChange) -> Edit {
     let provenance = Provenance::new("test", serde_json::Value::Null, 0, base, [EditRequest::new("a", "b")]);
-    Edit::new(provenance, Change::Weights(change), BTreeMap::new())
+    Edit::new(provenance, Change::Pass(change), BTreeMap::new())
 }
 
 /// What a model says at the last token of a text.
@@ -49,7 +49,7 @@ fn edits_of_other_element_types_are_cast_where_they_are_laid_on() {
             let own = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
             let made = edit(&base, change(&base, AT, other, own));
             let stack = base.with(loaded.clone()).unwrap().with(made.clone()).unwrap();
-            let both = [&loaded, &made].map(|edit| values(edit.weights().unwrap().matrices[&AT].dense()));
+            let both = [&loaded, &made].map(|edit| values(edit.pass().unwrap().matrices[&AT].dense()));
             let before = values(base.weight(AT).unwrap().0);
             let wanted: Vec<f64> = (0..before.len()).map(|i| before[i] + both[0][i] + both[1][i]).collect();
             let most = if dtype == DType::BF16 { 1e-2 } else { 1e-6 };
@@ -117,7 +117,7 @@ fn a_sequence_whose_edits_let_go_says_the_same() {
     }
     assert_eq!(logits(&light), logits(&whole));
     assert_eq!(light.edit_ids(), whole.edit_ids());
-    assert!(light.edits().iter().all(|edit| edit.weights().unwrap().matrices.is_empty()));
+    assert!(light.edits().iter().all(|edit| edit.pass().unwrap().matrices.is_empty()));
     // What was let go is still known to be different from the base.
     assert_eq!(base.first_difference(&light), 1);
     assert_eq!(joined.edit().unwrap().id(), Edit::join(&edits).unwrap().id());

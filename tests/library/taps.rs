@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use emend::edit::generate::Sampling;
-use emend::edit::{Change, Delta, Edit, Edited, Provenance, RecordDeltas, WeightChange};
+use emend::edit::{Change, Delta, Edit, Edited, PassChange, Provenance, RecordDeltas};
 use emend::model::stack::past::Past;
 use emend::model::stack::taps::{Recorder, Replace};
 use emend::model::tap::{Both, NoTap, Place, Role, Site, Span, Stack, Tap, Weight};
@@ -39,7 +39,7 @@ fn random(shape: [usize; 2], size: f64) -> Tensor<2> {
 /// An edit of random changes of the weights, one of each kind of delta, attention included.
 fn edit(model: &Edited, rank: usize) -> Edit {
     let spec = &model.base().decoder.spec;
-    let mut change = WeightChange::default();
+    let mut change = PassChange::default();
     let top = spec.layers - 1;
     for (layer, role) in [
         (0, Role::Query),
@@ -67,7 +67,7 @@ fn edit(model: &Edited, rank: usize) -> Edit {
         joined: vec![],
         findings: serde_json::Value::Null,
     };
-    Edit::new(provenance, Change::Weights(change), BTreeMap::new())
+    Edit::new(provenance, Change::Pass(change), BTreeMap::new())
 }
 
 #[test]
@@ -297,8 +297,8 @@ fn factors_run_as_they_are_and_the_merged_sum_say_the_same() {
     let (a, b) = (random([128, 4], 0.2), random([4, 32], 0.2));
     let with = |delta| {
         let provenance = edit(&base, 1).provenance;
-        let change = WeightChange { matrices: [(at, delta)].into(), biases: BTreeMap::new() };
-        let edited = base.with(Edit::new(provenance, Change::Weights(change), BTreeMap::new())).unwrap();
+        let change = PassChange { matrices: [(at, delta)].into(), ..Default::default() };
+        let edited = base.with(Edit::new(provenance, Change::Pass(change), BTreeMap::new())).unwrap();
         logits(&edited, &tokens, &mut NoTap)
     };
     let dense = with(Delta::Dense(a.clone().matmul(b.clone())));

@@ -54,7 +54,7 @@ fn a_later_turn_is_normalised_by_all_so_far() {
     let first = editor(&base, 0.0).edit(&base, &requests()[..1]).unwrap();
     let on_first = base.with(first).unwrap();
     let change = |edit: Edit| {
-        let Change::Weights(change) = edit.change else { panic!("weights change") };
+        let Change::Pass(change) = edit.change else { panic!("weights change") };
         change.matrices.values().flat_map(|delta| values(delta.dense())).collect::<Vec<f64>>()
     };
     let own = editor(&base, 0.1);

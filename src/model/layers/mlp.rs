@@ -1,9 +1,11 @@
 //! The MLP of a block: `down(f(up x))`, or `down(f(gate x) · up x)` where it is gated.
 
 use burn::tensor::{Tensor, activation};
+use serde::{Deserialize, Serialize};
 
 /// The MLP's non-linearity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// GELU by the error function.
     Gelu,

@@ -270,7 +270,7 @@ impl Decoder {
         tap: &mut dyn Tap,
     ) -> Tensor<3> {
         if let (Some(positions), Positions::Learned { offset }) = (positions, &self.spec.positions) {
-            let first = |row: usize| if stack == Stack::Decoder { span.rows[row].source } else { 0 };
+            let first = |row: usize| if stack == Stack::Decoder { span.rows[row].text.source } else { 0 };
             let cells = (0..span.rows.len()).flat_map(|row| (0..span.width).map(move |cell| (row, cell)));
             let position = |(row, cell)| span.position(row, cell).map_or(0, |position| position - first(row));
             let indices: Vec<i64> = cells.map(|cell| (offset + position(cell)) as i64).collect();

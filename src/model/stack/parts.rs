@@ -16,10 +16,11 @@ pub(super) struct Parts {
 impl Parts {
     pub fn of(span: &Span) -> Self {
         // The encoder's cells come first, and all in one pass.
-        let read = span.rows.iter().map(|row| Row { len: row.source.saturating_sub(row.start).min(row.len), ..*row });
+        let many = |row: &Row| row.text.source.saturating_sub(row.start).min(row.len);
+        let read = span.rows.iter().map(|row| Row { len: many(row), ..row.clone() });
         let written = span.rows.iter().map(|row| {
-            let read = row.source.saturating_sub(row.start).min(row.len);
-            Row { start: row.start + read, len: row.len - read, ..*row }
+            let read = many(row);
+            Row { start: row.start + read, len: row.len - read, ..row.clone() }
         });
         let of = |rows: Vec<Row>| Span { width: rows.iter().map(|row| row.len).max().unwrap_or(0), rows };
         Parts { whole: span.width, read: of(read.collect()), written: of(written.collect()) }

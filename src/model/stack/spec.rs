@@ -4,7 +4,7 @@ use crate::model::layers::mlp::Activation;
 use crate::model::layers::norm::NormSpec;
 use crate::model::layers::relative::Relative;
 use crate::model::layers::rotary::Rotary;
-use crate::model::tap::{Role, Stack, Weight};
+use crate::model::tap::{Place, Role, Site, Stack, Weight};
 
 /// The architecture of a decoder, and of the encoder that it reads where there is one.
 #[derive(Debug, Clone, PartialEq)]
@@ -187,6 +187,15 @@ impl DecoderSpec {
         match at.stack {
             Stack::Encoder => at.layer,
             Stack::Decoder => self.source_layers() + at.layer,
+        }
+    }
+
+    /// The lowest block, as a pass counts them, whose run an activation is part of. Embeddings belong to the lowest.
+    pub fn place_of(&self, at: Site) -> usize {
+        match (at.place, at.stack) {
+            (Place::Embedding, _) => 0,
+            (_, Stack::Encoder) => at.layer,
+            (_, Stack::Decoder) => self.source_layers() + at.layer,
         }
     }
 

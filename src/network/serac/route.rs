@@ -102,7 +102,7 @@ impl SeracRoute {
         let settings = serde_json::to_value(settings).unwrap_or_default();
         let provenance = Provenance::new(NAME, settings, 0, model, requests);
         let route: Arc<dyn Route> = self.clone();
-        let memory = Memory { needs, keys, texts: vec![], route: Some(route) };
+        let memory = Memory { needs, keys, texts: vec![], values: None, route: Some(route) };
         Ok(Edit::new(provenance, Change::Memory(memory), Default::default()))
     }
 }

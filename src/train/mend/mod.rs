@@ -592,7 +592,7 @@ impl LearnedEditor for MendTrainer {
 fn select_rows(hidden: Tensor<3>, tokens: &Tokens, rows: &[usize]) -> (Tensor<3>, Tokens) {
     let index: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
     let index = Tensor::<1, Int>::from_data(index.as_slice(), &hidden.device());
-    let chosen = Tokens::new(rows.iter().map(|&row| tokens.ids()[row].clone()).collect());
+    let chosen = tokens.chosen(rows);
     let [_, _, width] = hidden.dims();
     let cells = chosen.span().width;
     (hidden.select(0, index).slice([0..rows.len(), 0..cells, 0..width]), chosen)
