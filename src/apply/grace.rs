@@ -9,7 +9,8 @@
 //! else                          a new entry of reach d/2, and ε ← d/2 − 1e-5         (split)
 //! ```
 //!
-//! An entry is expanded where its value says the new target too; where it does not, the new edit finds a value of its own and splits.
+//! An entry is expanded where its value says the new target too; where it does not, the new edit finds a value of its own and splits. What an entry was expanded to and a later split
+//! takes from it answers for itself again, with the same value: in the paper it is lost.
 //!
 //! The value is found by Adam from the layer's own output on, so that the target follows the prompt; all edits of a batch together. Reaches are worked out from keys and labels in
 //! their order whenever entries meet, and never stored: an edit that is taken back gives the others back what it took.
@@ -49,8 +50,10 @@ const GAP: f64 = 1e-5;
 /// By how much more than its distance a prompt is taken into a reach: the same prompt in another batch has other last digits.
 const WIDER: f64 = 1.0 + 1e-4;
 
-/// The reach of an entry that only widened another's.
-const NONE: f64 = -1.0;
+/// The reach of an entry that only widened another's: below 0, and it says in whose place that one answers.
+fn in_place_of(key: usize) -> f64 {
+    -1.0 - key as f64
+}
 
 /// Edits whose values are found together.
 const TOGETHER: usize = 32;
@@ -337,7 +340,7 @@ impl GraceRoute {
                 spec.layers - 1
             )));
         }
-        within("radius", settings.radius, 0.0, 1e9)?;
+        within("radius", settings.radius, 0.0, 1e9).map_err(|error| Error::Input(error.to_string()))?;
         Ok(GraceRoute::new(settings, spec))
     }
 
@@ -364,6 +367,13 @@ impl Route for GraceRoute {
     }
 
     fn settle(&self, recall: &mut Recall, from: usize) -> Result<()> {
+        if recall.model.acts_on_layer(self.settings.layer) {
+            let message = format!(
+                "an edit below acts on what layer {} says, where this codebook puts its values; take that edit away",
+                self.settings.layer
+            );
+            return Err(Error::Input(message));
+        }
         let count = recall.requests.len();
         let keys = Rows::new(&recall.keys);
         let values = recall.values.as_ref().filter(|_| !self.by_labels).map(Rows::new);
@@ -372,16 +382,15 @@ impl Route for GraceRoute {
             Ok(alike && self.label(recall, a)? == self.label(recall, b)?)
         };
         recall.reach.truncate(from);
-        // Of each new key the nearest of those before it that still answer; which these are changes on the way, but seldom.
-        let first = nearest(&keys.part(from..count), &keys, |own, key| {
-            key < from + own && recall.reach.get(key).is_none_or(|&reach| reach >= 0.0)
-        });
+        let apart = |a: usize, b: usize| distance(keys.row(a), keys.row(b));
+        // Of each new key the nearest of those before it; where that one does not answer by itself, the nearest that does.
+        let first = nearest(&keys.part(from..count), &keys, |own, key| key < from + own);
         for (own, near) in first.into_iter().enumerate() {
             let entry = from + own;
             let near = match near {
                 Some(near) if recall.reach[near.key] < 0.0 => {
                     let answering = (0..entry).filter(|&key| recall.reach[key] >= 0.0);
-                    let far = answering.map(|key| Nearest { key, distance: distance(keys.row(entry), keys.row(key)) });
+                    let far = answering.map(|key| Nearest { key, distance: apart(entry, key) });
                     far.min_by(|a, b| a.distance.total_cmp(&b.distance))
                 }
                 near => near,
@@ -395,10 +404,17 @@ impl Route for GraceRoute {
                 recall.reach.push(self.settings.radius);
             } else if same(recall, key, entry)? {
                 recall.reach[key] = known.max(distance * WIDER + GAP);
-                recall.reach.push(NONE);
+                recall.reach.push(in_place_of(key));
             } else {
-                recall.reach[key] = (distance / 2.0 - GAP).max(0.0);
+                let left = (distance / 2.0 - GAP).max(0.0);
+                recall.reach[key] = left;
                 recall.reach.push((distance / 2.0).max(GAP));
+                // Those for whom it answered, and whom it does not reach any more, answer for themselves again.
+                for other in (0..entry).filter(|&other| recall.reach[other] == in_place_of(key)).collect::<Vec<_>>() {
+                    if apart(other, key) > left {
+                        recall.reach[other] = (apart(other, entry) / 2.0).clamp(GAP, self.settings.radius.max(GAP));
+                    }
+                }
             }
         }
         recall.numbers = Arc::new(keys.into_numbers());

@@ -124,6 +124,12 @@ impl Patched {
             );
             return Err(Error::Config(message));
         }
+        if model.acts_on_layer(layer) {
+            let message = format!(
+                "an edit below acts on what layer {layer} says, and this editor works there; take that edit away, or another layer"
+            );
+            return Err(Error::Input(message));
+        }
         let tokens = Tokens::new(rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()).collect())
             .of(rows.iter().map(Continuation::text));
         let hidden = model.embed(&tokens, &mut NoTap)?;

@@ -100,7 +100,7 @@ pub struct Args {
     /// Keep the edit as a file; one a record in single mode
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
-    /// Add the edit to this memory, which is made where it does not exist (serac, ike, lookup)
+    /// Add the edit to this memory, which is made where it does not exist (serac, ike, lookup, grace)
     #[arg(long, value_name = "FILE", conflicts_with = "save")]
     pub memory: Option<PathBuf>,
     /// Write the edited model (hf) or a LoRA adapter (peft) into a folder; may be given for both

@@ -17,10 +17,11 @@ use crate::device;
 use crate::edit::activation::{Action, Intervention, Positions, Until};
 use crate::edit::{Change, Edit, Edited, PassChange, Provenance};
 use crate::error::{Error, Result};
-use crate::evaluate::perplexity::{WATCHED_TOKENS, WatchedText};
+use crate::evaluate::perplexity::{RUIN, WATCHED_TOKENS, WatchedText};
 use crate::evaluate::steered::{Look, Steered};
 use crate::model::load::folder::{Stored, floats};
 use crate::model::tap::Site;
+use crate::model::tokens::check_length;
 use crate::model::{Model, Precision};
 use crate::report::curves::Curves;
 use crate::report::table::{cut, percent, table};
@@ -47,7 +48,7 @@ pub struct Args {
     /// At the token in which the last occurrence of this text ends, such as a subject
     #[arg(long, value_name = "TEXT", conflicts_with = "positions")]
     pub after: Option<String>,
-    /// Whether it also acts on what is written behind the prompt
+    /// Whether it also acts on what is written behind the prompt; always goes with last and all
     #[arg(long, value_enum, default_value = "prompt")]
     pub until: Until,
     /// Put the vector in the activation's place
@@ -79,7 +80,8 @@ pub struct Args {
     /// Take it at the token in which this text ends, instead of at the last
     #[arg(long, value_name = "TEXT", requires = "from")]
     pub from_after: Option<String>,
-    /// The vector: the mean of what the positive texts' runs have more than the negative ones' at their last tokens (JSON or JSONL)
+    /// The vector: the mean of what the positive texts' runs have more than the negative ones' at their last tokens. JSON or JSONL: [{"positive": "…", "negative": "…"}, …], with "prompt" where both answer one, or
+    /// {"positive": […], "negative": […]}
     #[arg(long, group = "source", value_name = "FILE")]
     pub pairs: Option<PathBuf>,
     /// The vector: the one tensor of a safetensors file
@@ -115,6 +117,9 @@ pub struct Args {
     /// cpu, cuda, cuda:N or wgpu
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
+    /// Go on where an edit that lies below was made on another base
+    #[arg(long)]
+    pub allow_other_base: bool,
     /// Print one JSON document instead of a table
     #[arg(long)]
     pub json: bool,
@@ -133,6 +138,7 @@ pub fn run(args: &Args) -> Result<()> {
                        strengths (--sweep LIST)";
         return Err(Error::Config(message.into()));
     }
+    check_together(args)?;
     let sites = args.at.iter().map(|at| at.trim().parse()).collect::<Result<Vec<Site>>>()?;
     if let Some(twice) = sites.iter().enumerate().find(|(index, site)| sites[..*index].contains(site)) {
         return Err(Error::Config(format!("--at names {} twice", twice.1)));
@@ -145,14 +151,16 @@ pub fn run(args: &Args) -> Result<()> {
     let test = args.test.as_deref().map(Pair::load).transpose()?;
     let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&args.model, &device, args.dtype.into())?);
-    let before = load_edits(Edited::new(model.clone()), &args.edits, Elsewhere::Nowhere, false)?;
+    let before = load_edits(Edited::new(model.clone()), &args.edits, Elsewhere::Nowhere, args.allow_other_base)?;
+    for prompt in &args.prompts {
+        check_length(model.tokenizer.encode_prompt(prompt)?.len(), model.decoder.spec.context)?;
+    }
     let interventions = sites.iter().map(|&at| {
-        let intervention = Intervention {
-            at,
-            positions: positions.clone(),
-            until: args.until,
-            action: source.action(args, &before, at)?,
-        };
+        // The place first: a vector cannot be taken where there is none.
+        let (positions, until) = (positions.clone(), args.until);
+        let there = Intervention { at, positions: positions.clone(), until, action: Action::Scale(1.0) };
+        there.check(&model.decoder.spec, "the edit")?;
+        let intervention = Intervention { action: source.action(args, &before, at)?, ..there };
         intervention.check(&model.decoder.spec, "the edit")?;
         Ok(intervention)
     });
@@ -198,6 +206,24 @@ pub fn run(args: &Args) -> Result<()> {
         text += &format!("saved {}: it acts at {}\n", path.display(), places.join(", "));
     }
     print(&text)
+}
+
+/// Refuses flags that would be set for nothing.
+fn check_together(args: &Args) -> Result<()> {
+    let wrong = |message: &str| Err(Error::Config(message.into()));
+    if !args.sweep.is_empty() && !args.add {
+        return wrong("--sweep tries strengths, and only --add has one");
+    }
+    if args.sweep.is_empty() && args.test.is_some() {
+        return wrong("--test is what --sweep looks at; name strengths (--sweep 0,1,2)");
+    }
+    if args.from_after.is_some() && args.from.is_none() {
+        return wrong("--from-after says where in the prompt of --from the vector is taken; there is no --from");
+    }
+    match &args.from_after {
+        Some(text) if text.trim().is_empty() => wrong("--from-after: the text is empty"),
+        _ => Ok(()),
+    }
 }
 
 /// Why an edit does not act on a prompt as it says; nothing where it does.
@@ -259,11 +285,18 @@ fn sweep(args: &Args, before: &Edited, interventions: &[Intervention], test: &[P
         return print(&format!("{document:#}\n"));
     }
     let rows = found.iter().map(|one| {
-        let ratio = one.perplexity_ratio.map_or("–".into(), |ratio| format!("{ratio:.3} ×"));
-        vec![one.strength.to_string(), percent(Some(one.effect)), percent(one.locality), ratio]
+        let ratio = match one.perplexity_ratio {
+            Some(ratio) if ratio >= RUIN => "ruined".into(),
+            ratio => ratio.map_or("–".into(), |ratio| format!("{ratio:.3} ×")),
+        };
+        let finite = |share: f64| percent(Some(share).filter(|share| share.is_finite()));
+        vec![one.strength.to_string(), finite(one.effect), finite(one.said), percent(one.locality), ratio]
     });
-    let mut shown = table(&["strength", "effect", "locality", "perplexity"], &rows.collect::<Vec<_>>());
-    shown += &format!("\neffect: the positive answer's share of both, mean of {} questions\n", test.len());
+    let mut shown = table(&["strength", "effect", "either", "locality", "perplexity"], &rows.collect::<Vec<_>>());
+    shown += &format!(
+        "\neffect: the positive answer's share of both, mean of {} questions; either: how likely the model says one of them\n",
+        test.len()
+    );
     if let Some(text) = &text {
         shown += &format!("locality: tokens of {} at which the likeliest one stays, of {}\n", text.name, text.tokens());
     }

@@ -129,7 +129,7 @@ pub(super) fn read(bytes: &[u8], device: &Device) -> Result<Edit, String> {
     );
     if header.format != FORMAT || !known {
         return Err(format!(
-            "an edit of format {} with a change of kind {}; this program reads {FORMAT} with weights, activations or a memory",
+            "an edit of format {} with a change of kind {} that it does not hold so; this program reads {FORMAT} with weights, activations or a memory",
             header.format, header.change
         ));
     }

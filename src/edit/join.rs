@@ -102,7 +102,7 @@ impl Joined {
 }
 
 fn apart() -> Error {
-    Error::Input("a memory and an edit of weights do not join; save them apart".into())
+    Error::Input("a memory and an edit that is none do not join; save them apart".into())
 }
 
 impl Edit {

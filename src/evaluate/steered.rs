@@ -15,6 +15,8 @@ pub struct Steered {
     pub strength: f64,
     /// The mean over questions of `p(positive) / (p(positive) + p(negative))`, each the probability of the whole answer.
     pub effect: f64,
+    /// The mean over questions of `p(positive) + p(negative)`: where it is next to nothing, an effect says nothing.
+    pub said: f64,
     /// The share of a running text's tokens at which the likeliest one stays.
     pub locality: Option<f64>,
     /// The perplexity of that text after ÷ before.
@@ -59,11 +61,13 @@ impl<'a> Look<'a> {
         let rows = rows.collect::<Result<Vec<_>>>()?.concat();
         let said = score(&[model], &rows)?.remove(0);
         let of = |sum: &[f32]| sum.iter().map(|&value| f64::from(value)).sum::<f64>();
-        let shares = said.chunks(2).map(|pair| {
-            let [positive, negative] = [0, 1].map(|side| of(&pair[side].log_probabilities));
-            1.0 / (1.0 + (negative - positive).exp())
-        });
-        let effect = shares.sum::<f64>() / self.questions.len() as f64;
+        let logs: Vec<[f64; 2]> =
+            said.chunks(2).map(|pair| [0, 1].map(|side| of(&pair[side].log_probabilities))).collect();
+        let mean = |of: &dyn Fn(f64, f64) -> f64| {
+            logs.iter().map(|&[positive, negative]| of(positive, negative)).sum::<f64>() / logs.len() as f64
+        };
+        let effect = mean(&|positive, negative| 1.0 / (1.0 + (negative - positive).exp()));
+        let said = mean(&|positive, negative| positive.exp() + negative.exp());
         let read = match (self.text, &self.before) {
             (Some(text), Some((before, likeliest))) => {
                 let (after, now) = text.read(model)?;
@@ -73,6 +77,6 @@ impl<'a> Look<'a> {
             _ => None,
         };
         let (locality, perplexity_ratio) = read.unzip();
-        Ok(Steered { strength, effect, locality, perplexity_ratio })
+        Ok(Steered { strength, effect, said, locality, perplexity_ratio })
     }
 }

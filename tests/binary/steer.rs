@@ -199,6 +199,13 @@ fn what_cannot_be_steered() {
     let sweep = ["--at", "1.block", "--add", "--from", "a", "--sweep", "1", "--test"];
     refused(&steer(&[&sweep[..], &[text(&plain)]].concat()), 1, &["plain.json", "no \"prompt\""]);
     refused(&steer(&[&sweep[..], &[text(&plain), "--plot", "a.gif"]].concat()), 2, &[".svg or a .png"]);
+    let set = ["--at", "1.block", "--set", "--from", "a", "--sweep", "1", "--test", text(&plain)];
+    refused(&steer(&set), 2, &["only --add"]);
+    let add = ["--at", "1.block", "--add", "--from", "a", "--prompt", "a"];
+    refused(&steer(&[&add[..], &["--test", text(&plain)]].concat()), 2, &["--sweep"]);
+    refused(&steer(&[&add[..], &["--from-after", " "]].concat()), 2, &["--from-after"]);
+    let long = "The city of Lima lies in Peru. ".repeat(30);
+    refused(&steer(&["--at", "1.block", "--scale", "2", "--prompt", &long]), 1, &["context of 64"]);
     wrong_usage(&steer(&["--at", "1.block", "--prompt", "a"]), &["--set"]);
     wrong_usage(&steer(&["--at", "1.block", "--set", "--prompt", "a"]), &["--from"]);
     wrong_usage(&steer(&["--at", "1.block", "--set", "--scale", "2", "--from", "a"]), &["cannot be used with"]);

@@ -65,7 +65,9 @@ fn keys_expand_and_split() {
     // Near, with another label: both reach half way.
     close(&reach(&[line(&[0.0, 1.5], &["Japan", "Chile"], 1.0, "none")]), &[0.75, 0.75]);
     // The third is nearest to the second, which only widens the first: it is the first that it meets.
-    close(&reach(&[line(&[0.0, 1.5, 2.0], &["Japan", "Japan", "Chile"], 1.0, "none")]), &[1.0, -1.0, 1.0]);
+    // A split takes the second from it again: that one answers for itself, half way to the third.
+    close(&reach(&[line(&[0.0, 1.5, 2.0], &["Japan", "Japan", "Chile"], 1.0, "none")]), &[1.0, 0.25, 1.0]);
+    close(&reach(&[line(&[0.0, 0.4, -1.5], &["Japan", "Japan", "Chile"], 1.0, "none")]), &[0.75, -1.0, 0.75]);
     // A third between two of other labels.
     close(&reach(&[line(&[0.0, 5.0, 4.0], &["Japan", "Chile", "Peru"], 1.0, "none")]), &[1.0, 0.5, 0.5]);
     // Two labels with one mean of ids are the same in the published code only.
