@@ -270,7 +270,7 @@ fn a_memory_lies_over_edits_of_weights() {
     refused(
         &remember(&archive, &weights, "hi", "Tamm"),
         1,
-        &["weights.safetensors", "a memory and an edit of weights"],
+        &["weights.safetensors", "a memory and an edit that is none"],
     );
     refused(&["forget", text(&weights), "0"], 1, &["weights.safetensors", "no memory"]);
     assert!(std::fs::read(&weights).unwrap() == before);
