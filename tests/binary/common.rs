@@ -364,6 +364,16 @@ impl TensorFile {
         std::fs::write(path, self.bytes()).unwrap();
     }
 
+    /// The same file with another header of an edit.
+    pub fn with_header(&self, change: impl Fn(&mut Value)) -> Self {
+        let mut file = self.clone();
+        let pairs = file.header.as_mut().unwrap();
+        let mut header = serde_json::from_str(&pairs["emend"]).unwrap();
+        change(&mut header);
+        pairs.insert("emend".into(), header.to_string());
+        file
+    }
+
     /// Puts zeros of a shape under a name.
     pub fn zeros(mut self, name: &str, shape: &[usize]) -> Self {
         let data = vec![0; 4 * shape.iter().product::<usize>()];

@@ -145,24 +145,16 @@ fn good_edit(place: &TestFolder) -> TensorFile {
 fn edits_that_are_none() {
     let place = TestFolder::new();
     let good = good_edit(&place);
-    let header = |change: &dyn Fn(&mut Value)| {
-        let mut edit = good.clone();
-        let pairs = edit.header.as_mut().unwrap();
-        let mut header = serde_json::from_str(&pairs["emend"]).unwrap();
-        change(&mut header);
-        pairs.insert("emend".into(), header.to_string());
-        edit
-    };
     let up = "change.decoder.1.mlp.up";
     let [a, b, dense] = ["a", "b", "dense"].map(|part| format!("{up}.{part}"));
     let model_file = TensorFile::read(&gpt2().join("model.safetensors"));
     for (edit, word) in [
         (model_file, "no edit"),
-        (header(&|header| *header = Value::Null), "header"),
-        (header(&|header| *header = json!({})), "format"),
-        (header(&|header| header["format"] = "edit/9".into()), "edit/9"),
-        (header(&|header| header["change"] = "magic".into()), "magic"),
-        (header(&|header| header["requests"] = 3.into()), "header"),
+        (good.with_header(|header| *header = Value::Null), "header"),
+        (good.with_header(|header| *header = json!({})), "format"),
+        (good.with_header(|header| header["format"] = "edit/9".into()), "edit/9"),
+        (good.with_header(|header| header["change"] = "magic".into()), "magic"),
+        (good.with_header(|header| header["requests"] = 3.into()), "header"),
         (remade(&good, &[("foo", &[2, 2])]), "foo"),
         (remade(&good, &[(&a, &[32, 2])]), "decoder.1.mlp.up"),
         (remade(&good, &[(&a, &[32, 2]), (&b, &[3, 128])]), "do not fit"),

@@ -18,16 +18,6 @@ fn good(place: &TestFolder) -> (PathBuf, PathBuf) {
     (archive, memory)
 }
 
-/// The file with another header.
-fn header(good: &TensorFile, change: impl Fn(&mut Value)) -> TensorFile {
-    let mut file = good.clone();
-    let pairs = file.header.as_mut().unwrap();
-    let mut header = serde_json::from_str(&pairs["emend"]).unwrap();
-    change(&mut header);
-    pairs.insert("emend".into(), header.to_string());
-    file
-}
-
 fn ask<'a>(model: &'a Path, memory: &'a Path) -> [&'a str; 7] {
     ["predict", "--model", text(model), "--edit", text(memory), "--prompt", "hi"]
 }
@@ -38,7 +28,7 @@ fn broken_memories() {
     let (archive, memory) = good(&place);
     let bytes = std::fs::read(&memory).unwrap();
     let file = TensorFile::read(&memory);
-    let no_requests = |file: &TensorFile| header(file, |header| header["requests"] = json!([]));
+    let no_requests = |file: &TensorFile| file.with_header(|header| header["requests"] = json!([]));
     let mut no_json = file.clone();
     no_json.header.as_mut().unwrap().insert("emend".into(), "{\"format\":".into());
     let mut no_header = file.clone();
@@ -65,22 +55,22 @@ fn broken_memories() {
         ("another tensor", file.clone().zeros("keys", &[2, 16]).bytes(), &["\"keys\"", "belongs to no edit"]),
         (
             "a text too few",
-            header(&file, |header| header["memory"]["texts"] = json!(["New Fact:"])).bytes(),
+            file.with_header(|header| header["memory"]["texts"] = json!(["New Fact:"])).bytes(),
             &["2 edits", "1 texts"],
         ),
         (
             "no memory in the header",
-            header(&file, |header| drop(header.as_object_mut().unwrap().remove("memory"))).bytes(),
+            file.with_header(|header| drop(header.as_object_mut().unwrap().remove("memory"))).bytes(),
             &["change of kind memory"],
         ),
         (
             "another kind of change",
-            header(&file, |header| header["change"] = json!("activations")).bytes(),
+            file.with_header(|header| header["change"] = json!("activations")).bytes(),
             &["change of kind activations"],
         ),
         (
             "no needs",
-            header(&file, |header| drop(header["memory"].as_object_mut().unwrap().remove("needs"))).bytes(),
+            file.with_header(|header| drop(header["memory"].as_object_mut().unwrap().remove("needs"))).bytes(),
             &["header is broken", "needs"],
         ),
     ] {
@@ -106,7 +96,7 @@ fn memories_that_nothing_consults() {
     let place = TestFolder::new();
     let (archive, memory) = good(&place);
     let file = TensorFile::read(&memory);
-    let needs = |needs: Value| header(&file, |header| header["memory"]["needs"] = needs.clone());
+    let needs = |needs: Value| file.with_header(|header| header["memory"]["needs"] = needs.clone());
     for (file, words) in [
         (needs(json!(3)), &["method"][..]),
         (needs(json!({"method": "a song"})), &["a song"]),
@@ -142,12 +132,12 @@ fn keys_of_another_width() {
         refused(&edit(&archive, &["--memory", text(&bad)]), 1, &["bad.safetensors", &found, "16"]);
         assert!(std::fs::read(&bad).unwrap() == bytes);
     }
-    let of = |needs: Value| header(&file, |header| header["memory"]["needs"] = needs.clone()).bytes();
+    let of = |needs: Value| file.with_header(|header| header["memory"]["needs"] = needs.clone()).bytes();
     let lookup = place.write("lookup.safetensors", of(json!({"method": "lookup", "layer": 1, "radius": 0.5})));
     refused(&ask(&gpt2(), &lookup), 1, &["lookup.safetensors", "16 wide", "32"]);
     let fingerprint = json(&["inspect", text(&gpt2())])["fingerprint"].clone();
     let ike = json!({"method": "ike", "encoder": "model", "fingerprint": fingerprint});
-    let ike = header(&file, |header| {
+    let ike = file.with_header(|header| {
         header["memory"]["needs"] = ike.clone();
         header["memory"]["texts"] = json!(["New Fact:", "New Fact:"]);
     });
@@ -163,7 +153,7 @@ fn a_memory_of_texts_without_them() {
     let fingerprint = json(&["inspect", text(&gpt2())])["fingerprint"].clone();
     let needs = json!({"method": "ike", "encoder": "model", "fingerprint": fingerprint});
     let file = TensorFile::read(&memory).zeros("memory.keys", &[2, 32]);
-    let bad = header(&file, |header| header["memory"]["needs"] = needs.clone());
+    let bad = file.with_header(|header| header["memory"]["needs"] = needs.clone());
     let bad = place.write("bad.safetensors", bad.bytes());
     refused(&ask(&gpt2(), &bad), 1, &["bad.safetensors", "texts"]);
 }

@@ -219,15 +219,7 @@ fn hostile_interventions() {
     let file = place.path("good.safetensors");
     stdout(&run(&steer(&["--at", "1.block,2.mlp", "--set", "--from", OTHER, "--save", text(&file)])));
     let good = TensorFile::read(&file);
-    let header = |change: &dyn Fn(&mut Value)| {
-        let mut file = good.clone();
-        let pairs = file.header.as_mut().unwrap();
-        let mut header = serde_json::from_str(&pairs["emend"]).unwrap();
-        change(&mut header);
-        pairs.insert("emend".into(), header.to_string());
-        file
-    };
-    let of_first = |key: &str, value: Value| header(&|header| header["interventions"][0][key] = value.clone());
+    let of_first = |key: &str, value: Value| good.with_header(|header| header["interventions"][0][key] = value.clone());
     for (what, file, words) in [
         ("a vector missing", good.clone().without("intervention.0.vector"), &["has no vector"][..]),
         ("a vector too many", good.clone().zeros("intervention.2.vector", &[192]), &["belongs to no intervention"]),
@@ -235,8 +227,12 @@ fn hostile_interventions() {
         ("a matrix", good.clone().zeros("intervention.0.vector", &[2, 96]), &["rank 2"]),
         ("another width", good.clone().zeros("intervention.0.vector", &[7]), &["7 wide"]),
         ("values that are not finite", good.clone().with_nan("intervention.0.vector"), &["not finite"]),
-        ("no intervention", header(&|header| header["interventions"] = json!([])), &["change of kind activations"]),
-        ("another kind", header(&|header| header["change"] = json!("weights")), &["change of kind weights"]),
+        (
+            "no intervention",
+            good.with_header(|header| header["interventions"] = json!([])),
+            &["change of kind activations"],
+        ),
+        ("another kind", good.with_header(|header| header["change"] = json!("weights")), &["change of kind weights"]),
         ("a place that is none", of_first("at", json!("1.blok")), &["1.blok"]),
         ("a layer that is not there", of_first("at", json!("77.block")), &["77.block", "layers 0 to 5"]),
         ("an action that is none", of_first("action", json!("run")), &["header is broken"]),
