@@ -143,7 +143,7 @@ impl Editor for CaliNet {
                 false => {
                     let mut rng = random::stream(settings.seed, "calinet facts", step as u64);
                     let drawn: Vec<usize> = (0..some).map(|_| rng.random_range(0..all.count())).collect();
-                    all.chosen(model, &drawn)?.said(model, &leaves)?
+                    all.chosen(&drawn).said(model, &leaves)?
                 }
             };
             losses.push(said.loss);

@@ -13,6 +13,7 @@ use crate::model::stack::taps::{Inputs, cells};
 use crate::model::tap::{NoTap, Role, Stack, Weight};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::{Tokens, check_length};
+use crate::network::matrices::select_rows;
 use crate::plan::Work;
 
 /// Neurons on their way.
@@ -135,14 +136,16 @@ impl Patched {
         let hidden = model.embed(&tokens, &mut NoTap)?;
         let block = spec.place(at);
         let hidden = model.blocks(hidden, 0..block, tokens.span(), None, &mut NoTap)?;
-        let reads = rows.iter().enumerate().flat_map(|(row, text)| text.reads().map(move |cell| (row, cell))).collect();
-        let targets = rows.iter().flat_map(|text| text.target().iter().copied()).collect();
+        let (reads, targets) = read(&rows);
         Ok(Patched { rows, tokens, hidden, layer, block, reads, targets })
     }
 
-    /// Some of them.
-    pub fn chosen(&self, model: &Edited, rows: &[usize]) -> Result<Self> {
-        Patched::of(model, self.layer, rows.iter().map(|&row| self.rows[row].clone()).collect())
+    /// Some of them; what lies below the layer is not run again.
+    pub fn chosen(&self, chosen: &[usize]) -> Self {
+        let rows: Vec<Continuation> = chosen.iter().map(|&row| self.rows[row].clone()).collect();
+        let (hidden, tokens) = select_rows(self.hidden.clone(), &self.tokens, chosen);
+        let (reads, targets) = read(&rows);
+        Patched { rows, tokens, hidden, layer: self.layer, block: self.block, reads, targets }
     }
 
     /// How many there are.
@@ -199,6 +202,12 @@ impl Patched {
         let right = likeliest.iter().zip(&self.targets).map(|(&said, &wanted)| said == i64::from(wanted));
         Ok(Said { surrogate, loss, right: right.collect() })
     }
+}
+
+/// Where targets are predicted, and these.
+fn read(rows: &[Continuation]) -> (Vec<(usize, usize)>, Vec<u32>) {
+    let reads = rows.iter().enumerate().flat_map(|(row, text)| text.reads().map(move |cell| (row, cell))).collect();
+    (reads, rows.iter().flat_map(|text| text.target().iter().copied()).collect())
 }
 
 /// What a step over so many requests holds: a graph from the layer on.

@@ -2,7 +2,7 @@
 //!
 //! The gradient of a matrix is a sum over tokens, `Σ uᵀδ`: the input u of the matrix times the gradient δ at its output.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use faer::Mat;
 use serde::{Deserialize, Serialize};
 
@@ -294,6 +294,16 @@ impl Matrices {
         });
         captured.collect()
     }
+}
+
+/// Some rows of a batch.
+pub fn select_rows(hidden: Tensor<3>, tokens: &Tokens, rows: &[usize]) -> (Tensor<3>, Tokens) {
+    let index: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+    let index = Tensor::<1, Int>::from_data(index.as_slice(), &hidden.device());
+    let chosen = tokens.chosen(rows);
+    let [_, _, width] = hidden.dims();
+    let cells = chosen.span().width;
+    (hidden.select(0, index).slice([0..rows.len(), 0..cells, 0..width]), chosen)
 }
 
 /// The rows that predict: each continuation without its last token.

@@ -20,7 +20,7 @@ use std::ops::AddAssign;
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -34,7 +34,7 @@ use crate::error::{Error, Result};
 use crate::model::tap::{NoTap, Tap};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
-use crate::network::matrices::{Captured, without_last};
+use crate::network::matrices::{Captured, select_rows, without_last};
 use crate::network::mend::{Aggregation, Mend, MendNetwork, MendSettings, Ridge};
 use crate::network::parameters;
 use crate::parallel;
@@ -586,14 +586,4 @@ impl LearnedEditor for MendTrainer {
     fn neighbours(&self) -> usize {
         self.loss.near()
     }
-}
-
-/// Some rows of a batch.
-fn select_rows(hidden: Tensor<3>, tokens: &Tokens, rows: &[usize]) -> (Tensor<3>, Tokens) {
-    let index: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-    let index = Tensor::<1, Int>::from_data(index.as_slice(), &hidden.device());
-    let chosen = tokens.chosen(rows);
-    let [_, _, width] = hidden.dims();
-    let cells = chosen.span().width;
-    (hidden.select(0, index).slice([0..rows.len(), 0..cells, 0..width]), chosen)
 }
