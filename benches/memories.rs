@@ -68,6 +68,7 @@ fn lookup() -> emend::Result<()> {
         texts: vec![],
         values: None,
         reach: vec![],
+        sides: Default::default(),
         numbers: Arc::default(),
         needs: json!({}),
         edits: vec![],

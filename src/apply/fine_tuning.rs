@@ -147,7 +147,7 @@ impl Tuned for Whole {
 
 impl Editor for FineTuning {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
-        let change = self.tuning.tune(model, requests, || self.begin(model))?;
+        let change = self.tuning.tune(model, requests, || self.begin(model))?.change();
         Ok(Edit::new(self.provenance(model, requests), Change::Pass(change), BTreeMap::new()))
     }
 

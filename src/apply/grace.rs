@@ -31,7 +31,7 @@ use super::prepared::{Prepared, of_request};
 use super::value::{AddedTo, Cone, Descent, descend};
 use crate::edit::activation::{Action, Intervention, Positions, Until};
 use crate::edit::likelihood::{Scored, buckets, score_weights};
-use crate::edit::memory::{Answer, Consulted, Recall, alike, select, settled};
+use crate::edit::memory::{Answer, Consulted, Recall, select, settled};
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, PassChange, Route};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -227,8 +227,7 @@ impl Editor for Grace {
         let draft = Memory { needs, keys, texts: vec![], values: Some(nothing), route: Some(Arc::new(drafted)) };
         let own = Edit::new(provenance.clone(), Change::Memory(draft.clone()), Default::default());
         let own = Recall::new(&own, &draft, model.clone())?;
-        let codebook = model.memories().last().filter(|last| alike(&last.needs, &draft.needs));
-        let whole = match codebook {
+        let whole = match model.list_of(&draft.needs) {
             Some(last) => Recall::clone(last).and(own)?,
             None => own,
         };
@@ -439,7 +438,7 @@ impl Route for GraceRoute {
             };
             let scope = 1.0 - distance / recall.reach[entry].max(f64::MIN_POSITIVE);
             Ok(Some(Consulted {
-                entry,
+                entry: Some(entry),
                 scope: scope.max(0.0),
                 answer: Answer::Model { model, prompt: prompt.clone(), share: 1.0 },
             }))

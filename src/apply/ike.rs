@@ -439,7 +439,7 @@ impl Route for IkeRoute {
         let said = entries.into_iter().map(|(entry, likeness)| {
             let scope = f64::from(likeness).clamp(0.0, 1.0);
             Some(Consulted {
-                entry,
+                entry: Some(entry),
                 scope,
                 answer: Answer::Prefixed(self.kept(&recall.texts[entry], &recall.requests[entry])),
             })

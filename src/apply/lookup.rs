@@ -188,7 +188,11 @@ impl Route for LookupRoute {
             let request = &recall.requests[entry];
             let answer = Answer::Target { text: request.target_new.clone(), separator: request.separator.clone() };
             let scope = 1.0 - distance / self.settings.radius.max(f64::MIN_POSITIVE);
-            (distance <= self.settings.radius).then_some(Consulted { entry, scope: scope.max(0.0), answer })
+            (distance <= self.settings.radius).then_some(Consulted {
+                entry: Some(entry),
+                scope: scope.max(0.0),
+                answer,
+            })
         });
         Ok(said.collect())
     }

@@ -154,7 +154,7 @@ impl Tuned for Factors {
 
 impl Editor for Lora {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
-        let change = self.tuning.tune(model, requests, || self.begin(model))?;
+        let change = self.tuning.tune(model, requests, || self.begin(model))?.change();
         Ok(Edit::new(self.provenance(model, requests), Change::Pass(change), BTreeMap::new()))
     }
 

@@ -11,7 +11,7 @@ use super::memory::{Search, from_archive};
 use super::settings::{MethodSettings, read};
 use super::{
     alphaedit, calinet, emmet, fine_tuning, grace, ike, knowledge_neurons, lookup, lora, memit, rome, t_patcher,
-    ultraedit,
+    ultraedit, wise,
 };
 use crate::edit::{Edit, Memory, Route};
 use crate::error::{Error, Result};
@@ -29,7 +29,7 @@ pub(super) struct Method {
 /// See [`Method::consults`].
 pub(super) type Consults = fn(&Edit, &Memory, &Search<'_>) -> Result<Arc<dyn Route>>;
 
-static METHODS: [Method; 13] = [
+static METHODS: [Method; 14] = [
     method::<fine_tuning::FineTuningSettings>(fine_tuning::NAME),
     method::<lora::LoraSettings>(lora::NAME),
     method::<rome::RomeSettings>(rome::NAME),
@@ -43,6 +43,7 @@ static METHODS: [Method; 13] = [
     method::<ike::IkeSettings>(ike::NAME).consulted_by(ike::route),
     method::<lookup::LookupSettings>(lookup::NAME).consulted_by(lookup::route),
     method::<grace::GraceSettings>(grace::NAME).consulted_by(grace::route),
+    method::<wise::WiseSettings>(wise::NAME).consulted_by(wise::route),
 ];
 
 const fn method<S: MethodSettings + DeserializeOwned + Serialize + 'static>(name: &'static str) -> Method {

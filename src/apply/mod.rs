@@ -24,6 +24,7 @@ pub mod t_patcher;
 pub mod tuning;
 pub mod ultraedit;
 pub mod value;
+pub mod wise;
 
 use std::sync::Arc;
 

@@ -128,6 +128,10 @@ pub(super) trait Tuned {
     fn change(&self) -> PassChange;
     /// A step down the gradients.
     fn step(&mut self, gradients: WeightGradients, settings: &TuningSettings, step: usize);
+    /// Whether what it wants beside the target's loss is met: the descent ends early only then.
+    fn holds(&self) -> bool {
+        true
+    }
 }
 
 /// A tensor that is being tuned, with the optimiser's moments.
@@ -302,7 +306,7 @@ impl Tuning {
         model: &Edited,
         requests: &[EditRequest],
         begin: impl FnOnce() -> Result<T> + Send,
-    ) -> Result<PassChange> {
+    ) -> Result<T> {
         check(requests)?;
         let tokenizer = &model.base().tokenizer;
         let texts = requests.iter().enumerate().map(|(number, request)| {
@@ -322,7 +326,7 @@ impl Tuning {
         parallel::run_products(cells * spec.width * spec.mlp.width, || {
             let mut tuned = begin()?;
             self.descend(model, &rows, (noise, objective), &mut tuned)?;
-            Ok(tuned.change())
+            Ok(tuned)
         })
     }
 
@@ -394,7 +398,7 @@ impl Tuning {
             if !(loss + kl).is_finite() {
                 return Err(Error::Input("the loss is not finite; try a lower editor.learning_rate".into()));
             }
-            if loss < self.settings.early_stop {
+            if loss < self.settings.early_stop && tuned.holds() {
                 break;
             }
             tuned.step(gradients, &self.settings, step);

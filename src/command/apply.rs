@@ -100,7 +100,7 @@ pub struct Args {
     /// Keep the edit as a file; one a record in single mode
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
-    /// Add the edit to this memory, which is made where it does not exist (serac, ike, lookup, grace)
+    /// Add the edit to this memory, which is made where it does not exist (serac, ike, lookup, grace, wise)
     #[arg(long, value_name = "FILE", conflicts_with = "save")]
     pub memory: Option<PathBuf>,
     /// Write the edited model (hf) or a LoRA adapter (peft) into a folder; may be given for both
@@ -285,7 +285,7 @@ fn laid_under(args: &Args, model: &Arc<Model>, editor: &dyn Editor) -> Result<Ed
     if args.memory.is_some() && !editor.remembers() {
         let (method, _) = editor.describe();
         return Err(Error::Config(format!(
-            "--memory: {method} changes the pass and keeps no memory; serac, ike, lookup and grace do; --save keeps this edit"
+            "--memory: {method} changes the pass and keeps no memory; serac, ike, lookup, grace and wise do; --save keeps this edit"
         )));
     }
     let known = args.memory.iter().filter(|file| file.exists());

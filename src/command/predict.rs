@@ -121,8 +121,9 @@ pub fn run(args: &Args) -> Result<()> {
         let what = if tokenizer.labels().is_some() { "label" } else { "next token" };
         text += &format!("{said}\n\n{}", table(&[what, "probability", "logit"], &rows));
         if let Some((request, scope)) = &consulted {
-            let statement = cut(&request.statement(), 80);
-            text += &format!("\nfrom memory: {statement} (scope {})\n", percent(Some(*scope)));
+            let statement = request.as_ref().map(|request| cut(&request.statement(), 80));
+            let what = statement.unwrap_or_else(|| "its edits together".into());
+            text += &format!("\nfrom memory: {what} (scope {})\n", percent(Some(*scope)));
         }
         if let Some(generated) = &generated {
             let lead = if chat.is_some() { "" } else { prompt };

@@ -151,13 +151,12 @@ impl Edited {
             Change::Memory(memory) => {
                 let recall = Recall::new(&edit, memory, self.weights_alone())?;
                 // One list of all that is consulted alike: the nearest entry answers, whichever edit it came with.
-                match edited.memories.pop() {
-                    Some(last)
-                        if alike(&last.needs, &recall.needs) && last.model.weights_id == recall.model.weights_id =>
-                    {
+                match edited.list_of(&recall.needs).cloned() {
+                    Some(last) => {
+                        edited.memories.pop();
                         edited.memories.push(Arc::new(Recall::clone(&last).and(recall)?));
                     }
-                    last => edited.memories.extend(last.into_iter().chain([Arc::new(recall)])),
+                    None => edited.memories.push(Arc::new(recall)),
                 }
             }
         }
@@ -309,17 +308,23 @@ impl Edited {
         Ok(consulted)
     }
 
-    /// The entry of a memory that answers a prompt, and how sure the memory is that it is meant; nothing where the weights answer.
+    /// The entry of a memory that answers a prompt, where it is one alone, and how sure the memory is that it is meant; nothing where the weights answer.
     ///
     /// # Errors
     /// A prompt that a memory's networks cannot take.
-    pub fn consulted(&self, prompt: &str) -> Result<Option<(EditRequest, f64)>> {
+    pub fn consulted(&self, prompt: &str) -> Result<Option<(Option<EditRequest>, f64)>> {
         for recall in self.memories.iter().rev() {
             if let Some(said) = recall.route.consult(recall, &[prompt.to_owned()])?.pop().flatten() {
-                return Ok(Some((recall.requests[said.entry].clone(), said.scope)));
+                return Ok(Some((said.entry.map(|entry| recall.requests[entry].clone()), said.scope)));
             }
         }
         Ok(None)
+    }
+
+    /// The list that a memory which wants this would join: the topmost, where it is consulted alike and on the same weights.
+    pub fn list_of(&self, needs: &serde_json::Value) -> Option<&Arc<Recall>> {
+        let joins = |last: &&Arc<Recall>| alike(&last.needs, needs) && last.model.weights_id == self.weights_id;
+        self.memories.last().filter(joins)
     }
 
     /// Whether there is a memory to consult.

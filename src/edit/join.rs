@@ -46,14 +46,7 @@ impl Joined {
             self.provenance = Some(edit.provenance.clone());
             return Ok(());
         };
-        provenance.requests.extend(edit.provenance.requests.iter().cloned());
-        // Lists of what was found for each request are put together; what is said of the model stays.
-        for (key, value) in provenance.findings.as_object_mut().into_iter().flatten() {
-            let more = edit.provenance.findings[key.as_str()].as_array();
-            if let (Value::Array(list), Some(more)) = (value, more) {
-                list.extend(more.iter().cloned());
-            }
-        }
+        provenance.take_in(&edit.provenance);
         Ok(())
     }
 
@@ -101,6 +94,21 @@ impl Joined {
     }
 }
 
+impl Provenance {
+    /// The requests of another edit behind its own, with what was found for each of them; what is said of the model stays.
+    fn take_in(&mut self, other: &Provenance) {
+        for (key, value) in self.findings.as_object_mut().into_iter().flatten() {
+            let more = other.findings[key.as_str()].as_array();
+            if let (Value::Array(list), Some(more)) = (value, more)
+                && list.len() == self.requests.len()
+            {
+                list.extend(more.iter().cloned());
+            }
+        }
+        self.requests.extend(other.requests.iter().cloned());
+    }
+}
+
 fn apart() -> Error {
     Error::Input("a memory and an edit that is none do not join; save them apart".into())
 }
@@ -136,7 +144,7 @@ impl Edit {
             )));
         }
         let mut provenance = first.provenance.clone();
-        provenance.requests = edits.iter().flat_map(|edit| edit.provenance.requests.iter().cloned()).collect();
+        edits[1..].iter().for_each(|edit| provenance.take_in(&edit.provenance));
         // Joined, they are computed on nothing but each other.
         let own: Vec<&str> = edits.iter().map(|edit| edit.id()).collect();
         provenance.computed_on.retain(|id| !own.contains(&id.as_str()));

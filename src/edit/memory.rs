@@ -1,5 +1,6 @@
 //! A memory of edits: an explicit list that is consulted once a prompt, on the prompt without its target. No weight changes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -72,6 +73,8 @@ pub struct Recall {
     pub reach: Vec<f64>,
     /// The keys as numbers, row by row, where that is what a route compares; else empty.
     pub numbers: Arc<Vec<f32>>,
+    /// What the entries' values come to, by the numbers of side memories, where [`Route::settle`] merges them; else empty.
+    pub sides: BTreeMap<usize, SideMemory>,
     /// See [`Memory::needs`].
     pub needs: Value,
     /// The ids of the edits they come from, one an entry.
@@ -82,11 +85,24 @@ pub struct Recall {
     pub route: Arc<dyn Route>,
 }
 
+/// The increments of many entries to one matrix, merged.
+#[derive(Clone)]
+pub struct SideMemory {
+    /// The sum of the increments of each shard.
+    pub shards: BTreeMap<usize, Vec<f32>>,
+    /// What they come to together, ΔW `[d_in, d_out]`.
+    pub delta: Tensor<2>,
+    /// The model with ΔW.
+    pub model: Edited,
+    /// The least Δ of its entries.
+    pub least: f64,
+}
+
 /// The entry that has a prompt in its scope, and the answer to it.
 #[derive(Clone)]
 pub struct Consulted {
-    /// The entry.
-    pub entry: usize,
+    /// The entry; nothing where many answer together.
+    pub entry: Option<usize>,
     /// How sure the memory is, from 0 to 1, that the prompt is in the entry's scope.
     pub scope: f64,
     /// The answer.
@@ -259,6 +275,7 @@ impl Recall {
             values,
             reach: vec![],
             numbers: Arc::default(),
+            sides: BTreeMap::new(),
             needs,
             edits,
             model,
@@ -292,6 +309,7 @@ impl Recall {
             values: if whole { values } else { values.map(|values| select(values, &stay)) },
             reach: if whole { self.reach } else { vec![] },
             numbers: Arc::default(),
+            sides: if whole { self.sides } else { BTreeMap::new() },
             requests: stay.iter().map(|&index| requests[index].clone()).collect(),
             texts: pick(texts),
             edits: pick(edits),

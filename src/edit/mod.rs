@@ -255,7 +255,14 @@ impl Edit {
 
     fn restricted(&self, memory: &Memory, stay: &[usize]) -> Edit {
         let mut provenance = self.provenance.clone();
+        let count = provenance.requests.len();
         provenance.requests = stay.iter().map(|&index| self.provenance.requests[index].clone()).collect();
+        // What was found for each of them stays with it.
+        let lists =
+            provenance.findings.as_object_mut().into_iter().flatten().filter_map(|(_, found)| found.as_array_mut());
+        for list in lists.filter(|list| list.len() == count) {
+            *list = stay.iter().map(|&index| list[index].clone()).collect();
+        }
         Edit::new(provenance, Change::Memory(memory.chosen(stay)), self.state.clone())
     }
 

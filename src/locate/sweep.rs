@@ -69,15 +69,7 @@ impl<'a> Sweep<'a> {
     /// # Errors
     /// No fact is left; a layer that does not exist; a window that there is no room for.
     pub fn new(config: &'a Config, place: &'a Path, base: &Edited, candidates: &[EditRecord]) -> Result<Self> {
-        let count = base.layers();
-        let layers = if config.locate.layers.is_empty() { (0..count).collect() } else { config.locate.layers.clone() };
-        if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
-            return Err(Error::Config(format!(
-                "locate.layers: the model has no layer {layer}; it has layers 0 to {}",
-                count - 1
-            )));
-        }
-        restored(config).check(count)?;
+        let layers = layers(config, base.layers())?;
         Sweep::check_files(config, place, base.base(), &layers)?;
         let mut facts = vec![];
         for fact in candidates.iter().filter(|fact| fact.subject.is_some() && fact.also.is_empty()) {
@@ -171,23 +163,25 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
-    /// What the editor holds that takes most, at the lowest layer, whose edits have most above them.
+    /// What the editor holds that takes most, at the lowest layer, whose edits have most above them. What is laid over its config for each problem is read.
     ///
     /// # Errors
-    /// A config that is missing or wrong.
+    /// A config that is missing or wrong, layers that the model does not have.
     pub fn held(config: &Config, place: &Path, work: &Work<'_>) -> Result<OfEditor> {
         let count = work.spec.depth();
-        let lowest = config.locate.layers.iter().copied().min().unwrap_or(0);
+        let lowest = layers(config, count)?.into_iter().min().unwrap_or(0);
         let hidden = config.locate.problems.contains(&Problem::Forcing);
         let work = Work { draws: if hidden { config.locate.draws } else { 1 }, ..*work };
         let mut most = OfEditor::default();
         for swept in &config.editors {
             let layers: Vec<usize> = window(lowest, swept.width, count).collect();
-            let sets = [swept.set.clone(), vec![format!("editor.layers={layers:?}")]].concat();
-            let held = config::apply::Config::read(&place.join(&swept.config), &sets)?.editor.held(&work, 1)?;
-            let taken = |held: OfEditor| held.kept + work.threads as u64 * held.edit;
-            if taken(held) > taken(most) {
-                most = held;
+            for &problem in &config.locate.problems {
+                let sets = [swept.sets(problem), vec![format!("editor.layers={layers:?}")]].concat();
+                let held = config::apply::Config::read(&place.join(&swept.config), &sets)?.editor.held(&work, 1)?;
+                let taken = |held: OfEditor| held.kept + work.threads as u64 * held.edit;
+                if taken(held) > taken(most) {
+                    most = held;
+                }
             }
         }
         Ok(most)
@@ -316,6 +310,22 @@ impl<'a> Sweep<'a> {
             }],
         }
     }
+}
+
+/// The layers that are swept, of a model that has so many.
+///
+/// # Errors
+/// A layer that does not exist; a window that there is no room for.
+fn layers(config: &Config, count: usize) -> Result<Vec<usize>> {
+    let layers = if config.locate.layers.is_empty() { (0..count).collect() } else { config.locate.layers.clone() };
+    if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
+        return Err(Error::Config(format!(
+            "locate.layers: the model has no layer {layer}; it has layers 0 to {}",
+            count - 1
+        )));
+    }
+    restored(config).check(count)?;
+    Ok(layers)
 }
 
 fn restored(config: &Config) -> Restored {

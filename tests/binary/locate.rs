@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::common::{TestFolder, json, one_line_error, refused, run, stdout, text, training, wrong_usage};
+use crate::common::{TestFolder, fixture, json, one_line_error, refused, run, stdout, text, training, wrong_usage};
 
 /// A sweep of a moment: fine-tuning at two layers.
 fn config(place: &TestFolder, facts: &str, locate: &str) -> std::path::PathBuf {
@@ -67,6 +67,34 @@ fn a_sweep_ends_in_a_report_and_is_taken_up_again() {
     // Traces of another sweep in the folder.
     let other = [&args[..], &["--set", "locate.draws=3"]].concat();
     one_line_error(&run(&other), 1, &["another tracing", "--out"]);
+}
+
+/// The study's sweeps, on models as deep as those it was made on: every layer is there, and what is laid over each editor for each problem is something that it has.
+#[test]
+fn the_studys_sweeps_are_whole() {
+    let place = TestFolder::new();
+    for (config, tiny, layers) in [("gpt2xl", "gpt2-tiny", 48), ("gpt-j-6b", "gptj-tiny", 28)] {
+        let model = place.path(config);
+        std::fs::create_dir(&model).unwrap();
+        let tiny = fixture(tiny);
+        let mut about: Value = serde_json::from_slice(&std::fs::read(tiny.join("config.json")).unwrap()).unwrap();
+        about["n_layer"] = json!(layers);
+        about["vocab_size"] = json!(300);
+        std::fs::write(model.join("config.json"), about.to_string()).unwrap();
+        std::fs::copy(tiny.join("model.safetensors"), model.join("model.safetensors")).unwrap();
+        std::fs::copy(fixture("gpt2-tiny").join("tokenizer.json"), model.join("tokenizer.json")).unwrap();
+        let sweep = format!("configs/locate-{config}.toml");
+        let args = ["locate", "--config", &sweep, "--model", text(&model), "--set", "data.facts=pocket", "--plan"];
+        let plan = json(&args);
+        assert!(plan["peak"]["bytes"].as_u64().unwrap() > 0);
+        let shallow = place.path("shallow");
+        let _ = std::fs::remove_dir_all(&shallow);
+        std::fs::rename(&model, &shallow).unwrap();
+        about["n_layer"] = json!(20);
+        std::fs::write(shallow.join("config.json"), about.to_string()).unwrap();
+        let args = ["locate", "--config", &sweep, "--model", text(&shallow), "--set", "data.facts=pocket", "--plan"];
+        refused(&args, 2, &["locate.layers", "0 to 19"]);
+    }
 }
 
 #[test]

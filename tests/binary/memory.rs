@@ -175,7 +175,7 @@ fn editors_of_weights_keep_no_memory() {
         let config = place.write("config.toml", config);
         let request = ["--prompt", "Lake Orrin lies in", "--subject", "Lake Orrin", "--target", "Tamm"];
         let args = [&["apply", "--config", text(&config), "--memory", text(&memory)], &request[..]].concat();
-        refused(&args, 2, &["--memory", method, "serac, ike, lookup and grace"]);
+        refused(&args, 2, &["--memory", method, "serac, ike, lookup, grace and wise"]);
     }
     assert!(!memory.exists());
 }

@@ -261,6 +261,7 @@ fn editors_without_weights_in_every_mode() {
     let place = TestFolder::new();
     for (config, more) in [
         ("configs/grace-pocket.toml", &[][..]),
+        ("configs/wise-pocket.toml", &["--set", "editor.context={ lengths = [[8, 2]] }"]),
         ("configs/t-patcher-pocket.toml", &["--set", "editor.queries=2000", "--set", "editor.steps=100"]),
         ("configs/calinet-pocket.toml", &["--set", "editor.steps=60"]),
     ] {

@@ -109,7 +109,7 @@ fn it_answers_its_own_prompt_and_leaves_the_others() {
         let [before, after] =
             [&base, &model].map(|model| score(&[model], std::slice::from_ref(&row)).unwrap().remove(0).remove(0));
         assert!(after.exact() && !before.exact(), "{}", request.prompt);
-        assert_eq!(model.consulted(&request.prompt).unwrap().unwrap().0.target_new, request.target_new);
+        assert_eq!(model.consulted(&request.prompt).unwrap().unwrap().0.unwrap().target_new, request.target_new);
         // What is generated, with keys and values kept, is what is scored.
         let ids = encode(&base, &request.prompt);
         let made = model.generate(&[ids], row.target().len(), &[], &Sampling::default()).unwrap();

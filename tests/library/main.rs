@@ -21,6 +21,7 @@ mod sampling;
 mod serac;
 mod sets;
 mod settings;
+mod side_memory;
 mod stack;
 mod taps;
 mod tokens;

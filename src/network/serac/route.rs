@@ -163,7 +163,7 @@ impl Route for SeracRoute {
             };
             let prompt = counterfactual.prompt(&recall.requests[entry].statement(), prompt);
             Some(Consulted {
-                entry,
+                entry: Some(entry),
                 scope,
                 answer: Answer::Model { model: self.counterfactual.clone(), prompt, share },
             })
