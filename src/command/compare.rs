@@ -18,6 +18,7 @@ use crate::compare::layout::Run;
 use crate::compare::shard::Shard;
 use crate::compare::{Looks, run as run_cases};
 use crate::config::compare::{Competitor, Config};
+use crate::data::objective::Objective;
 use crate::data::plain_questions;
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
@@ -152,6 +153,7 @@ fn compare(args: &Args, path: &Path) -> Result<Option<(PathBuf, usize)>> {
     let compared = chosen.iter().map(|editor| ComparedEditor::open(editor, place, &model, &config.model.path));
     let compared = compared.collect::<Result<Vec<_>>>()?;
     let base = Edited::new(model.clone());
+    check_objectives(&config, &chosen, (place, &model), records)?;
     let compare = &config.compare;
     let text = watched_text(&config, place, &model)?;
     let looks = Looks {
@@ -283,6 +285,29 @@ fn records(config: &Config, place: &Path) -> Result<Vec<EditRecord>> {
 /// How many cases are compared on.
 fn most_cases(config: &Config) -> usize {
     if config.data.limit == 0 { usize::MAX } else { config.data.limit }
+}
+
+/// Sees that every editor takes the objectives of all records, where there are any, before one of them begins.
+fn check_objectives(
+    config: &Config,
+    chosen: &[&Competitor],
+    (place, model): (&Path, &Arc<Model>),
+    records: &[EditRecord],
+) -> Result<()> {
+    let wanted = records.iter().filter_map(|record| record.objective).find(|wanted| *wanted != Objective::Raise);
+    let Some(wanted) = wanted else { return Ok(()) };
+    for editor in chosen {
+        let (made, _) =
+            ComparedEditor::open(editor, place, model, &config.model.path)?.editor(config, model, records, &[])?;
+        if !made.takes(&wanted) {
+            let name = &editor.name;
+            return Err(Error::Config(format!(
+                "editors: {name} takes no objective \"{}\", which a record has; fine_tuning, lora, rome and memit do; leave {name} out (--only)",
+                wanted.name()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The text whose perplexity is watched.

@@ -126,6 +126,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     files::check_writable(&folder)?;
     let _lock = files::lock(&folder, "another sweep writes here; wait for it, or use another --out")?;
+    sweep.begin(&folder)?;
     let bar = bar(sweep.facts.len(), "tracing");
     let traces = sweep.trace(&folder.join("traces"), &|| bar.inc(1))?;
     bar.finish_and_clear();

@@ -378,7 +378,7 @@ fn summarize(args: &Args, traces: &Traces, folder: &Path, params: &Value, facts:
     }
     if traced.is_empty() && missing == 0 {
         return Err(Error::Input(format!(
-            "no fact is left: of {facts} the model answers none; the files in {} say what it says",
+            "no fact is left: of {facts} the model answers none, or none can be read; the files in {} say why",
             folder.display()
         )));
     }

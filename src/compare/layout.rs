@@ -92,17 +92,17 @@ impl Run {
         Ok(Run { folder: run, params })
     }
 
-    /// The run that all shards of a comparison share: the last one, which must have these parameters, or the first where there is none yet.
+    /// The one run of a folder that several processes or a sweep share: the last one, which must have these parameters, or the first where there is none yet.
     ///
     /// # Errors
-    /// A run with other parameters: what shards of two configurations make does not belong together.
+    /// A run with other parameters: what two configurations make does not belong together.
     pub fn shared(folder: &Path, params: Value) -> Result<Self> {
         if let Some(last) = Run::all(folder).last() {
             let path = last.join("params.json");
             if path.is_file() && digest(&read_json(&path)?) != digest(&params) {
                 return Err(Error::file(
                     &path,
-                    "these results are of another configuration, model or data: shards of one comparison have one; give another --out",
+                    "these results are of another configuration, model or data, and here all must have one; give another --out",
                 ));
             }
         }

@@ -186,12 +186,14 @@ impl<'f> Reader<'f> {
         }
         // Facts to trace are no edits.
         let edits = self.form != Some(Form::Known);
-        if let Some(first) = self.records.iter().find(|record| edits && record.changes_nothing()) {
+        // What is to become less likely, or likelier under noise, is the old answer.
+        let changes_nothing = |record: &EditRecord| record.changes_nothing() && record.objective.is_none();
+        if let Some(first) = self.records.iter().find(|record| edits && changes_nothing(record)) {
             tracing::warn!(
                 "{}: {} of {} records have the new answer as the old one too (the first is record {}: \"{}\"); nothing shows whether \
                  such an edit was made, and their probes are in no figure of counterfact",
                 file.display(),
-                self.records.iter().filter(|record| record.changes_nothing()).count(),
+                self.records.iter().filter(|record| changes_nothing(record)).count(),
                 self.records.len(),
                 first.id.escape_debug(),
                 first.target_new.escape_debug()

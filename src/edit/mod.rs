@@ -79,7 +79,7 @@ pub fn edited_by(editor: &dyn Editor, model: &Edited, requests: &[EditRequest]) 
     if let Some(strange) = objectives.iter().find(|objective| !editor.takes(objective)) {
         let (method, _) = editor.describe();
         let message = format!(
-            "{method} makes a target likelier and takes no other objective, such as \"{}\"; fine_tuning, rome and memit do",
+            "{method} makes a target likelier and takes no other objective, such as \"{}\"; fine_tuning, lora, rome and memit do",
             strange.name()
         );
         return Err(Error::Config(message));

@@ -54,16 +54,23 @@ fn regressions(document: &Value, metric: &str, window: &Value) -> (Vec<&'static 
         "R² tracing",
         "R² both",
         "difference",
+        "by chance",
         "p",
-        "best layer",
+        "best layers",
         "r at the traced layer",
     ];
     let line = |row: &Value| {
         let (of, r2) = (&row["regression"], &row["regression"]["r2"]);
-        let best = row["best_layer"].as_u64().map_or("–".into(), |layer| layer.to_string());
+        let best = layers(&row["as_good"]);
         let mut line =
             vec![title_of(&row["problem"]).to_owned(), row["method"].as_str().unwrap_or_default().to_owned()];
-        line.extend([share(&r2["layer"]), share(&r2["effect"]), share(&r2["both"]), share(&r2["difference"])]);
+        line.extend([
+            share(&r2["layer"]),
+            share(&r2["effect"]),
+            share(&r2["both"]),
+            share(&r2["difference"]),
+            share(&r2["by_chance"]),
+        ]);
         line.extend([p_value(&of["p"]), best, correlated(&row["at_peak"])]);
         line
     };
@@ -88,32 +95,84 @@ pub fn words(document: &Value) -> Vec<String> {
                 trace["facts"]
             ));
         }
-        let gains = rows(document, "rewrite", window).filter_map(|row| row["regression"]["r2"]["difference"].as_f64());
-        let gains: Vec<f64> = gains.collect();
+        let all = |key: &str| -> Vec<f64> {
+            rows(document, "rewrite", window).filter_map(|row| row["regression"]["r2"][key].as_f64()).collect()
+        };
+        let (gains, chances) = (all("difference"), all("by_chance"));
         if let Some(most) = gains.iter().copied().reduce(f64::max) {
-            let mean = gains.iter().sum::<f64>() / gains.len() as f64;
+            let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len().max(1) as f64;
             words.push(format!(
                 "Where the layer of an edit is known already, a fact's tracing effect (windows of {window}) explains {:.1} % more of the variance of the rewrite \
-                 score, on the mean over problems and methods, and at most {:.1} %.",
-                100.0 * mean,
-                100.0 * most
+                 score, on the mean over problems and methods, and at most {:.1} %. Numbers without meaning would explain {:.1} % more on the mean: each layer has a slope of its own.",
+                100.0 * mean(&gains),
+                100.0 * most,
+                100.0 * mean(&chances)
             ));
         }
     }
     if let Some(unharmed) = document["unharmed"].as_u64().filter(|facts| *facts > 0) {
         words.push(format!("{unharmed} fact(s) take no part in the regressions: noise on the subject does them no harm, or the model's first word is not their answer."));
     }
+    for row in failing(document) {
+        let r2 = |of: &Value| share(&of["layer"]);
+        words.push(format!(
+            "{}, {}: edits fail at layers {} (less than a tenth of the best layer's score), and that is what the layer explains: R² {} with them, {} without.",
+            capital(title_of(&row["problem"])),
+            row["method"].as_str().unwrap_or_default(),
+            layers(&row["fails"]),
+            r2(&row["regression"]["r2"]),
+            r2(&row["without_failing"])
+        ));
+    }
     words.push(
-        "A large share of the layer alone may mean no more than that edits fail at some layers. The tracing effect of an edit is the greatest over tokens of what restoring the MLP's outputs \
+        "The tracing effect of an edit is the greatest over tokens of what restoring the MLP's outputs \
          around its layer brings back, as a share of the total effect; \"both\" is the layer, the effect, and a slope of its own for each layer."
             .into(),
     );
     words.push(format!(
         "These are correlations over {} facts of one model. A small share says that tracing does not tell which layer to edit for which fact; it does not \
-         say that facts are not kept where tracing finds them. A p-value counts edits of one fact at several layers as independent, which they are not.",
-        document["facts"]
+         say that facts are not kept where tracing finds them. A p-value counts edits of one fact at several layers as independent, which they are not, and of \
+         {} p-values some are small by chance.",
+        document["facts"],
+        list(&document["rows"]).len()
     ));
     words
+}
+
+/// Rows of the rewrite score, with windows of the first width, in which edits fail at some layers.
+fn failing(document: &Value) -> Vec<&Value> {
+    let Some(window) = list(&document["windows"]).first() else { return vec![] };
+    let own = list(&document["rows"]).iter().filter(|row| row["metric"] == "rewrite" && row["window"] == *window);
+    own.filter(|row| !list(&row["fails"]).is_empty() && row["regression"].is_object()).collect()
+}
+
+/// Layers as a reader writes them: "0 to 3, 5".
+fn layers(value: &Value) -> String {
+    let all: Vec<u64> = list(value).iter().filter_map(Value::as_u64).collect();
+    let runs = all.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [first, .., last] if run.len() > 2 => format!("{first} to {last}"),
+        run => run.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
+    });
+    let runs: Vec<String> = runs.collect();
+    if runs.is_empty() { "–".into() } else { runs.join(", ") }
+}
+
+/// What the sweep is about, in a line.
+fn about(document: &Value) -> String {
+    let posed = document["posed"].as_object().into_iter().flatten();
+    let posed: Vec<String> =
+        posed.map(|(name, count)| format!("{} {count}", title_of(&Value::from(name.as_str())))).collect();
+    format!(
+        "{}: {} facts of {} that it knows, {} draws of noise with σ = {}, layers {}. Facts in each problem: {}. Edits that failed: {}.",
+        document["model"]["path"].as_str().unwrap_or("a model"),
+        document["facts"],
+        document["config"]["data"]["facts"].as_str().unwrap_or("a file"),
+        document["noise"]["draws"],
+        share(&document["noise"]["sigma"]),
+        layers(&document["layers"]),
+        posed.join(", "),
+        document["failed"]
+    )
 }
 
 /// For each problem and method the best layer beside the one where tracing points.
@@ -123,11 +182,12 @@ fn best_layers(document: &Value) -> Vec<String> {
         let at = |layer: &Value| list(&row["by_layer"]).iter().find(|one| one["layer"] == *layer);
         let (best, traced) = (at(&row["best_layer"])?, at(&row["at_peak"]["layer"])?);
         Some(format!(
-            "{}, {}: best at layer {} (rewrite score {}); at layer {}, where tracing points, {}.",
+            "{}, {}: best at layer {} (rewrite score {}), which so many facts do not tell apart from layers {}; at layer {}, where tracing with windows of {window} points, {}.",
             capital(title_of(&row["problem"])),
             row["method"].as_str()?,
             best["layer"],
             share(&best["mean"]),
+            layers(&row["as_good"]),
             traced["layer"],
             share(&traced["mean"])
         ))
@@ -165,7 +225,7 @@ pub fn terminal(document: &Value) -> String {
 
 /// Markdown, for a README.
 pub fn markdown(document: &Value) -> String {
-    let mut text = String::new();
+    let mut text = format!("{}\n\n", about(document));
     for window in list(&document["windows"]) {
         let (header, lines) = regressions(document, "rewrite", window);
         let _ = writeln!(
@@ -179,7 +239,7 @@ pub fn markdown(document: &Value) -> String {
         }
         text.push('\n');
     }
-    text
+    text + &words(document).join("\n\n") + "\n"
 }
 
 fn escape(text: &str) -> String {
@@ -189,12 +249,7 @@ fn escape(text: &str) -> String {
 /// The page. `heat_map` is a picture of the mean effects, as SVG.
 pub fn page(document: &Value, heat_map: &str) -> String {
     let title = escape(document["title"].as_str().unwrap_or_default());
-    let mut body = format!(
-        "<h1>{title}</h1>\n<p>{} facts, layers {}, noise σ = {}.</p>\n",
-        document["facts"],
-        escape(&document["layers"].to_string()),
-        share(&document["noise"]["sigma"])
-    );
+    let mut body = format!("<h1>{title}</h1>\n<p>{}</p>\n", escape(&about(document)));
     body += "<h2>What the numbers say</h2>\n";
     for words in words(document) {
         let _ = writeln!(body, "<p>{}</p>", escape(&words));

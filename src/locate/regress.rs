@@ -164,10 +164,20 @@ impl Regressions {
         Ok(Regressions { layer, effect, both, test: f_test(layer, both), correlation: correlation(&pairs) })
     }
 
+    /// How much R² would rise on the mean from the layer to both if effects were numbers without meaning: of what the layer leaves, each further coefficient takes as much as each
+    /// observation that is not used up yet.
+    pub fn by_chance(&self) -> f64 {
+        let (more, left) = (self.both.rank - self.layer.rank, self.layer.count - self.layer.rank);
+        (1.0 - self.layer.r2) * more as f64 / left.max(1) as f64
+    }
+
     /// As JSON.
     pub fn document(&self) -> Value {
         json!({
-            "r2": { "layer": self.layer.r2, "effect": self.effect.r2, "both": self.both.r2, "difference": self.both.r2 - self.layer.r2 },
+            "r2": {
+                "layer": self.layer.r2, "effect": self.effect.r2, "both": self.both.r2, "difference": self.both.r2 - self.layer.r2,
+                "by_chance": self.by_chance(),
+            },
             "f": self.test.map(|test| test.f),
             "p": self.test.map(|test| test.p),
             "correlation": self.correlation.map(|of| json!({ "r": of.r, "interval": of.interval })),
@@ -216,6 +226,23 @@ mod tests {
         let f = ((rest - own_rest) / 3.0) / (own_rest / 6.0);
         assert!((test.f - f).abs() < 1e-9 && test.p > 0.0 && test.p < 0.05, "{test:?}");
         assert_eq!((found.layer.rank, found.effect.rank, found.both.rank), (3, 2, 6));
+    }
+
+    #[test]
+    fn numbers_without_meaning_explain_what_chance_gives() {
+        use rand::RngExt;
+        let mut rng = crate::random::stream(0, "test", 0);
+        let (mut risen, mut told, rounds) = (0.0, 0.0, 400);
+        for _ in 0..rounds {
+            let mut one = |number: usize| {
+                let score = f64::from(u8::from(number.is_multiple_of(3))) + rng.random_range(-1.0..1.0);
+                Observation { score, layer: number % 3, effect: rng.random_range(0.0..1.0) }
+            };
+            let found = Regressions::of(&(0..24).map(&mut one).collect::<Vec<_>>()).unwrap();
+            risen += found.both.r2 - found.layer.r2;
+            told += found.by_chance();
+        }
+        assert!((risen - told).abs() < 0.1 * told, "{risen} {told}");
     }
 
     #[test]

@@ -62,8 +62,9 @@ struct Scored {
 ///   "format": "locate/1", "model": …, "facts": 20, "layers": […], "windows": […], "noise": …,
 ///   "trace": [{"window": 5, "best": [mean by layer], "last_subject": [mean by layer], "peak": the layer of the largest of these}],
 ///   "rows": [{"problem": "injection", "method": "rome", "metric": "rewrite", "window": 5,
-///     "regression": {"r2": {"layer", "effect", "both", "difference"}, "f", "p", "correlation", "edits"} or null, "why": "…",
-///     "by_layer": [{"layer", "mean", "interval", "facts"}], "best_layer": …,
+///     "regression": {"r2": {"layer", "effect", "both", "difference", "by_chance"}, "f", "p", "correlation", "edits"} or null, "why": "…",
+///     "by_layer": [{"layer", "mean", "interval", "facts"}], "best_layer": …, "as_good": [layers whose intervals reach the best's],
+///     "fails": [layers with less than a tenth of the best mean], "without_failing": R² without these, or null,
 ///     "at_peak": {"layer", "r", "interval"}, "points": [[fact, layer, effect, score]]}],
 ///   "failed": edits that failed, "unharmed": facts that take no part in regressions, for noise takes them less than 0.01 of probability
 /// }
@@ -125,6 +126,9 @@ pub fn document(sweep: &Sweep<'_>, folder: &Path, traces: &Traces, title: &str, 
     }))
 }
 
+/// The share of the best layer's mean score below which edits count as failing at a layer.
+const FAILS: f64 = 0.1;
+
 /// The scores of the protocol `localize`, in the order of tables.
 const METRICS: [&str; 5] = ["rewrite", "paraphrase", "neighborhood", "essence", "target"];
 
@@ -181,6 +185,15 @@ fn row(
         json!({ "layer": layer, "mean": mean, "interval": interval, "facts": count })
     });
     let means: Vec<Value> = means.collect();
+    // Layers that so few facts do not tell apart from the best: their intervals overlap.
+    let low =
+        by_layer.iter().find(|(layer, _)| Some(*layer) == best).map(|(_, of)| of.interval.map_or(of.mean, |of| of.0));
+    let as_good =
+        by_layer.iter().filter(|(_, of)| low.is_some_and(|low| of.interval.map_or(of.mean, |of| of.1) >= low));
+    let as_good: Vec<usize> = as_good.map(|(layer, _)| *layer).collect();
+    let highest_mean = by_layer.iter().map(|(_, of)| of.mean).fold(0.0, f64::max);
+    let fails = by_layer.iter().filter(|(_, of)| highest_mean > 0.0 && of.mean < FAILS * highest_mean);
+    let fails: Vec<usize> = fails.map(|(layer, _)| *layer).collect();
     let seen: Vec<(&Scored, f64)> = own.iter().filter_map(|edit| Some((*edit, effect(edit, |of| &of.best)?))).collect();
     let observation = |(edit, effect): &(&Scored, f64)| Observation {
         score: edit.scores[metric],
@@ -190,6 +203,12 @@ fn row(
     let (regression, why) = match Regressions::of(&seen.iter().map(observation).collect::<Vec<_>>()) {
         Ok(found) => (found.document(), Value::Null),
         Err(why) => (Value::Null, json!(why)),
+    };
+    // Where edits fail at some layers, that is most of what the layer explains: the same without them.
+    let rest = seen.iter().filter(|(edit, _)| !fails.contains(&edit.layer)).map(observation).collect::<Vec<_>>();
+    let without_failing = match fails.is_empty() {
+        true => Value::Null,
+        false => Regressions::of(&rest).map_or(Value::Null, |found| found.document()["r2"].clone()),
     };
     // The layer that was edited nearest to where tracing peaks.
     let near =
@@ -209,6 +228,9 @@ fn row(
         "why": why,
         "by_layer": means,
         "best_layer": best,
+        "as_good": as_good,
+        "fails": fails,
+        "without_failing": without_failing,
         "at_peak": at_peak,
         "points": points,
     })

@@ -24,10 +24,11 @@ use crate::error::{Error, Result};
 use crate::evaluate::WatchedText;
 use crate::evaluate::probes::Limits;
 use crate::evaluate::problem::{Problem, is_known};
+use crate::files;
 use crate::model::Model;
 use crate::model::tap::Place;
 use crate::plan::{OfEditor, Work};
-use crate::trace::folder::Traces;
+use crate::trace::folder::{Traces, begun};
 use crate::trace::{Restored, window};
 
 /// A sweep that is ready to run: facts that the model knows, posed as problems, and all editors at all layers.
@@ -128,7 +129,7 @@ impl<'a> Sweep<'a> {
                 let objective = records.first().and_then(|record| record.objective).unwrap_or(Objective::Raise);
                 if !editor.takes(&objective) {
                     let message = format!(
-                        "editors: {} takes no objective \"{}\", which {} wants; fine_tuning, rome and memit do",
+                        "editors: {} takes no objective \"{}\", which {} wants; fine_tuning, lora, rome and memit do",
                         swept.name,
                         objective.name(),
                         problem.title()
@@ -153,14 +154,52 @@ impl<'a> Sweep<'a> {
                     "editors: {name} is to edit {width} layers, and the model has {count}"
                 )));
             }
+            let path = place.join(&swept.config);
+            if config::apply::Config::read(&path, &swept.set)?.editor.layers().is_empty() {
+                let message = format!("editors: {} ({}) has no layers to sweep", swept.name, path.display());
+                return Err(Error::Config(message));
+            }
             let all: BTreeSet<usize> = layers.iter().flat_map(|&layer| window(layer, swept.width, count)).collect();
             let all: Vec<usize> = all.into_iter().collect();
             let sets = [swept.set.clone(), vec![format!("editor.layers={all:?}")]].concat();
-            let path = place.join(&swept.config);
             let settings = config::apply::Config::read(&path, &sets)?.editor;
             settings.check(model, &config.model.path, path.parent().unwrap_or(Path::new("")))?;
         }
         Ok(())
+    }
+
+    /// Takes a folder, or goes on in one that holds a part of this very sweep.
+    ///
+    /// # Errors
+    /// A folder with results of another sweep, or of something else.
+    pub fn begin(&self, folder: &Path) -> Result<()> {
+        let facts = serde_json::to_vec(&self.facts).unwrap_or_default();
+        let Config { model, data, locate, editors } = self.config;
+        let params = json!({
+            "format": "sweep/1",
+            "fingerprint": self.base.base().fingerprint,
+            "dtype": model.dtype,
+            "facts": self.facts.len(),
+            "hash": blake3::hash(&facts).to_hex()[..16],
+            "data": { "rephrases": data.rephrases, "per_class": data.per_class },
+            "locate": locate,
+            "editors": editors,
+        });
+        let path = folder.join("sweep.json");
+        if begun(&path, "sweep", &params)? {
+            return Ok(());
+        }
+        let own: BTreeSet<String> = self.cells().iter().map(Cell::name).collect();
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let strange = entries.map(|entry| entry.path()).find(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Run::any(path) && !own.contains(name.as_ref())
+        });
+        if let Some(strange) = strange {
+            let message = "results that are none of this sweep; give another --out";
+            return Err(Error::file(strange, message));
+        }
+        files::write(&path, format!("{params:#}\n").as_bytes())
     }
 
     /// What the editor holds that takes most, at the lowest layer, whose edits have most above them. What is laid over its config for each problem is read.
@@ -260,7 +299,7 @@ impl<'a> Sweep<'a> {
             records,
             &[],
         )?;
-        let run = Run::continued(&folder.join(&competitor.name), params)?;
+        let run = Run::shared(&folder.join(&competitor.name), params)?;
         run.cases()?;
         let looks = Looks {
             limits: Limits { rephrases: config.data.rephrases, per_class: config.data.per_class, rivals: false },

@@ -19,6 +19,23 @@ pub struct Traces {
     run: String,
 }
 
+/// Whether a folder was begun, and so with these params: `path` is the file in it that says with which.
+///
+/// # Errors
+/// What is apart: each key, what it was and what it is now.
+pub fn begun(path: &Path, what: &str, params: &Value) -> Result<bool> {
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let mut apart = vec![];
+    differences("", &read(path)?, params, &mut apart);
+    if apart.is_empty() {
+        return Ok(true);
+    }
+    let folder = path.parent().unwrap_or(path);
+    Err(Error::file(folder, format!("results of another {what}: {}; give another --out", apart.join("; "))))
+}
+
 impl Traces {
     /// Begins a folder, or goes on with one whose facts were traced alike: `params` is all that decides that.
     ///
@@ -26,15 +43,7 @@ impl Traces {
     /// A folder that cannot be written, or that holds results of something else.
     pub fn begin(folder: &Path, params: &Value) -> Result<Self> {
         let path = folder.join("params.json");
-        if path.is_file() {
-            let known = read(&path)?;
-            let mut apart = vec![];
-            differences("", &known, params, &mut apart);
-            if !apart.is_empty() {
-                let message = format!("results of another tracing: {}; give another --out", apart.join("; "));
-                return Err(Error::file(folder, message));
-            }
-        } else {
+        if !begun(&path, "tracing", params)? {
             // Another process may have begun it just now, with the same params.
             let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
             if let Some(strange) =

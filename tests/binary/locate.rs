@@ -32,6 +32,7 @@ fn a_sweep_ends_in_a_report_and_is_taken_up_again() {
         "fact erasure",
         "fact forcing",
         "R² tracing",
+        "by chance",
         "points at layer",
         "correlations over 4 facts",
     ] {
@@ -52,7 +53,12 @@ fn a_sweep_ends_in_a_report_and_is_taken_up_again() {
     );
     let page = std::fs::read_to_string(out.join("locate.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("default-src 'none'") && !page.contains("src="));
-    assert!(std::fs::read_to_string(out.join("locate.md")).unwrap().contains("| error injection | ft |"));
+    let markdown = std::fs::read_to_string(out.join("locate.md")).unwrap();
+    for words in ["| error injection | ft |", "pocket: 4 facts of pocket/test that it knows", "Numbers without meaning"]
+    {
+        assert!(markdown.contains(words), "no {words:?} in {markdown}");
+    }
+    assert!(page.contains("do not tell apart from layers") && page.contains("pocket/test"));
     // A case and a traced fact are lost: they come out the same, and nothing else is done again.
     let kept = out.join("injection.ft.L01/run_000");
     let mut cases: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -64,9 +70,20 @@ fn a_sweep_ends_in_a_report_and_is_taken_up_again() {
     let again = json(&args);
     assert_eq!(std::fs::metadata(&cases[1]).unwrap().modified().unwrap(), before);
     assert_eq!(again["rows"], document["rows"]);
-    // Traces of another sweep in the folder.
+    // Results of another sweep in the folder: its own settings, an editor's, or no sweep at all. The report stays.
     let other = [&args[..], &["--set", "locate.draws=3"]].concat();
-    one_line_error(&run(&other), 1, &["another tracing", "--out"]);
+    one_line_error(&run(&other), 1, &["another sweep", "locate.draws is 2, now 3", "--out"]);
+    let other = [&args[..], &["--set", "locate.problems=[\"erasure\"]"]].concat();
+    one_line_error(&run(&other), 1, &["another sweep", "locate.problems"]);
+    let editor = std::fs::read_to_string(place.path("ft.toml")).unwrap();
+    std::fs::write(place.path("ft.toml"), editor.replace("steps = 4", "steps = 5")).unwrap();
+    one_line_error(&run(&args), 1, &["another configuration", "--out"]);
+    assert!(!out.join("injection.ft.L01/run_001").exists());
+    assert_eq!(std::fs::read_to_string(out.join("locate.html")).unwrap(), page);
+    let compared = place.path("compared");
+    std::fs::create_dir_all(compared.join("rome/run_000")).unwrap();
+    let other = ["locate", "--config", text(&config), "--out", text(&compared)];
+    one_line_error(&run(&other), 1, &["rome", "none of this sweep", "--out"]);
 }
 
 /// The study's sweeps, on models as deep as those it was made on: every layer is there, and what is laid over each editor for each problem is something that it has.
@@ -143,11 +160,33 @@ fn what_cannot_be_swept_is_said_before_any_edit() {
         2,
         &["ft takes no objective", "lower"],
     );
+    // An editor without layers, and in a comparison one that takes no such objective: before any work.
+    std::fs::write(
+        &known,
+        std::fs::read_to_string(&known)
+            .unwrap()
+            .replace(text(&kn), "IKE")
+            .replace("IKE", concat!(env!("CARGO_MANIFEST_DIR"), "/configs/ike-pocket.toml")),
+    )
+    .unwrap();
+    one_line_error(
+        &run(&["locate", "--config", text(&known), "--dry-run"]),
+        2,
+        &["ike-pocket.toml", "no layers to sweep"],
+    );
     let lookup = place
         .write("lookup.toml", "[model]\npath = \"pocket\"\n\n[editor]\nmethod = \"lookup\"\nlayer = 1\nradius = 0.1\n");
     let erase = json!([{"prompt": "The city of Lyon lies in", "subject": "Lyon", "target_new": "France", "objective": "lower"}]);
     let erase = place.write("erase.json", erase.to_string());
     refused(&["apply", "--config", text(&lookup), "--edits", text(&erase)], 2, &["lookup", "\"lower\""]);
+    let compare = place.write(
+        "compare.toml",
+        "[model]\npath = \"pocket\"\n\n[data]\ncases = \"erase.json\"\n\n[[editors]]\nname = \"ft\"\nconfig = \"ft.toml\"\n\n\
+         [[editors]]\nname = \"cache\"\nconfig = \"lookup.toml\"\n",
+    );
+    let args = ["compare", "--config", text(&compare), "--out", text(&out)];
+    one_line_error(&run(&args), 2, &["cache takes no objective", "--only"]);
+    assert!(!out.exists());
 }
 
 #[test]
@@ -189,4 +228,11 @@ fn layers_are_proposed_beside_what_tracing_says() {
     let document = json(&args);
     assert_eq!(document["editor"]["layers"].as_array().unwrap().len(), 2);
     assert_eq!(document["tracing"]["facts"], 4);
+    // Where no editor is given, what is to be pasted is a whole config.
+    let args = ["locate", "--propose", "--model", "pocket", "--facts", "pocket/validation", "--limit", "2"];
+    let said = stdout(&run(&args));
+    let pasted: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("    ")).collect();
+    let config = place.write("pasted.toml", pasted.join("\n"));
+    let request = ["--prompt", "The city of Lyon lies in", "--subject", "Lyon", "--target", "Japan"];
+    stdout(&run(&[&["apply", "--config", text(&config)], &request[..]].concat()));
 }
