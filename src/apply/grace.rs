@@ -416,7 +416,7 @@ impl Route for GraceRoute {
                 }
             }
         }
-        recall.numbers = Arc::new(keys.into_numbers());
+        recall.numbers = Arc::new(keys.into_heads_first());
         Ok(())
     }
 

@@ -19,8 +19,11 @@ impl Rows {
         &self.numbers[row * self.width..][..self.width]
     }
 
-    pub fn into_numbers(self) -> Vec<f32> {
-        self.numbers
+    /// The same numbers as [`nearest_within`] reads them: the first [`HEAD`] of each row, and behind those of all rows what is left of each.
+    pub fn into_heads_first(self) -> Vec<f32> {
+        let head = HEAD.min(self.width);
+        let rows = || self.numbers.chunks_exact(self.width.max(1));
+        rows().flat_map(|row| &row[..head]).chain(rows().flat_map(|row| &row[head..])).copied().collect()
     }
 
     /// Some rows that follow each other.
@@ -63,7 +66,10 @@ pub(super) fn nearest(queries: &Rows, keys: &Rows, stands: impl Fn(usize, usize)
 /// Numbers of a distance that are summed before it is looked at again.
 const PART: usize = 64;
 
-/// The nearest of keys `[keys, width]`, row by row, that stand and are no further than `most`; of equally near ones the later. Most keys are far, and are given up after a few of their numbers.
+/// Numbers of each key that stand together: most keys are far, and are given up after these, so that of a large list little memory is read.
+const HEAD: usize = 16;
+
+/// The nearest of keys that stand and are no further than `most`; of equally near ones the later. The keys are as [`Rows::into_heads_first`] gives them.
 pub(super) fn nearest_within(
     query: &[f32],
     keys: &[f32],
@@ -72,13 +78,18 @@ pub(super) fn nearest_within(
 ) -> Option<Nearest> {
     let mut found: Option<Nearest> = None;
     let mut bound = most * most;
-    for (key, numbers) in keys.chunks_exact(query.len().max(1)).enumerate().filter(|(key, _)| stands(*key)) {
-        let mut sum = 0.0;
-        for (a, b) in query.chunks(PART).zip(numbers.chunks(PART)) {
-            sum += a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
+    let (own, rest) = query.split_at(HEAD.min(query.len()));
+    let (heads, rests) = keys.split_at(keys.len() / query.len().max(1) * own.len());
+    let square =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum() };
+    for (key, head) in heads.chunks_exact(own.len().max(1)).enumerate().filter(|(key, _)| stands(*key)) {
+        let mut sum = square(own, head);
+        let numbers = rests.get(key * rest.len()..(key + 1) * rest.len()).unwrap_or_default();
+        for (a, b) in rest.chunks(PART).zip(numbers.chunks(PART)) {
             if sum > bound {
                 break;
             }
+            sum += square(a, b);
         }
         if sum <= bound {
             (found, bound) = (Some(Nearest { key, distance: sum.sqrt() }), sum);
@@ -90,4 +101,30 @@ pub(super) fn nearest_within(
 /// ‖a − b‖
 pub(super) fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution};
+
+    use super::*;
+
+    #[test]
+    fn the_nearest_within_is_the_nearest_where_it_is_near_enough() {
+        for width in [3, 16, 17, 100] {
+            let keys = Tensor::random([40, width], Distribution::Normal(0.0, 1.0), &Device::flex());
+            let near = keys.clone().slice([5..9, 0..width]) + 0.1;
+            let (rows, queries) = (Rows::new(&keys), Rows::new(&near));
+            let wanted = nearest(&queries, &rows, |_, key| key != 6);
+            let numbers = Rows::new(&keys).into_heads_first();
+            for (number, wanted) in wanted.into_iter().enumerate() {
+                let wanted = wanted.unwrap();
+                let within = |most: f64| nearest_within(queries.row(number), &numbers, most, |key| key != 6);
+                let found = within(2.0 * wanted.distance).unwrap();
+                assert_eq!(found.key, wanted.key, "width {width}");
+                assert!((found.distance - wanted.distance).abs() < 1e-9, "{found:?} {wanted:?}");
+                assert_eq!(within(0.9 * wanted.distance), None);
+            }
+        }
+    }
 }

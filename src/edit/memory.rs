@@ -71,7 +71,7 @@ pub struct Recall {
     pub values: Option<Tensor<2>>,
     /// How far each entry reaches, where [`Route::settle`] works that out; else empty.
     pub reach: Vec<f64>,
-    /// The keys as numbers, row by row, where that is what a route compares; else empty.
+    /// The keys as numbers, in the order that a route reads them in, where that is what it compares; else empty.
     pub numbers: Arc<Vec<f32>>,
     /// What the entries' values come to, by the numbers of side memories, where [`Route::settle`] merges them; else empty.
     pub sides: BTreeMap<usize, SideMemory>,

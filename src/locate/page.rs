@@ -116,7 +116,7 @@ pub fn words(document: &Value) -> Vec<String> {
     for row in failing(document) {
         let r2 = |of: &Value| share(&of["layer"]);
         words.push(format!(
-            "{}, {}: edits fail at layers {} (less than a tenth of the best layer's score), and that is what the layer explains: R² {} with them, {} without.",
+            "{}, {}: edits fail at layer {} (less than a tenth of the best layer's score), and that is what the layer explains: R² {} with them, {} without.",
             capital(title_of(&row["problem"])),
             row["method"].as_str().unwrap_or_default(),
             layers(&row["fails"]),
