@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use super::Editor;
 use super::contexts::RequestInContexts;
-use super::memory::Search;
+use super::memory::{Search, settings_of_causal_layer};
 use super::nearest::{Nearest, Rows, distance, nearest, nearest_within};
 use super::prepared::{Prepared, of_request};
 use super::value::{AddedTo, Cone, Descent, descend};
@@ -323,22 +323,8 @@ impl GraceRoute {
     /// # Errors
     /// Settings that are none, a layer that the model does not have, an encoder-decoder.
     pub fn find(needs: &Value, spec: &DecoderSpec) -> Result<Self> {
-        let mut settings = needs.clone();
-        if let Some(settings) = settings.as_object_mut() {
-            settings.remove("method");
-        }
-        let settings: GraceSettings = serde_json::from_value(settings)
-            .map_err(|error| Error::Input(format!("the codebook's settings are broken: {error}")))?;
-        if spec.source.is_some() {
-            return Err(Error::Input("it is a codebook of a causal stack, and this model has an encoder".into()));
-        }
-        if settings.layer >= spec.layers {
-            return Err(Error::Input(format!(
-                "it is a codebook of layer {}; this model has layers 0 to {}",
-                settings.layer,
-                spec.layers - 1
-            )));
-        }
+        let layer = |settings: &GraceSettings| settings.layer;
+        let settings = settings_of_causal_layer(needs, "codebook", spec, layer)?;
         within("radius", settings.radius, 0.0, 1e9).map_err(|error| Error::Input(error.to_string()))?;
         Ok(GraceRoute::new(settings, spec))
     }

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Editor;
-use super::memory::Search;
+use super::memory::{Search, settings_of_layer};
 use super::nearest::{Nearest, Rows, nearest};
 use super::prepared::Prepared;
 use crate::edit::likelihood::buckets;
 use crate::edit::memory::{Answer, Consulted, Recall, settled};
 use crate::edit::{Change, Edit, EditRequest, Edited, Memory, Route};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Model;
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::tap::NoTap;
@@ -152,19 +152,7 @@ impl LookupRoute {
     pub fn find(needs: &Value, spec: &DecoderSpec) -> Result<Self> {
         // An encoder's states are read, where there is one.
         let layers = spec.source.as_ref().map_or(spec.layers, |source| source.layers);
-        let mut settings = needs.clone();
-        if let Some(settings) = settings.as_object_mut() {
-            settings.remove("method");
-        }
-        let settings: LookupSettings = serde_json::from_value(settings)
-            .map_err(|error| Error::Input(format!("the memory's settings are broken: {error}")))?;
-        if settings.layer >= layers {
-            return Err(Error::Input(format!(
-                "it is a memory of layer {}; this model has layers 0 to {}",
-                settings.layer,
-                layers - 1
-            )));
-        }
+        let settings = settings_of_layer(needs, "memory", layers, |settings: &LookupSettings| settings.layer)?;
         Ok(LookupRoute { settings, width: spec.width })
     }
 }

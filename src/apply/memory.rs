@@ -1,13 +1,17 @@
-//! Finds what consults a memory that was read from a file.
+//! Finds what consults a memory that was read from a file, and what of that routes share.
 
 use std::path::Path;
 use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::methods::consults;
 use crate::archive::Archive;
 use crate::edit::{Change, Edit, Memory, Route};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::stack::spec::DecoderSpec;
 
 /// Where a memory's archive may lie beside the folder that it names.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +48,46 @@ pub fn bind(edit: Edit, model: &Arc<Model>, elsewhere: Elsewhere<'_>, allow_othe
     };
     let route = consults(&edit, memory, &Search { model, elsewhere, allow_other_base })?;
     Ok(edit.bound(route))
+}
+
+/// The settings that a memory names as its needs, of a method that works at one `layer` of a causal stack. `what` is what its memory is called.
+///
+/// # Errors
+/// Settings that are none, a layer that the model does not have, an encoder-decoder.
+pub(super) fn settings_of_causal_layer<S: DeserializeOwned>(
+    needs: &Value,
+    what: &str,
+    spec: &DecoderSpec,
+    layer: impl Fn(&S) -> usize,
+) -> Result<S> {
+    if spec.source.is_some() {
+        return Err(Error::Input(format!("it is a {what} of a causal stack, and this model has an encoder")));
+    }
+    settings_of_layer(needs, what, spec.layers, layer)
+}
+
+/// The same of a stack of `layers` that may be an encoder's.
+///
+/// # Errors
+/// Settings that are none, a layer that the stack does not have.
+pub(super) fn settings_of_layer<S: DeserializeOwned>(
+    needs: &Value,
+    what: &str,
+    layers: usize,
+    layer: impl Fn(&S) -> usize,
+) -> Result<S> {
+    let mut settings = needs.clone();
+    if let Some(settings) = settings.as_object_mut() {
+        settings.remove("method");
+    }
+    let settings: S = serde_json::from_value(settings)
+        .map_err(|error| Error::Input(format!("the {what}'s settings are broken: {error}")))?;
+    let layer = layer(&settings);
+    if layer >= layers {
+        let last = layers - 1;
+        return Err(Error::Input(format!("it is a {what} of layer {layer}; this model has layers 0 to {last}")));
+    }
+    Ok(settings)
 }
 
 /// The networks of an editor that learned, from the archive that a memory names.

@@ -10,8 +10,8 @@ use toml::{Table, Value};
 use super::memory::{Search, from_archive};
 use super::settings::{MethodSettings, read};
 use super::{
-    alphaedit, calinet, emmet, fine_tuning, grace, ike, knowledge_neurons, lookup, lora, memit, rome, t_patcher,
-    ultraedit, wise,
+    alphaedit, calinet, emmet, fine_tuning, grace, ike, knowledge_neurons, lookup, lora, memit, rome, side_memory,
+    t_patcher, ultraedit, wise,
 };
 use crate::edit::{Edit, Memory, Route};
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ static METHODS: [Method; 14] = [
     method::<ike::IkeSettings>(ike::NAME).consulted_by(ike::route),
     method::<lookup::LookupSettings>(lookup::NAME).consulted_by(lookup::route),
     method::<grace::GraceSettings>(grace::NAME).consulted_by(grace::route),
-    method::<wise::WiseSettings>(wise::NAME).consulted_by(wise::route),
+    method::<wise::WiseSettings>(wise::NAME).consulted_by(side_memory::route),
 ];
 
 const fn method<S: MethodSettings + DeserializeOwned + Serialize + 'static>(name: &'static str) -> Method {

@@ -19,6 +19,7 @@ mod patch;
 pub mod prepared;
 pub mod rome;
 mod settings;
+pub mod side_memory;
 pub mod steering;
 pub mod t_patcher;
 pub mod tuning;
