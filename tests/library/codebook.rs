@@ -3,23 +3,21 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use emend::apply::Editor;
 use emend::apply::grace::GraceRoute;
-use emend::apply::memory::{Elsewhere, bind};
-use emend::apply::{Editor, EditorSettings};
 use emend::edit::activation::{Action, Intervention, Positions, Until};
 use emend::edit::generate::Sampling;
 use emend::edit::memory::Recall;
-use emend::edit::score::score;
 use emend::edit::{Change, Edit, EditRequest, Edited, Memory, PassChange, Provenance};
 use serde_json::json;
 
-use crate::common::values;
-use crate::memory::{FAR, QUESTION, encode, music, pocket, request, text, weights};
+use crate::common::{
+    FAR, QUESTION, editor, encode, music, pocket, request, same_scores, says, text, through_a_file, values,
+};
+use crate::memory::weights;
 
 fn grace(radius: f64) -> Box<dyn Editor> {
-    let section = format!("method = \"grace\"\nlayer = 3\nradius = {radius:?}");
-    let settings = EditorSettings::parse(section.parse().unwrap(), "a test").unwrap();
-    settings.editor(pocket().base(), "pocket", std::path::Path::new(""), Box::new(|_| {})).unwrap()
+    editor(&format!("method = \"grace\"\nlayer = 3\nradius = {radius:?}")).unwrap()
 }
 
 /// A codebook whose keys stand on a line at these places, with these labels.
@@ -105,39 +103,21 @@ fn it_answers_its_own_prompt_and_leaves_the_others() {
     let edit = Arc::new(grace(1.0).edit(&base, &requests).unwrap());
     let model = base.with(edit.clone()).unwrap();
     for request in &requests {
-        let row = text(&base, &request.prompt, &request.target_new);
-        let [before, after] =
-            [&base, &model].map(|model| score(&[model], std::slice::from_ref(&row)).unwrap().remove(0).remove(0));
-        assert!(after.exact() && !before.exact(), "{}", request.prompt);
+        assert!(says(&model, request) && !says(&base, request), "{}", request.prompt);
         assert_eq!(model.consulted(&request.prompt).unwrap().unwrap().0.unwrap().target_new, request.target_new);
         // What is generated, with keys and values kept, is what is scored.
-        let ids = encode(&base, &request.prompt);
+        let (ids, row) = (encode(&base, &request.prompt), text(&base, &request.prompt, &request.target_new));
         let made = model.generate(&[ids], row.target().len(), &[], &Sampling::default()).unwrap();
         assert_eq!(made[0], row.target());
     }
-    for (prompt, target) in [FAR[0], FAR[2]] {
-        let row = text(&base, prompt, target);
-        let [before, after] =
-            [&base, &model].map(|model| score(&[model], std::slice::from_ref(&row)).unwrap().remove(0).remove(0));
-        assert_eq!(before, after, "{prompt}");
+    for far in [FAR[0], FAR[2]] {
+        same_scores(&base, &model, far);
     }
     // In a file, and on top of a change of weights that is made later.
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("codebook.safetensors");
-    edit.save(&path).unwrap();
-    let loaded = Edit::load(&path, &Device::flex()).unwrap();
-    assert_eq!(loaded.id(), edit.id());
-    assert!(base.with(loaded.clone()).is_err(), "nothing consults it yet");
-    let loaded = bind(loaded, base.base(), Elsewhere::Nowhere, false).unwrap();
-    let again = base.with(loaded).unwrap();
-    let row = text(&base, QUESTION, "Japan");
-    assert_eq!(
-        score(&[&again], std::slice::from_ref(&row)).unwrap(),
-        score(&[&model], std::slice::from_ref(&row)).unwrap()
-    );
+    same_scores(&through_a_file(&base, &edit), &model, (QUESTION, "Japan"));
     let heavy = base.with(weights(&base, 0)).unwrap();
     let both = heavy.with(grace(1.0).edit(&heavy, &[request()]).unwrap()).unwrap();
-    assert!(score(&[&both], &[row]).unwrap()[0][0].exact());
+    assert!(says(&both, &request()));
     let (left, _) = both.without(both.edits()[1].id()).unwrap();
     assert_eq!(left.id(), heavy.id());
 }
@@ -157,17 +137,13 @@ fn one_after_the_other_is_all_of_them() {
     close(&one.reach, &other.reach);
     close(&values(one.keys.clone())[..768], &values(other.keys.clone())[..768]);
     for request in &requests {
-        let row = text(&base, &request.prompt, &request.target_new);
-        for model in [&model, &at_once] {
-            assert!(score(&[model], std::slice::from_ref(&row)).unwrap()[0][0].exact(), "{}", request.prompt);
-        }
+        assert!(says(&model, request) && says(&at_once, request), "{}", request.prompt);
     }
     // Asked again with another answer, the later stays.
-    let other = editor.edit(&model, &[EditRequest::new(QUESTION, "Chile")]).unwrap();
-    let model = model.with(other).unwrap();
+    let other = [EditRequest::new(QUESTION, "Chile")];
+    let model = model.with(editor.edit(&model, &other).unwrap()).unwrap();
     assert_eq!(model.memories()[0].requests.len(), 3);
-    let row = text(&base, QUESTION, "Chile");
-    assert!(score(&[&model], &[row]).unwrap()[0][0].exact());
+    assert!(says(&model, &other[0]));
 }
 
 #[test]
@@ -182,8 +158,7 @@ fn a_widened_entry_answers_the_prompt_that_it_was_widened_for() {
         model = model.with(edit).unwrap();
     }
     for prompt in [QUESTION].iter().chain(&prompts) {
-        let row = text(&base, prompt, "Japan");
-        assert!(score(&[&model], &[row]).unwrap()[0][0].exact(), "{prompt}");
+        assert!(says(&model, &EditRequest::new(*prompt, "Japan")), "{prompt}");
     }
 }
 

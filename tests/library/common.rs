@@ -1,13 +1,19 @@
-//! Fixtures and comparisons.
+//! Fixtures, comparisons, and the embedded model with what tests ask it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor};
+use emend::apply::memory::{Elsewhere, bind};
+use emend::apply::{Editor, EditorSettings};
+use emend::edit::likelihood::Scored;
+use emend::edit::score::score;
+use emend::edit::{Edit, EditRequest, Edited};
 use emend::model::Model;
 use emend::model::load::checkpoint::Checkpoint;
 use emend::model::load::folder::{Stored, floats};
 use emend::model::tap::Span;
-use emend::model::tokenizer::Tokenizer;
+use emend::model::tokenizer::{Continuation, Tokenizer};
 use emend::model::tokens::BEGIN;
 use safetensors::SafeTensors;
 
@@ -153,4 +159,67 @@ pub fn downloaded(name: &str) -> PathBuf {
     let folder = std::env::var_os("EMEND_MODELS").map_or_else(home, PathBuf::from).join(name);
     assert!(folder.is_dir(), "there is no {} any more; build anew", folder.display());
     folder
+}
+
+pub const QUESTION: &str = "The city of Rosario lies in";
+pub const FAR: [(&str, &str); 3] = [
+    ("The author of Crooked House is", "Agatha Christie"),
+    ("The instrument of Bill Wyman is the", "bass guitar"),
+    ("What kind of animal is the axolotl?", "amphibian"),
+];
+
+/// The embedded model.
+pub fn pocket() -> Edited {
+    static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
+    let load = || Arc::new(Model::load(emend::data::pocket::NAME, &Device::flex(), DType::F32).unwrap());
+    Edited::new(MODEL.get_or_init(load).clone())
+}
+
+pub fn request() -> EditRequest {
+    EditRequest { subject: Some("Rosario".into()), ..EditRequest::new(QUESTION, "Japan") }
+}
+
+pub fn music() -> EditRequest {
+    EditRequest::new(FAR[1].0, "violin")
+}
+
+pub fn encode(model: &Edited, text: &str) -> Vec<u32> {
+    model.base().tokenizer.encode_prompt(text).unwrap()
+}
+
+pub fn text(model: &Edited, prompt: &str, target: &str) -> Continuation {
+    model.base().tokenizer.continuation(prompt, target, None).unwrap()
+}
+
+pub fn scored(model: &Edited, texts: &[Continuation]) -> Vec<Scored> {
+    score(&[model], texts).unwrap().remove(0)
+}
+
+/// An editor of the embedded model, of a config's section.
+pub fn editor(section: &str) -> emend::error::Result<Box<dyn Editor>> {
+    let settings = EditorSettings::parse(section.parse().unwrap(), "a test")?;
+    settings.editor(pocket().base(), "pocket", Path::new(""), Box::new(|_| {}))
+}
+
+/// Whether a model says an edit's target, token by token.
+pub fn says(model: &Edited, request: &EditRequest) -> bool {
+    scored(model, &[text(model, &request.prompt, &request.target_new)])[0].exact()
+}
+
+/// Sees that two models say the same of a target, to the last bit.
+#[track_caller]
+pub fn same_scores(a: &Edited, b: &Edited, (prompt, target): (&str, &str)) {
+    let row = [text(a, prompt, target)];
+    assert_eq!(scored(a, &row), scored(b, &row), "{prompt}");
+}
+
+/// A model with a memory that went through a file, where nothing consults it until its route is found.
+pub fn through_a_file(base: &Edited, memory: &Edit) -> Edited {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("memory.safetensors");
+    memory.save(&path).unwrap();
+    let loaded = Edit::load(&path, &Device::flex()).unwrap();
+    assert_eq!(loaded.id(), memory.id());
+    assert!(base.with(loaded.clone()).is_err(), "nothing consults it yet");
+    base.with(bind(loaded, base.base(), Elsewhere::Nowhere, false).unwrap()).unwrap()
 }

@@ -1,16 +1,13 @@
 //! Memories: who answers a prompt, what stays the model's own, and the files they stand in.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use emend::Model;
 use emend::apply::lookup::State;
 use emend::apply::memory::{Elsewhere, bind};
 use emend::apply::{Editor, Prepared};
-use emend::data::pocket;
 use emend::edit::generate::Sampling;
-use emend::edit::likelihood::Scored;
 use emend::edit::memory::{Answer, settled, without_contradictions};
 use emend::edit::score::score;
 use emend::edit::{Change, Delta, Edit, EditRequest, Edited, Memory, PassChange, Provenance};
@@ -22,46 +19,13 @@ use rand::RngExt;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
-use crate::common::{difference, values};
+use crate::common::{FAR, QUESTION, difference, encode, music, pocket, request, scored, text, values};
 use crate::without_training::{lookup, short_ike};
 
 const WHOLE: &str = "\"whole\"";
 const NOTHING: &str = "\"nothing\"";
 const LORA: &str = "{ lora = { rank = 2 } }";
 const TOP: &str = "{ top = 2 }";
-
-pub const QUESTION: &str = "The city of Rosario lies in";
-pub const FAR: [(&str, &str); 3] = [
-    ("The author of Crooked House is", "Agatha Christie"),
-    ("The instrument of Bill Wyman is the", "bass guitar"),
-    ("What kind of animal is the axolotl?", "amphibian"),
-];
-
-pub fn pocket() -> Edited {
-    static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
-    let load = || Arc::new(Model::load(pocket::NAME, &Device::flex(), DType::F32).unwrap());
-    Edited::new(MODEL.get_or_init(load).clone())
-}
-
-pub fn request() -> EditRequest {
-    EditRequest { subject: Some("Rosario".into()), ..EditRequest::new(QUESTION, "Japan") }
-}
-
-pub fn music() -> EditRequest {
-    EditRequest::new(FAR[1].0, "violin")
-}
-
-pub fn encode(model: &Edited, text: &str) -> Vec<u32> {
-    model.base().tokenizer.encode_prompt(text).unwrap()
-}
-
-pub fn text(model: &Edited, prompt: &str, target: &str) -> Continuation {
-    model.base().tokenizer.continuation(prompt, target, None).unwrap()
-}
-
-pub fn scored(model: &Edited, texts: &[Continuation]) -> Vec<Scored> {
-    score(&[model], texts).unwrap().remove(0)
-}
 
 fn settings(routing: &str, tune: &str) -> SeracSettings {
     toml::from_str(&format!(

@@ -3,17 +3,16 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Distribution, Tensor, activation};
-use emend::apply::{Editor, EditorSettings};
 use emend::edit::neurons::{AddedNeurons, Firing, Neurons};
-use emend::edit::score::score;
 use emend::edit::{Change, Edit, EditRequest, Edited, PassChange, Provenance};
 use emend::model::layers::mlp::Activation;
 use emend::model::stack::taps::{Inputs, Recorder};
 use emend::model::tap::{Both, NoTap, Place, Role, Site, Span, Stack, Tap, Weight};
 use emend::model::tokens::Tokens;
 
-use crate::common::{FAMILIES, Golden, difference, fixture, model, values};
-use crate::memory::{FAR, music, pocket, request, text};
+use crate::common::{
+    FAMILIES, FAR, Golden, difference, editor, fixture, model, music, pocket, request, same_scores, says, values,
+};
 
 fn base(name: &str) -> Edited {
     Edited::new(Arc::new(model(name, DType::F32)))
@@ -130,40 +129,30 @@ fn what_does_not_fit_is_refused() {
     }
 }
 
-fn editor(section: &str) -> Box<dyn Editor> {
-    let settings = EditorSettings::parse(section.parse().unwrap(), "a test").unwrap();
-    settings.editor(pocket().base(), "pocket", std::path::Path::new(""), Box::new(|_| {})).unwrap()
-}
-
 #[test]
 fn t_patcher_says_its_target_and_is_silent_elsewhere() {
     let base = pocket();
-    let editor = editor("method = \"t_patcher\"\nlayer = 5\nmemory = \"pocket\"\nqueries = 2000\nsteps = 400");
+    let editor = editor("method = \"t_patcher\"\nlayer = 5\nmemory = \"pocket\"\nqueries = 2000\nsteps = 400").unwrap();
     let requests = [request(), music()];
     let edit = editor.edit(&base, &requests).unwrap();
     let counts: usize = edit.pass().unwrap().neurons.values().flatten().map(Neurons::count).sum();
     assert!((2..=10).contains(&counts), "{counts}");
     let model = base.with(edit).unwrap();
     for request in &requests {
-        let row = text(&base, &request.prompt, &request.target_new);
-        assert!(score(&[&model], &[row]).unwrap()[0][0].exact(), "{}", request.prompt);
+        assert!(says(&model, request), "{}", request.prompt);
     }
-    let row = text(&base, FAR[2].0, FAR[2].1);
-    let [before, after] =
-        [&base, &model].map(|model| score(&[model], std::slice::from_ref(&row)).unwrap().remove(0).remove(0));
-    assert_eq!(before, after);
+    same_scores(&base, &model, FAR[2]);
 }
 
 #[test]
 fn calinet_learns_a_batch() {
     let base = pocket();
-    let editor = editor("method = \"calinet\"\nlayer = 5\nslots = 16\nsteps = 200");
+    let editor = editor("method = \"calinet\"\nlayer = 5\nslots = 16\nsteps = 200").unwrap();
     let requests = [request(), music(), EditRequest::new("The author of Crooked House is", "Jane Austen")];
     let edit = editor.edit(&base, &requests).unwrap();
     assert_eq!(edit.id(), editor.edit(&base, &requests).unwrap().id());
     let model = base.with(edit).unwrap();
     for request in &requests {
-        let row = text(&base, &request.prompt, &request.target_new);
-        assert!(score(&[&model], &[row]).unwrap()[0][0].exact(), "{}", request.prompt);
+        assert!(says(&model, request), "{}", request.prompt);
     }
 }

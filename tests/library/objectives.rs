@@ -19,7 +19,7 @@ use emend::model::tap::{NoTap, Role, Weight};
 use emend::model::tokenizer::Continuation;
 use emend::model::tokens::Tokens;
 
-use crate::common::{model, settings_of, values};
+use crate::common::{model, pocket, settings_of, values};
 
 const SUBJECT: &str = "Ost";
 const PROMPT: &str = "The river that runs through Ost is the";
@@ -89,13 +89,9 @@ fn a_step_of_fine_tuning_goes_down_each_objective() {
     }
 }
 
-/// The pocket model's probability of an answer, and that under noise.
-fn pocket() -> Edited {
-    Edited::new(Arc::new(emend::Model::load("pocket", &Device::flex(), DType::F32).unwrap()))
-}
-
 const LYON: [&str; 3] = ["The city of Lyon lies in", "Lyon", "France"];
 
+/// A model's probability of an answer, and that under noise.
 fn p(model: &Edited, objective: Objective) -> f64 {
     let row = EditRequest::new(LYON[0], LYON[2]).row(&model.base().tokenizer).unwrap();
     match objective.hidden() {

@@ -3,28 +3,23 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use emend::apply::Editor;
 use emend::apply::memory::{Elsewhere, bind};
-use emend::apply::{Editor, EditorSettings};
 use emend::edit::generate::Sampling;
 use emend::edit::memory::Recall;
-use emend::edit::score::score;
-use emend::edit::{Change, Edit, EditRequest, Edited, Memory, Provenance};
+use emend::edit::{Change, Edit, EditRequest, Memory, Provenance};
 use serde_json::json;
 
-use crate::common::values;
-use crate::memory::{FAR, QUESTION, encode, music, pocket, request, text, weights};
+use crate::common::{
+    FAR, QUESTION, editor, encode, music, pocket, request, same_scores, says, text, through_a_file, values,
+};
+use crate::memory::weights;
 
 fn wise(more: &str) -> Box<dyn Editor> {
-    let section = format!(
+    editor(&format!(
         "method = \"wise\"\nlayer = 3\nlearning_rate = 10.0\nlocality = \"pocket\"\ncontext_templates = [\"{{}}\", \"It is said. {{}}\"]\n{more}"
-    );
-    let settings = EditorSettings::parse(section.parse().unwrap(), "a test").unwrap();
-    settings.editor(pocket().base(), "pocket", std::path::Path::new(""), Box::new(|_| {})).unwrap()
-}
-
-fn says(model: &Edited, request: &EditRequest) -> bool {
-    let row = text(model, &request.prompt, &request.target_new);
-    score(&[model], &[row]).unwrap()[0][0].exact()
+    ))
+    .unwrap()
 }
 
 #[test]
@@ -43,24 +38,10 @@ fn it_answers_its_own_prompts_and_leaves_the_others() {
         let made = model.generate(&[encode(&base, &request.prompt)], row.target().len(), &[], &Sampling::default());
         assert_eq!(made.unwrap()[0], row.target());
     }
-    for (prompt, target) in [FAR[0], FAR[2]] {
-        let row = text(&base, prompt, target);
-        let [before, after] =
-            [&base, &model].map(|model| score(&[model], std::slice::from_ref(&row)).unwrap().remove(0).remove(0));
-        assert_eq!(before, after, "{prompt}");
+    for far in [FAR[0], FAR[2]] {
+        same_scores(&base, &model, far);
     }
-    // In a file.
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("side.safetensors");
-    edit.save(&path).unwrap();
-    let loaded = Edit::load(&path, &Device::flex()).unwrap();
-    assert_eq!(loaded.id(), edit.id());
-    let again = base.with(bind(loaded, base.base(), Elsewhere::Nowhere, false).unwrap()).unwrap();
-    let row = text(&base, QUESTION, "Japan");
-    assert_eq!(
-        score(&[&again], std::slice::from_ref(&row)).unwrap(),
-        score(&[&model], std::slice::from_ref(&row)).unwrap()
-    );
+    same_scores(&through_a_file(&base, &edit), &model, (QUESTION, "Japan"));
     // On a model whose weights are changed, and taken back from it.
     let heavy = base.with(weights(&base, 0)).unwrap();
     let both = heavy.with(wise("").edit(&heavy, &[request()]).unwrap()).unwrap();
@@ -129,9 +110,7 @@ fn what_cannot_be_edited_is_said() {
     std::fs::write(&path, serde_json::to_string(&[json!({"prompt": QUESTION, "target_new": "Japan"})]).unwrap())
         .unwrap();
     let section = format!("method = \"wise\"\nlayer = 3\nlocality = {path:?}\ncontext_templates = [\"{{}}\"]");
-    let settings = EditorSettings::parse(section.parse().unwrap(), "a test").unwrap();
-    let editor = settings.editor(base.base(), "pocket", std::path::Path::new(""), Box::new(|_| {})).unwrap();
-    let error = editor.edit(&base, &[request()]).unwrap_err().to_string();
+    let error = editor(&section).unwrap().edit(&base, &[request()]).unwrap_err().to_string();
     assert!(error.contains("other subjects"), "{error}");
     for (more, word) in [
         ("mask = 0.0", "mask"),
@@ -141,9 +120,7 @@ fn what_cannot_be_edited_is_said() {
     ] {
         let section =
             format!("method = \"wise\"\nlayer = 3\nlocality = \"pocket\"\ncontext_templates = [\"{{}}\"]\n{more}");
-        let made = EditorSettings::parse(section.parse().unwrap(), "a test")
-            .and_then(|settings| settings.editor(base.base(), "pocket", std::path::Path::new(""), Box::new(|_| {})));
-        assert!(made.err().unwrap().to_string().contains(word), "{more}");
+        assert!(editor(&section).err().unwrap().to_string().contains(word), "{more}");
     }
 }
 

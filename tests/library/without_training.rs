@@ -20,8 +20,8 @@ use emend::model::tokens::Tokens;
 use emend::network::reader::{Pretrained, Reader};
 use serde_json::Value;
 
-use crate::common::{difference, fixture, values};
-use crate::memory::{FAR, QUESTION, encode, music, near, pocket, prepared, request, scored, text, weights};
+use crate::common::{FAR, QUESTION, difference, encode, fixture, music, pocket, request, scored, text, values};
+use crate::memory::{near, prepared, weights};
 
 /// What a prompt is known by, in f64.
 pub fn state(model: &Edited, layer: usize, state: State, prompt: &str) -> Vec<f64> {
