@@ -16,6 +16,7 @@ use crate::apply::memory::Elsewhere;
 use crate::apply::{Applied, Editor, Mode, apply};
 use crate::archive::{Archive, Best};
 use crate::config::apply::Config;
+use crate::config::check_flags;
 use crate::data::asking::Asking;
 use crate::data::pocket;
 use crate::data::record::{EditRecord, Probe};
@@ -146,6 +147,7 @@ const SHOWN: usize = 3;
 /// An archive, model, request or file that is wrong; files that cannot be written.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
+    check_flags(&args.sets, &[("--model", "model.path", args.model.is_some())])?;
     if args.planning.wanted() && planned(args)? {
         return Ok(());
     }

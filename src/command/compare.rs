@@ -17,6 +17,7 @@ use crate::compare::document::{Entry, document};
 use crate::compare::layout::Run;
 use crate::compare::shard::Shard;
 use crate::compare::{Looks, run as run_cases};
+use crate::config::check_flags;
 use crate::config::compare::{Competitor, Config};
 use crate::data::objective::Objective;
 use crate::data::plain_questions;
@@ -124,6 +125,12 @@ pub fn run(args: &Args) -> Result<()> {
 /// Gives their folder and how many failed; nothing where only a plan was wanted.
 fn compare(args: &Args, path: &Path) -> Result<Option<(PathBuf, usize)>> {
     let shard: Shard = args.shard.as_deref().map(str::parse).transpose()?.unwrap_or_default();
+    let flags = [
+        ("--limit", "data.limit", args.limit.is_some()),
+        ("--mode", "compare.mode", args.mode.is_some()),
+        ("--model", "model.path", args.model.is_some()),
+    ];
+    check_flags(&args.sets, &flags)?;
     let mut config = Config::read(path, &args.chat.with_sets(&args.sets))?;
     config.model.path = match &args.model {
         Some(model) => paths::folder_or_name(model, Path::new("")),

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::plan::{PlanArgs, Planning, of_editor};
 use super::{print, propose};
+use crate::config::check_flags;
 use crate::config::locate::Config;
 use crate::data::record::EditRecord;
 use crate::data::source::Source;
@@ -22,8 +23,10 @@ use crate::model::Model;
 use crate::plan::Lengths;
 use crate::process::peak_memory;
 use crate::report::heat_map::{self, Panel};
+use crate::report::table::counted;
 use crate::sections::within;
 use crate::trace::average::Averages;
+use crate::trace::folder::is_left_out;
 use crate::{device, files, paths, trace};
 
 /// Ask whether tracing tells where to edit: edit the same facts at many layers, trace each, and regress one on the other. With --propose, find the
@@ -79,6 +82,8 @@ pub fn run(args: &Args) -> Result<()> {
         (Some(path), false) => path,
         (None, false) => return Err(Error::Config("give --config FILE, or --propose".into())),
     };
+    let flags = [("--limit", "data.limit", args.limit.is_some()), ("--model", "model.path", args.model.is_some())];
+    check_flags(&args.sets, &flags)?;
     let mut config = Config::read(path, &args.sets)?;
     let place = path.parent().unwrap_or(Path::new(""));
     config.model.path = match &args.model {
@@ -103,21 +108,24 @@ pub fn run(args: &Args) -> Result<()> {
         let problems: serde_json::Map<String, Value> =
             sweep.posed.iter().map(|(problem, records)| (problem.name().to_owned(), json!(records.len()))).collect();
         let document = json!({
-            "model": config.model.path, "facts": sweep.facts.len(), "problems": problems, "editors": config.editors.len(),
-            "layers": sweep.layers, "edits": sweep.edits(),
+            "model": config.model.path, "facts": sweep.facts.len(), "unread": sweep.unread, "problems": problems,
+            "editors": config.editors.len(), "layers": sweep.layers, "edits": sweep.edits(),
         });
         return print(&format!("{document:#}\n"));
     }
     if args.dry_run {
+        let facts = counted(sweep.facts.len(), "fact");
+        let unread = match sweep.unread {
+            0 => String::new(),
+            unread => format!("; {} left out that it cannot read", counted(unread, "fact")),
+        };
         let said = format!(
-            "{} facts that {} knows, {} problems, {} editors, {} layers: {} edits, {} facts traced\n",
-            sweep.facts.len(),
+            "{facts} that {} knows, {}, {}, {}: {}, {facts} traced{unread}\n",
             config.model.path,
-            sweep.posed.len(),
-            config.editors.len(),
-            sweep.layers.len(),
-            sweep.edits(),
-            sweep.facts.len()
+            counted(sweep.posed.len(), "problem"),
+            counted(config.editors.len(), "editor"),
+            counted(sweep.layers.len(), "layer"),
+            counted(sweep.edits(), "edit"),
         );
         return print(&said);
     }
@@ -130,7 +138,7 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = bar(sweep.facts.len(), "tracing");
     let traces = sweep.trace(&folder.join("traces"), &|| bar.inc(1))?;
     bar.finish_and_clear();
-    eprintln!("{} facts traced", sweep.facts.len());
+    eprintln!("{} traced", counted(sweep.facts.len(), "fact"));
     let bar = self::bar(sweep.edits(), "");
     let mut said = Instant::now();
     for (number, cell) in cells.iter().enumerate() {
@@ -146,13 +154,13 @@ pub fn run(args: &Args) -> Result<()> {
     document["model"] = json!({ "path": config.model.path, "fingerprint": model.fingerprint });
     document["config"] = json!(config);
     let facts = (0..sweep.facts.len()).map(|number| traces.read(number)).collect::<Result<Vec<_>>>()?;
-    let facts: Vec<Value> = facts.into_iter().flatten().filter(|fact| !fact["left_out"].is_string()).collect();
+    let facts: Vec<Value> = facts.into_iter().flatten().filter(|fact| !is_left_out(fact)).collect();
     let panels: Vec<Panel> = Averages::all_of(&facts).iter().map(Panel::of_averages).collect();
     let write = |name: &str, text: String| files::write(&folder.join(name), text.as_bytes());
     write("locate.json", format!("{document:#}\n"))?;
     write("locate.md", page::markdown(&document))?;
     write("locate.html", page::page(&document, &heat_map::svg(&panels)))?;
-    let failed = document["failed"].as_u64().unwrap_or(0);
+    let failed = document["failed"].as_u64().unwrap_or(0) as usize;
     if args.json {
         document["seconds"] = json!(start.elapsed().as_secs_f64());
         document["peak_memory_bytes"] = json!(peak_memory());
@@ -162,7 +170,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     match failed {
         0 => Ok(()),
-        failed => Err(Error::Input(format!("{failed} edit(s) failed; their case files say why"))),
+        failed => Err(Error::Input(format!("{} failed; the case files say why", counted(failed, "edit")))),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::evaluate::probes::Limits;
 use crate::evaluate::{counterfact, probe_table};
 use crate::model::Model;
 use crate::model::tap::Place;
-use crate::report::table::{percent, table};
+use crate::report::table::{counted, percent, table};
 use crate::trace::average::{Averages, Role};
 use crate::trace::noise::{Noise, Strength};
 use crate::trace::{Question, Restored, trace, window};
@@ -105,8 +105,8 @@ pub(super) fn run(args: &Args, start: Instant) -> Result<()> {
     let nothing = |one: &Tried| one.figures.score.or(one.figures.efficacy).unwrap_or(0.0) == 0.0;
     if tried.values().all(nothing) {
         let message = format!(
-            "no layer tried holds an edit of these {} facts; try others, or an editor with --config",
-            named.len()
+            "no layer tried holds an edit ({} tried); try other facts, or an editor with --config",
+            counted(named.len(), "fact")
         );
         return Err(Error::Input(message));
     }
@@ -146,8 +146,8 @@ pub(super) fn run(args: &Args, start: Instant) -> Result<()> {
     let rows: Vec<Vec<String>> = rows.collect();
     let mut text = table(&["layer", "score", "efficacy", "paraphrase", "neighborhood", "failed", ""], &rows);
     text += &format!(
-        "\n(protocol counterfact, {} facts, each edited by itself{}; a share of so many is known to ± {:.0} points at best)\n\n    {lines}\n\n",
-        named.len(),
+        "\n(protocol counterfact, {}, each edited by itself{}; a share of so many is known to ± {:.0} points at best)\n\n    {lines}\n\n",
+        counted(named.len(), "fact"),
         match args.config {
             Some(_) => "",
             None => ", by ROME without statistics: a config of your own, --config, shows what it can do",
@@ -157,17 +157,23 @@ pub(super) fn run(args: &Args, start: Instant) -> Result<()> {
     text += &match traced["layer"].as_u64() {
         Some(layer) => format!(
             "Tracing would have proposed layer {layer}: there restoring the MLP's outputs in a window of {} at the subject's last token brings back most \
-             ({:.3} of {:.3}, mean of {} facts that the model knows).\n",
+             ({:.3} of {:.3}, mean of {} that the model knows).\n",
             traced["window"],
             traced["effect"].as_f64().unwrap_or(0.0),
             traced["total_effect"].as_f64().unwrap_or(0.0),
-            traced["facts"]
+            counted(traced["facts"].as_u64().unwrap_or(0) as usize, "fact")
         ),
-        None => {
-            "Tracing proposes nothing: the model gives the true answer of none of these facts, or has an encoder.\n"
-                .into()
+        None if base.base().decoder.spec.source.is_some() => {
+            "Tracing proposes nothing: the model has an encoder, which tracing does not follow.\n".into()
         }
+        None => "Tracing proposes nothing: the model gives the true answer of none of these facts.\n".into(),
     };
+    if let Some(unread) = traced["unread"].as_u64().filter(|unread| *unread > 0) {
+        text += &format!(
+            "{} not traced: too long for the model, or without the subject.\n",
+            counted(unread as usize, "fact")
+        );
+    }
     print(&text)
 }
 
@@ -232,17 +238,20 @@ fn by_tracing(base: &Edited, records: &[EditRecord], layers: usize) -> Result<Va
     });
     let requests: Vec<EditRequest> = requests.collect();
     if base.base().decoder.spec.source.is_some() {
-        return Ok(json!({ "layer": null, "facts": 0 }));
+        return Ok(json!({ "layer": null, "facts": 0, "unread": 0 }));
     }
     let sigma = Strength::Times(3.0).for_requests(base, &requests)?;
     let width = super::trace::default_window(layers);
     let restored = Restored { states: false, places: vec![Place::MlpOut], windows: vec![width] };
-    let mut documents = vec![];
+    let (mut documents, mut unread) = (vec![], 0);
     let bar = bar(requests.len(), "tracing");
     for request in &requests {
         let question = match Question::new(base, request) {
             Ok(question) => Some(question).filter(Question::is_answered),
-            Err(Error::Input(_)) => None,
+            Err(Error::Input(_)) => {
+                unread += 1;
+                None
+            }
             Err(error) => return Err(error),
         };
         if let Some(question) = question {
@@ -261,5 +270,6 @@ fn by_tracing(base: &Edited, records: &[EditRecord], layers: usize) -> Result<Va
         "effect": found.map(|(.., mean)| mean.mean),
         "total_effect": total.iter().sum::<f64>() / total.len().max(1) as f64,
         "facts": documents.len(),
+        "unread": unread,
     }))
 }

@@ -22,10 +22,10 @@ use crate::model::{Model, Precision};
 use crate::plan::Lengths;
 use crate::process::peak_memory;
 use crate::report::heat_map::{self, Panel};
-use crate::report::table::percent;
+use crate::report::table::{counted, percent};
 use crate::sections::within;
 use crate::trace::average::{Averages, Mean, Role};
-use crate::trace::folder::Traces;
+use crate::trace::folder::{Traces, is_left_out, is_unread};
 use crate::trace::noise::{Noise, Strength};
 use crate::trace::result::Trace;
 use crate::trace::{self, Question, Restored, trace};
@@ -288,11 +288,11 @@ fn text(found: &Trace, panels: &[Panel], answer: &str) -> String {
     let question = &found.question;
     let mut text = format!("{} → {answer}\n\n", question.prompt);
     text += &format!(
-        "clean {}, with noise on \"{}\" {} (mean of {} draws{}): a total effect of {:.3}\n\n",
+        "clean {}, with noise on \"{}\" {} (mean of {}{}): a total effect of {:.3}\n\n",
         percent(Some(found.high)),
         question.subject,
         percent(Some(found.low())),
-        found.low.len(),
+        counted(found.low.len(), "draw"),
         found.noise.map_or(String::new(), |sigma| format!(", σ = {}", sigma_shown(sigma))),
         found.high - found.low()
     );
@@ -368,17 +368,23 @@ fn many(args: &Args, model: &Edited, restored: &Restored, requests: &[EditReques
 
 /// The averages over all facts of a folder.
 fn summarize(args: &Args, traces: &Traces, folder: &Path, params: &Value, facts: usize, start: Instant) -> Result<()> {
-    let (mut traced, mut left_out, mut missing) = (vec![], 0, 0);
+    let (mut traced, mut unanswered, mut unread, mut missing) = (vec![], 0, 0, 0);
     for number in 0..facts {
         match traces.read(number)? {
             None => missing += 1,
-            Some(document) if document["left_out"].is_string() => left_out += 1,
+            Some(document) if is_unread(&document) => unread += 1,
+            Some(document) if is_left_out(&document) => unanswered += 1,
             Some(document) => traced.push(document),
         }
     }
     if traced.is_empty() && missing == 0 {
+        let read = match unread {
+            0 => "the model answers none".to_owned(),
+            unread => format!("the model cannot read {unread} (too long, or without their subject) and answers none"),
+        };
         return Err(Error::Input(format!(
-            "no fact is left: of {facts} the model answers none, or none can be read; the files in {} say why",
+            "no fact is left: of {} {read}; the files in {} say why",
+            counted(facts, "fact"),
             folder.display()
         )));
     }
@@ -393,7 +399,8 @@ fn summarize(args: &Args, traces: &Traces, folder: &Path, params: &Value, facts:
         summary[key] = mean.map_or(Value::Null, |mean| mean.document());
     }
     summary["facts"]["traced"] = json!(traced.len());
-    summary["facts"]["left_out"] = json!(left_out);
+    summary["facts"]["left_out"] = json!(unanswered + unread);
+    summary["facts"]["unread"] = json!(unread);
     summary["facts"]["missing"] = json!(missing);
     summary["averages"] = averages.iter().map(Averages::document).collect();
     let panels: Vec<Panel> = averages.iter().map(Panel::of_averages).collect();
@@ -405,10 +412,12 @@ fn summarize(args: &Args, traces: &Traces, folder: &Path, params: &Value, facts:
         summary["peak_memory_bytes"] = json!(peak_memory());
         return print(&format!("{summary:#}\n"));
     }
-    let mut text = format!(
-        "{} facts traced, {left_out} left out: the model does not give their answers, or they cannot be read (their files say which)",
-        traced.len()
-    );
+    let mut text = format!("{} traced, {} left out", counted(traced.len(), "fact"), unanswered + unread);
+    if unanswered + unread > 0 {
+        text += &format!(
+            ": {unanswered} whose answer the model does not give, {unread} that it cannot read (too long, or without their subject; the files say why)"
+        );
+    }
     text += &if missing > 0 { format!("; {missing} not traced yet\n") } else { "\n".into() };
     if let [(_, Some(high)), (_, Some(low)), (_, Some(effect))] = figures {
         text += &format!(

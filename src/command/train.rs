@@ -12,6 +12,7 @@ use super::plan::{PlanArgs, Planning};
 use super::steps::Steps;
 use super::{keep_state, print, show_rows, state_is_kept, stop};
 use crate::archive::{Base, network_type};
+use crate::config::check_flags;
 use crate::config::train::Config;
 use crate::data::objective::Objective;
 use crate::data::record::EditRecord;
@@ -77,6 +78,7 @@ pub struct Args {
 /// A configuration, model, data or folder that is wrong; an interruption, after the state is saved.
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
+    check_flags(&args.sets, &[("--model", "model.path", args.model.is_some())])?;
     let mut config = Config::read(&args.config, &args.chat.with_sets(&args.sets))?;
     config.model.path = match &args.model {
         Some(model) => paths::folder_or_name(model, Path::new("")),

@@ -22,7 +22,6 @@ use crate::sections::parse;
 /// A file that cannot be read or is no TOML, an unknown key (with the nearest known one), a value of the wrong type.
 pub fn read<T: DeserializeOwned>(path: &Path, sets: &[String]) -> Result<T> {
     let mut table = table(path, 0)?;
-    let key = |set: &String| set.split_once('=').map(|(key, _)| key.trim().to_owned());
     for (number, set) in sets.iter().enumerate() {
         if let Some(twice) = sets[..number].iter().find(|other| key(other).is_some() && key(other) == key(set)) {
             return Err(Error::Config(format!(
@@ -32,6 +31,24 @@ pub fn read<T: DeserializeOwned>(path: &Path, sets: &[String]) -> Result<T> {
         lay_over(&mut table, set)?;
     }
     parse(Value::Table(table), &path.display().to_string())
+}
+
+/// Refuses flags that stand for keys to which `--set` gives values too: of each flag its name, its key, and whether it was given.
+///
+/// # Errors
+/// Names both.
+pub fn check_flags(sets: &[String], flags: &[(&str, &str, bool)]) -> Result<()> {
+    for (flag, of, _) in flags.iter().filter(|(.., given)| *given) {
+        if let Some(set) = sets.iter().find(|set| key(set) == Some(*of)) {
+            return Err(Error::Config(format!("{flag} and --set {set} give one key two values; keep one of them")));
+        }
+    }
+    Ok(())
+}
+
+/// The key that a `--set key=value` names.
+fn key(set: &str) -> Option<&str> {
+    set.split_once('=').map(|(key, _)| key.trim())
 }
 
 /// A file as a table, laid over the one it names with `include = "FILE"`.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::evaluate::problem::Problem;
 use crate::report::html::list;
-use crate::report::table::table;
+use crate::report::table::{counted, table};
 
 /// The methods' colours, in the order of a sweep; each differs in lightness.
 const COLOURS: [&str; 6] = ["#3f6fb5", "#c8553d", "#3b8c66", "#8661a8", "#b8892b", "#4a4a4a"];
@@ -14,6 +14,11 @@ const COLOURS: [&str; 6] = ["#3f6fb5", "#c8553d", "#3b8c66", "#8661a8", "#b8892b
 /// Rows of a document that are of a metric and a window.
 fn rows<'a>(document: &'a Value, metric: &'a str, window: &'a Value) -> impl Iterator<Item = &'a Value> {
     list(&document["rows"]).iter().filter(move |row| row["metric"] == metric && row["window"] == *window)
+}
+
+/// A number of a document as so many of something.
+fn counted_in(value: &Value, what: &str) -> String {
+    counted(value.as_u64().unwrap_or(0) as usize, what)
 }
 
 fn share(value: &Value) -> String {
@@ -90,9 +95,9 @@ pub fn words(document: &Value) -> Vec<String> {
             let most = trace["last_subject"][peak as usize].as_f64().unwrap_or(0.0);
             words.push(format!(
                 "Tracing with windows of {window} points at layer {peak}: with {around} restored at the subject's last token, {:.0} % of the lost probability \
-                 comes back, on the mean of {} facts.",
+                 comes back, on the mean of {}.",
                 100.0 * most,
-                trace["facts"]
+                counted_in(&trace["facts"], "fact")
             ));
         }
         let all = |key: &str| -> Vec<f64> {
@@ -110,8 +115,11 @@ pub fn words(document: &Value) -> Vec<String> {
             ));
         }
     }
-    if let Some(unharmed) = document["unharmed"].as_u64().filter(|facts| *facts > 0) {
-        words.push(format!("{unharmed} fact(s) take no part in the regressions: noise on the subject does them no harm, or the model's first word is not their answer."));
+    if document["unharmed"].as_u64().is_some_and(|facts| facts > 0) {
+        words.push(format!(
+            "{} without a part in the regressions: noise on the subject does no harm there, or the model's first word is not the answer.",
+            counted_in(&document["unharmed"], "fact")
+        ));
     }
     for row in failing(document) {
         let r2 = |of: &Value| share(&of["layer"]);
@@ -130,11 +138,11 @@ pub fn words(document: &Value) -> Vec<String> {
             .into(),
     );
     words.push(format!(
-        "These are correlations over {} facts of one model. A small share says that tracing does not tell which layer to edit for which fact; it does not \
+        "These are correlations over {} of one model. A small share says that tracing does not tell which layer to edit for which fact; it does not \
          say that facts are not kept where tracing finds them. A p-value counts edits of one fact at several layers as independent, which they are not, and of \
-         {} p-values some are small by chance.",
-        document["facts"],
-        list(&document["rows"]).len()
+         {} some are small by chance.",
+        counted_in(&document["facts"], "fact"),
+        counted(list(&document["rows"]).len(), "p-value")
     ));
     words
 }
@@ -162,12 +170,16 @@ fn about(document: &Value) -> String {
     let posed = document["posed"].as_object().into_iter().flatten();
     let posed: Vec<String> =
         posed.map(|(name, count)| format!("{} {count}", title_of(&Value::from(name.as_str())))).collect();
+    let unread = match document["unread"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(_) => format!(" ({} left out that it cannot read)", counted_in(&document["unread"], "fact")),
+    };
     format!(
-        "{}: {} facts of {} that it knows, {} draws of noise with σ = {}, layers {}. Facts in each problem: {}. Edits that failed: {}.",
+        "{}: {} of {} that it knows{unread}, {} of noise with σ = {}, layers {}. Facts in each problem: {}. Edits that failed: {}.",
         document["model"]["path"].as_str().unwrap_or("a model"),
-        document["facts"],
+        counted_in(&document["facts"], "fact"),
         document["config"]["data"]["facts"].as_str().unwrap_or("a file"),
-        document["noise"]["draws"],
+        counted_in(&document["noise"]["draws"], "draw"),
         share(&document["noise"]["sigma"]),
         layers(&document["layers"]),
         posed.join(", "),
@@ -286,7 +298,7 @@ pub fn page(document: &Value, heat_map: &str) -> String {
             body += &bars(document, problem, &own, &first);
         }
     }
-    body += "</div>\n<h2>Rewrite score (upward) against tracing effect (to the right), a point an edit</h2>\n<div class=\"figures\">\n";
+    body += "</div>\n<h2>Rewrite score against tracing effect, a point an edit</h2>\n<div class=\"figures\">\n";
     for row in rows(document, "rewrite", &first) {
         body += &scatter(row);
     }
@@ -303,13 +315,20 @@ pub fn page(document: &Value, heat_map: &str) -> String {
     )
 }
 
-/// Width and height of a figure's field, and the room around it.
+/// Width and height of a figure's field, and the room around it; height of a line of text below.
 const FIELD: (f64, f64) = (300.0, 160.0);
-const ROOM: (f64, f64) = (40.0, 26.0);
+const ROOM: (f64, f64) = (56.0, 26.0);
+const LINE: f64 = 18.0;
 
-/// A figure with its axes: what is drawn in it is given in shares of the field.
-fn figure(title: &str, x: &[(f64, String)], y: (f64, f64), inside: &str, legend: &[(String, String)]) -> String {
-    let (width, height) = (FIELD.0 + 2.0 * ROOM.0, FIELD.1 + 2.0 * ROOM.1 + 18.0 * legend.len() as f64);
+/// A figure with its axes, each with its name: the marks of x in shares of the field, the ends of y. What is drawn in it is given in shares of the field.
+fn figure(
+    title: &str,
+    (x_name, x): (&str, &[(f64, String)]),
+    (y_name, y): (&str, (f64, f64)),
+    inside: &str,
+    legend: &[(String, String)],
+) -> String {
+    let (width, height) = (FIELD.0 + 2.0 * ROOM.0, FIELD.1 + 2.0 * ROOM.1 + LINE * (1 + legend.len()) as f64);
     let (left, top) = ROOM;
     let mut svg = format!(
         "<svg viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"{0}\">\n<text x=\"{left}\" y=\"16\">{0}</text>\n",
@@ -331,9 +350,16 @@ fn figure(title: &str, x: &[(f64, String)], y: (f64, f64), inside: &str, legend:
             bottom + 15.0
         );
     }
+    let (middle_x, middle_y) = (left + FIELD.0 / 2.0, top + FIELD.1 / 2.0);
+    let _ =
+        writeln!(svg, "<text x=\"{middle_x}\" y=\"{}\" text-anchor=\"middle\">{x_name}</text>", bottom + 15.0 + LINE);
+    let _ = writeln!(
+        svg,
+        "<text x=\"14\" y=\"{middle_y}\" text-anchor=\"middle\" transform=\"rotate(-90 14 {middle_y})\">{y_name}</text>"
+    );
     svg += inside;
     for (number, (colour, label)) in legend.iter().enumerate() {
-        let at = bottom + 2.0 * ROOM.1 - 12.0 + 18.0 * number as f64;
+        let at = bottom + 2.0 * ROOM.1 - 12.0 + LINE * (1 + number) as f64;
         let _ = writeln!(
             svg,
             "<rect x=\"{left}\" y=\"{}\" width=\"10\" height=\"10\" fill=\"{colour}\"/><text x=\"{}\" y=\"{at}\">{}</text>",
@@ -403,7 +429,8 @@ fn bars(document: &Value, problem: Problem, own: &[&Value], window: &Value) -> S
         .step_by(every)
         .map(|(place, layer)| ((place as f64 + 0.5) / count, layer.to_string()))
         .collect();
-    figure(&format!("{}: rewrite score by layer", problem.title()), &ticks, (low, 1.0), &inside, &legend)
+    let title = format!("{}: rewrite score by layer", problem.title());
+    figure(&title, ("layer", &ticks), ("score, effect", (low, 1.0)), &inside, &legend)
 }
 
 fn scatter(row: &Value) -> String {
@@ -442,5 +469,5 @@ fn scatter(row: &Value) -> String {
     let r2 = share(&row["regression"]["r2"]["effect"]);
     let title = format!("{}, {}: R² {r2}", title_of(&row["problem"]), row["method"].as_str().unwrap_or_default());
     let ticks = [(0.0, "0".to_owned()), (0.5, format!("{:.1}", most / 2.0)), (1.0, format!("{most:.1}"))];
-    figure(&title, &ticks, (low, 1.0), &inside, &[])
+    figure(&title, ("tracing effect", &ticks), ("rewrite score", (low, 1.0)), &inside, &[])
 }

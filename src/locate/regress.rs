@@ -5,6 +5,8 @@ use faer::linalg::solvers::SolveLstsq;
 use serde_json::{Value, json};
 use statrs::distribution::{ContinuousCDF, FisherSnedecor, Normal};
 
+use crate::report::table::counted;
+
 /// One edit: its score, the layer it was made at, and the fact's tracing effect there.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Observation {
@@ -146,7 +148,7 @@ impl Regressions {
         layers.sort_unstable();
         layers.dedup();
         if layers.len() < 2 {
-            return Err(format!("{} layer(s): a regression on layers wants at least two", layers.len()));
+            return Err(format!("{}: a regression on layers wants at least two", counted(layers.len(), "layer")));
         }
         let (rows, count) = (observations.len(), layers.len());
         let y: Vec<f64> = observations.iter().map(|one| one.score).collect();

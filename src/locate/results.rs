@@ -66,7 +66,7 @@ struct Scored {
 ///     "by_layer": [{"layer", "mean", "interval", "facts"}], "best_layer": …, "as_good": [layers whose intervals reach the best's],
 ///     "fails": [layers with less than a tenth of the best mean], "without_failing": R² without these, or null,
 ///     "at_peak": {"layer", "r", "interval"}, "points": [[fact, layer, effect, score]]}],
-///   "failed": edits that failed, "unharmed": facts that take no part in regressions, for noise takes them less than 0.01 of probability
+///   "unread": facts that the model cannot read, "failed": edits that failed, "unharmed": facts that take no part in regressions, for noise takes them less than 0.01 of probability
 /// }
 /// ```
 ///
@@ -115,6 +115,7 @@ pub fn document(sweep: &Sweep<'_>, folder: &Path, traces: &Traces, title: &str, 
         "format": "locate/1",
         "title": title,
         "facts": sweep.facts.len(),
+        "unread": sweep.unread,
         "posed": posed,
         "layers": sweep.layers,
         "windows": windows,

@@ -26,10 +26,12 @@ use crate::evaluate::probes::Limits;
 use crate::evaluate::problem::{Problem, is_known};
 use crate::files;
 use crate::model::Model;
+use crate::model::stack::spec::DecoderSpec;
 use crate::model::tap::Place;
 use crate::plan::{OfEditor, Work};
+use crate::report::table::counted;
 use crate::trace::folder::{Traces, begun};
-use crate::trace::{Restored, window};
+use crate::trace::{Restored, check_causal, window};
 
 /// A sweep that is ready to run: facts that the model knows, posed as problems, and all editors at all layers.
 pub struct Sweep<'a> {
@@ -38,6 +40,8 @@ pub struct Sweep<'a> {
     base: Edited,
     /// The facts that the model knows.
     pub facts: Vec<EditRecord>,
+    /// How many facts the model was asked for them and cannot read: too long, say.
+    pub unread: usize,
     /// The problems, each with its records.
     pub posed: Vec<(Problem, Vec<EditRecord>)>,
     /// The layers that are edited.
@@ -68,11 +72,11 @@ impl<'a> Sweep<'a> {
     /// Finds the facts that the model knows among `candidates`, and poses the problems.
     ///
     /// # Errors
-    /// No fact is left; a layer that does not exist; a window that there is no room for.
+    /// An encoder-decoder; no fact is left; a layer that does not exist; a window that there is no room for.
     pub fn new(config: &'a Config, place: &'a Path, base: &Edited, candidates: &[EditRecord]) -> Result<Self> {
-        let layers = layers(config, base.layers())?;
+        let layers = layers(config, &base.base().decoder.spec)?;
         Sweep::check_files(config, place, base.base(), &layers)?;
-        let mut facts = vec![];
+        let (mut facts, mut unread) = (vec![], 0);
         for fact in candidates.iter().filter(|fact| fact.subject.is_some() && fact.also.is_empty()) {
             if facts.len() == config.data.limit {
                 break;
@@ -80,15 +84,19 @@ impl<'a> Sweep<'a> {
             match is_known(base, fact, config.data.known) {
                 Ok(true) => facts.push(fact.clone()),
                 Ok(false) => {}
-                Err(Error::Input(why)) => tracing::warn!("fact {} is left out: {why}", fact.id),
+                Err(Error::Input(why)) => {
+                    unread += 1;
+                    tracing::warn!("fact {} is left out: {why}", fact.id);
+                }
                 Err(error) => return Err(error),
             }
         }
         if facts.is_empty() {
+            let read = if unread == 0 { String::new() } else { format!("cannot read {unread} and ") };
             let message = format!(
-                "{}: no fact is left: of {} records the model knows none (the true answer in what it writes, with a probability above {})",
+                "{}: no fact is left: of {} the model {read}knows none (the true answer in what it writes, with a probability above {})",
                 config.data.facts,
-                candidates.len(),
+                counted(candidates.len(), "record"),
                 config.data.known
             );
             return Err(Error::Input(message));
@@ -109,9 +117,9 @@ impl<'a> Sweep<'a> {
         };
         let posed = config.locate.problems.iter().map(pose).collect::<Result<Vec<_>>>()?;
         for (problem, records) in posed.iter().filter(|(_, records)| records.len() < facts.len()) {
-            tracing::warn!("{}: {} of {} facts can be posed", problem.title(), records.len(), facts.len());
+            tracing::warn!("{}: {} of {} can be posed", problem.title(), records.len(), counted(facts.len(), "fact"));
         }
-        Ok(Sweep { config, place, base: base.clone(), facts, posed, layers, noise })
+        Ok(Sweep { config, place, base: base.clone(), facts, unread, posed, layers, noise })
     }
 
     /// Sees that every editor can be made, at all its layers, and takes every problem's objective, before hours of others' work.
@@ -205,10 +213,10 @@ impl<'a> Sweep<'a> {
     /// What the editor holds that takes most, at the lowest layer, whose edits have most above them. What is laid over its config for each problem is read.
     ///
     /// # Errors
-    /// A config that is missing or wrong, layers that the model does not have.
+    /// A config that is missing or wrong, an encoder-decoder, layers that the model does not have.
     pub fn held(config: &Config, place: &Path, work: &Work<'_>) -> Result<OfEditor> {
         let count = work.spec.depth();
-        let lowest = layers(config, count)?.into_iter().min().unwrap_or(0);
+        let lowest = layers(config, work.spec)?.into_iter().min().unwrap_or(0);
         let hidden = config.locate.problems.contains(&Problem::Forcing);
         let work = Work { draws: if hidden { config.locate.draws } else { 1 }, ..*work };
         let mut most = OfEditor::default();
@@ -351,11 +359,13 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// The layers that are swept, of a model that has so many.
+/// The layers that are swept.
 ///
 /// # Errors
-/// A layer that does not exist; a window that there is no room for.
-fn layers(config: &Config, count: usize) -> Result<Vec<usize>> {
+/// A model that cannot be traced; a layer that does not exist; a window that there is no room for.
+fn layers(config: &Config, spec: &DecoderSpec) -> Result<Vec<usize>> {
+    check_causal(spec)?;
+    let count = spec.layers;
     let layers = if config.locate.layers.is_empty() { (0..count).collect() } else { config.locate.layers.clone() };
     if let Some(layer) = layers.iter().find(|&&layer| layer >= count) {
         return Err(Error::Config(format!(

@@ -43,3 +43,8 @@ pub fn cut(text: &str, most: usize) -> String {
 pub fn percent(share: Option<f64>) -> String {
     share.map_or("–".into(), |share| format!("{:.1} %", 100.0 * share))
 }
+
+/// So many of something: "1 fact", "20 facts".
+pub fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}

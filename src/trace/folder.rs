@@ -67,7 +67,7 @@ impl Traces {
         self.folder.join(format!("fact_{number:05}.json"))
     }
 
-    /// Traces a fact and writes it down; of one whose answer the model does not give, that.
+    /// Traces a fact and writes it down; of one that is left out, why: the model does not give its answer, or cannot read it ([`is_unread`]).
     ///
     /// # Errors
     /// A file that cannot be written, a model that cannot be traced.
@@ -81,7 +81,7 @@ impl Traces {
     ) -> Result<()> {
         let tokenizer = &model.base().tokenizer;
         let mut document = match Question::new(model, request) {
-            Err(Error::Input(why)) => json!({ "format": "trace/1", "left_out": why }),
+            Err(Error::Input(why)) => json!({ "format": "trace/1", "left_out": why, "unread": true }),
             Err(other) => return Err(other),
             Ok(question) if !question.is_answered() => {
                 let (answer, says) = (tokenizer.token(question.answer), tokenizer.token(question.says.0));
@@ -93,7 +93,7 @@ impl Traces {
                 match trace(model, &question, &noise, restored) {
                     Ok(found) => found.document(tokenizer),
                     Err(Error::Input(why)) => {
-                        json!({ "format": "trace/1", "prompt": question.prompt, "left_out": why })
+                        json!({ "format": "trace/1", "prompt": question.prompt, "left_out": why, "unread": true })
                     }
                     Err(other) => return Err(other),
                 }
@@ -119,6 +119,16 @@ impl Traces {
         }
         Ok(Some(document))
     }
+}
+
+/// Whether a fact's document says that it was left out.
+pub fn is_left_out(document: &Value) -> bool {
+    document["left_out"].is_string()
+}
+
+/// Whether it was left out because the model cannot read it: too long, or without its subject.
+pub fn is_unread(document: &Value) -> bool {
+    document["unread"] == true
 }
 
 fn read(path: &Path) -> Result<Value> {

@@ -23,6 +23,7 @@ use crate::edit::likelihood::check_targets;
 use crate::edit::{EditRequest, Edited};
 use crate::error::{Error, Result};
 use crate::model::stack::sizes::Pass;
+use crate::model::stack::spec::DecoderSpec;
 use crate::model::tap::{Place, Site, Stack};
 use crate::model::tokens::check_length;
 use crate::plan::{Held, Work};
@@ -55,11 +56,7 @@ impl Question {
     /// A model that reads prompts with an encoder; a subject that does not stand in the prompt; texts without tokens.
     pub fn new(model: &Edited, request: &EditRequest) -> Result<Self> {
         let base = model.base();
-        if base.decoder.spec.source.is_some() {
-            let message =
-                "tracing follows a prompt through a causal stack, and this model has an encoder that reads it whole";
-            return Err(Error::Config(message.into()));
-        }
+        check_causal(&base.decoder.spec)?;
         if model.has_memory() {
             let message =
                 "tracing follows what the weights say, and a memory lies over them; trace the model without it";
@@ -93,6 +90,20 @@ impl Question {
     /// Whether the model gives the answer: its first token is the likeliest one.
     pub fn is_answered(&self) -> bool {
         self.says.0 == self.answer
+    }
+}
+
+/// Refuses an encoder-decoder.
+///
+/// # Errors
+/// A model that reads prompts with an encoder.
+pub fn check_causal(spec: &DecoderSpec) -> Result<()> {
+    match spec.source {
+        None => Ok(()),
+        Some(_) => Err(Error::Config(
+            "tracing, like ROME, follows a prompt through a causal stack, and this model has an encoder that reads it whole"
+                .into(),
+        )),
     }
 }
 

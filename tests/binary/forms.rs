@@ -297,4 +297,10 @@ fn a_flag_given_twice_is_an_error() {
     let twice = ["--set", "editor.steps=1", "--set", "editor.steps = 2"];
     let edit = ["apply", "--config", text(&config), "--prompt", "A king is", "--target", "here"];
     refused(&[&edit[..], &twice].concat(), 2, &["editor.steps=1", "editor.steps = 2", "one key two values"]);
+    // A flag that stands for a key, too.
+    let twice = ["--model", "pocket", "--set", "model.path=pocket"];
+    refused(&[&edit[..], &twice].concat(), 2, &["--model and --set model.path=pocket", "one key two values"]);
+    let twice = ["--limit", "2", "--set", "data.limit = 3"];
+    let compare = ["compare", "--config", "configs/compare-pocket.toml"];
+    refused(&[&compare[..], &twice].concat(), 2, &["--limit and --set data.limit = 3", "one key two values"]);
 }

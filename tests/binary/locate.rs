@@ -24,7 +24,10 @@ fn a_sweep_ends_in_a_report_and_is_taken_up_again() {
     let out = place.path("out");
     let args = ["locate", "--config", text(&config), "--out", text(&out)];
     let dry = stdout(&run(&[&args[..], &["--dry-run"]].concat()));
-    assert!(dry.contains("4 facts that pocket knows, 3 problems, 1 editors, 2 layers: 24 edits"), "{dry}");
+    assert!(
+        dry.contains("4 facts that pocket knows, 3 problems, 1 editor, 2 layers: 24 edits, 4 facts traced\n"),
+        "{dry}"
+    );
     assert!(!out.exists());
     let said = stdout(&run(&args));
     for words in [
@@ -53,6 +56,10 @@ fn a_sweep_ends_in_a_report_and_is_taken_up_again() {
     );
     let page = std::fs::read_to_string(out.join("locate.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("default-src 'none'") && !page.contains("src="));
+    // Every figure names its axes.
+    for axis in [">layer</text>", ">score, effect</text>", ">tracing effect</text>", ">rewrite score</text>"] {
+        assert!(page.contains(axis), "no {axis}");
+    }
     let markdown = std::fs::read_to_string(out.join("locate.md")).unwrap();
     for words in ["| error injection | ft |", "pocket: 4 facts of pocket/test that it knows", "Numbers without meaning"]
     {
@@ -119,7 +126,7 @@ fn one_layer_is_too_few_for_a_regression_and_that_is_said() {
     let place = TestFolder::new();
     let config = config(&place, "pocket/test", "layers = [2]\nwindows = [1]");
     let said = stdout(&run(&["locate", "--config", text(&config), "--out", text(&place.path("out")), "--limit", "2"]));
-    assert!(said.contains("no regression for error injection by ft: 1 layer(s)"), "{said}");
+    assert!(said.contains("no regression for error injection by ft: 1 layer:"), "{said}");
 }
 
 #[test]
@@ -141,6 +148,16 @@ fn what_cannot_be_swept_is_said_before_any_edit() {
     one_line_error(&call(&sweep(&["--set", "locate.noise=\"much\""])), 2, &["3x"]);
     one_line_error(&call(&sweep(&["--set", "locate.problems=[\"erasure\", \"erasure\"]"])), 2, &["erasure twice"]);
     one_line_error(&call(&sweep(&["--limit", "0"])), 2, &["--limit"]);
+    one_line_error(
+        &call(&sweep(&["--limit", "2", "--set", "data.limit=3"])),
+        2,
+        &["--limit and --set data.limit=3", "one key two values"],
+    );
+    // An encoder-decoder is told as such, whatever else does not fit it.
+    for more in [&["--set", "locate.layers=[9]"][..], &["--plan"]] {
+        let pairs = [&["--model", "pocket-t5"], more].concat();
+        one_line_error(&call(&sweep(&pairs)), 2, &["tracing, like ROME", "an encoder that reads it whole"]);
+    }
     wrong_usage(&["locate", "--propose", "--model", "pocket", "--facts", "pocket", "--set", "a=1"], &["--config"]);
     wrong_usage(&["locate"], &["--config"]);
     wrong_usage(&["locate", "--propose", "--model", "pocket"], &["--facts"]);
@@ -187,6 +204,26 @@ fn what_cannot_be_swept_is_said_before_any_edit() {
     let args = ["compare", "--config", text(&compare), "--out", text(&out)];
     one_line_error(&run(&args), 2, &["cache takes no objective", "--only"]);
     assert!(!out.exists());
+}
+
+#[test]
+fn facts_that_cannot_be_read_are_counted_apart() {
+    let place = TestFolder::new();
+    let fact = |prompt: &str, truth: &str| json!({"prompt": prompt, "subject": "Lyon", "target_new": "Japan", "target_true": truth});
+    let long = format!("{}The city of Lyon lies in", "The city of Lima lies in Peru. ".repeat(30));
+    let (known, unknown) = (fact("The city of Lyon lies in", "France"), fact("Lyon, a city, lies in", "Norway"));
+    let facts = place.write("facts.json", json!([fact(&long, "France"), unknown, known]).to_string());
+    let path = config(&place, text(&facts), "layers = [1]");
+    let args = ["locate", "--config", text(&path), "--dry-run"];
+    let said = stdout(&run(&args));
+    assert!(
+        said.starts_with("1 fact that pocket knows, 3 problems, 1 editor, 1 layer: 3 edits, 1 fact traced"),
+        "{said}"
+    );
+    assert!(said.trim_end().ends_with("; 1 fact left out that it cannot read"), "{said}");
+    assert_eq!(json(&args)["unread"], 1);
+    place.write("facts.json", json!([fact(&long, "France"), unknown]).to_string());
+    one_line_error(&run(&args), 1, &["no fact is left", "of 2 records the model cannot read 1 and knows none"]);
 }
 
 #[test]

@@ -133,6 +133,28 @@ fn facts_are_traced_once_and_averaged() {
 }
 
 #[test]
+fn a_fact_that_is_too_long_is_counted_apart() {
+    let place = TestFolder::new();
+    let fact = |prompt: &str, answer: &str| json!({"subject": "Lyon", "attribute": answer, "prompt": prompt});
+    let long = format!("{}The city of Lyon lies in", "The city of Lima lies in Peru. ".repeat(30));
+    let (answered, other) = (fact("The city of Lyon lies in", "France"), fact("The city of Lyon lies in", "Japan"));
+    let call = |name: &str, facts: Value| {
+        let (facts, out) = (place.write(&format!("{name}.json"), facts.to_string()), place.path(name));
+        let args = ["trace", "--model", "pocket", "--facts", text(&facts), "--out", text(&out)];
+        run(&[&args[..], &["--of", "state", "--draws", "2"]].concat())
+    };
+    let said = stdout(&call("three", json!([answered, other, fact(&long, "France")])));
+    let words = "1 fact traced, 2 left out: 1 whose answer the model does not give, 1 that it cannot read";
+    assert!(said.contains(words), "{said}");
+    let summary = std::fs::read(place.path("three/summary.json")).unwrap();
+    let facts = serde_json::from_slice::<Value>(&summary).unwrap()["facts"].clone();
+    assert_eq!((&facts["traced"], &facts["left_out"], &facts["unread"]), (&json!(1), &json!(2), &json!(1)));
+    // Where none is left, too.
+    let none = call("two", json!([other, fact(&long, "France")]));
+    one_line_error(&none, 1, &["no fact is left: of 2 facts", "cannot read 1", "answers none"]);
+}
+
+#[test]
 fn what_cannot_be_traced_is_said() {
     let pocket = |more: &[&'static str]| [&["trace", "--model", "pocket"], more].concat();
     let lyon = |more: &[&'static str]| [&LYON[..], more].concat();
