@@ -24,6 +24,8 @@ pub(super) struct Method {
     pub read: fn(Table, &str) -> Result<Box<dyn MethodSettings>>,
     /// Finds the route of a memory that this method made and that was read from a file; nothing where it makes no memories.
     pub consults: Option<Consults>,
+    /// What its edits are, where they are more than changes of weights: such an edit cannot be exported.
+    pub beyond_weights: Option<&'static str>,
 }
 
 /// See [`Method::consults`].
@@ -37,8 +39,8 @@ static METHODS: [Method; 14] = [
     method::<emmet::EmmetSettings>(emmet::NAME),
     method::<alphaedit::AlphaEditSettings>(alphaedit::NAME),
     method::<ultraedit::UltraEditSettings>(ultraedit::NAME),
-    method::<t_patcher::TPatcherSettings>(t_patcher::NAME),
-    method::<calinet::CaliNetSettings>(calinet::NAME),
+    method::<t_patcher::TPatcherSettings>(t_patcher::NAME).with_neurons(),
+    method::<calinet::CaliNetSettings>(calinet::NAME).with_neurons(),
     method::<knowledge_neurons::KnowledgeNeuronsSettings>(knowledge_neurons::NAME),
     method::<ike::IkeSettings>(ike::NAME).consulted_by(ike::route),
     method::<lookup::LookupSettings>(lookup::NAME).consulted_by(lookup::route),
@@ -47,12 +49,16 @@ static METHODS: [Method; 14] = [
 ];
 
 const fn method<S: MethodSettings + DeserializeOwned + Serialize + 'static>(name: &'static str) -> Method {
-    Method { name, read: read::<S>, consults: None }
+    Method { name, read: read::<S>, consults: None, beyond_weights: None }
 }
 
 impl Method {
     const fn consulted_by(self, consults: Consults) -> Self {
-        Method { consults: Some(consults), ..self }
+        Method { consults: Some(consults), beyond_weights: Some("is a memory"), ..self }
+    }
+
+    const fn with_neurons(self) -> Self {
+        Method { beyond_weights: Some("puts neurons beside MLPs"), ..self }
     }
 }
 

@@ -11,9 +11,9 @@ use toml::Table;
 use super::Editor;
 use super::association::Association;
 use super::contexts::{self, Sampled};
-use super::methods::find;
+use super::methods::{Method, find};
 use super::prepared::{Prepared, Progress};
-use crate::edit::Edited;
+use crate::edit::{Edited, not_exported};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::stack::spec::DecoderSpec;
@@ -92,7 +92,10 @@ pub trait MethodSettings: fmt::Debug + Send + Sync {
 
 /// The settings of some editor, with its method.
 #[derive(Debug)]
-pub struct EditorSettings(Box<dyn MethodSettings>);
+pub struct EditorSettings {
+    method: &'static Method,
+    settings: Box<dyn MethodSettings>,
+}
 
 impl EditorSettings {
     /// From a section `[editor]`; `origin` names its file in errors.
@@ -101,12 +104,23 @@ impl EditorSettings {
     /// A method that is not known or is made by training, or keys that it does not have.
     pub fn parse(mut table: Table, origin: &str) -> Result<Self> {
         let method = find(table.remove("method"), origin)?;
-        Ok(EditorSettings((method.read)(table, origin)?))
+        Ok(EditorSettings { method, settings: (method.read)(table, origin)? })
+    }
+
+    /// Refuses a method whose edits cannot be exported, before any of its work.
+    ///
+    /// # Errors
+    /// What its edits are, where they are more than changes of weights.
+    pub fn check_exportable(&self) -> Result<()> {
+        match self.method.beyond_weights {
+            None => Ok(()),
+            Some(what) => Err(not_exported(&format!("an edit of {}", self.method.name), what)),
+        }
     }
 
     /// Where the statistics lie: beside the config, in `folder`, or from the working folder.
     fn statistics_in(&self, folder: &Path) -> Option<PathBuf> {
-        let name = self.0.statistics()?;
+        let name = self.settings.statistics()?;
         Some(paths::find(name, folder, |path| Moments::path(path).is_file()).unwrap_or_else(|| name.into()))
     }
 
@@ -116,14 +130,14 @@ impl EditorSettings {
     /// Layers and weights that the model does not have.
     pub fn held(&self, work: &Work<'_>, requests: usize) -> Result<OfEditor> {
         self.check_layers(work.spec)?;
-        self.0.held(work, requests)
+        self.settings.held(work, requests)
     }
 
     /// Sees that the model has the layers.
     fn check_layers(&self, spec: &DecoderSpec) -> Result<()> {
         // A layer is meant of each stack that a weight names; of a memory, the encoder's.
         let count = spec.layers.max(spec.source_layers());
-        let (key, layers) = self.0.layers();
+        let (key, layers) = self.settings.layers();
         match layers.iter().find(|&&layer| layer >= count) {
             Some(layer) => {
                 Err(Error::Config(format!("editor.{key}: the model has no layer {layer}; it has {}", spec.places())))
@@ -134,7 +148,7 @@ impl EditorSettings {
 
     /// The layers that it edits.
     pub fn layers(&self) -> &[usize] {
-        self.0.layers().1
+        self.settings.layers().1
     }
 
     /// Whether there can be an editor for a model that was loaded as `name`, before hours of other work.
@@ -142,7 +156,7 @@ impl EditorSettings {
     /// # Errors
     /// A layer that does not exist, statistics that are missing or of another model.
     pub fn check(&self, model: &Model, name: &str, folder: &Path) -> Result<()> {
-        if model.decoder.spec.source.is_some() && self.0.causal() {
+        if model.decoder.spec.source.is_some() && self.settings.causal() {
             let message = format!(
                 "this editor works on what a causal stack keeps of a prompt, and {name} has an encoder that reads it whole; mend, malmen, \
                  rledit, ultraedit, fine_tuning, lora and calinet edit it, and serac, ike and lookup stand beside it"
@@ -150,7 +164,7 @@ impl EditorSettings {
             return Err(Error::Config(message));
         }
         self.check_layers(&model.decoder.spec)?;
-        let layers = self.0.layers().1;
+        let layers = self.settings.layers().1;
         if layers.windows(2).any(|pair| pair[0] >= pair[1]) {
             return Err(Error::Config("editor.layers must be in order, each once".into()));
         }
@@ -173,15 +187,15 @@ impl EditorSettings {
     ) -> Result<Box<dyn Editor>> {
         self.check(model, name, folder)?;
         let statistics = match self.statistics_in(folder) {
-            Some(path) => Some(Statistics::open(&path, model, name, self.0.layers().1)?),
+            Some(path) => Some(Statistics::open(&path, model, name, self.settings.layers().1)?),
             None => None,
         };
         // Sampled once: an edit's settings then name the very contexts it was made in.
-        if let Some((given, sampled)) = self.0.contexts() {
+        if let Some((given, sampled)) = self.settings.contexts() {
             *given = contexts::templates(&Edited::new(model.clone()), given, sampled)?;
         }
-        let prepared = Prepared { statistics, seed: self.0.seed(), progress };
-        self.0.editor(prepared, model, folder)
+        let prepared = Prepared { statistics, seed: self.settings.seed(), progress };
+        self.settings.editor(prepared, model, folder)
     }
 }
 

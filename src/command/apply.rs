@@ -26,7 +26,7 @@ use crate::data::unicode;
 use crate::data::world::Split;
 use crate::device;
 use crate::edit::score::score;
-use crate::edit::{Edit, EditRequest, Edited, hf, peft};
+use crate::edit::{Edit, EditRequest, Edited, hf, not_exported, peft};
 use crate::error::{Error, Result};
 use crate::evaluate::looking;
 use crate::evaluate::perplexity::WATCHED_TOKENS;
@@ -159,7 +159,7 @@ pub fn run(args: &Args) -> Result<()> {
     let chat = asking.template(&model.tokenizer)?;
     let before = laid_under(args, &model, editor.as_ref())?;
     let records = asking.put(records(args, &name)?, &model.tokenizer)?;
-    check_outputs(args, editor.as_ref(), records.len())?;
+    check_outputs(args, editor.as_ref(), &before, records.len())?;
     let cases: Vec<Vec<EditRequest>> = records.iter().map(EditRequest::of_case).collect();
     warn_of_number(args, best.as_ref().filter(|_| !editor.remembers()), cases.iter().map(Vec::len).sum());
     let watched = watched_text(args, &name, &model, editor.as_ref())?;
@@ -622,6 +622,9 @@ fn open(args: &Args, device: &Device, bar: &ProgressBar) -> Result<Opened> {
     }
     let path = args.config.clone().unwrap_or_default();
     let config = Config::read(&path, &args.sets)?;
+    if !args.export.is_empty() {
+        config.editor.check_exportable()?;
+    }
     let name = match &args.model {
         Some(model) => paths::folder_or_name(model, Path::new("")),
         None => paths::folder_or_name(&config.model.path, path.parent().unwrap_or(Path::new(""))),
@@ -652,12 +655,12 @@ fn shown(table: &[ProbeRow]) -> Vec<&ProbeRow> {
 }
 
 /// Sees that the results can be written before the work is done.
-fn check_outputs(args: &Args, editor: &dyn Editor, records: usize) -> Result<()> {
-    if editor.remembers() && !args.export.is_empty() {
-        let (method, _) = editor.describe();
-        return Err(Error::Input(format!(
-            "--export: an edit of {method} is a memory and cannot be exported; its file, of --save or --memory, is all there is of it"
-        )));
+fn check_outputs(args: &Args, editor: &dyn Editor, before: &Edited, records: usize) -> Result<()> {
+    if !args.export.is_empty() {
+        if editor.remembers() {
+            return Err(not_exported(&format!("an edit of {}", editor.describe().0), "is a memory"));
+        }
+        before.check_exportable()?;
     }
     let several = args.mode == Mode::Single && records > 1;
     if args.memory.is_some() && several {

@@ -11,7 +11,7 @@ use super::activation::{Acting, Intervention};
 use super::change::{Change, Delta, Deltas, PassChange, exact};
 use super::memory::{Consulted, Recall, alike};
 use super::neurons::{self, AddedNeurons, Firing};
-use super::{Edit, EditRequest};
+use super::{Edit, EditRequest, not_exported};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::layers::norm::Norm;
@@ -364,10 +364,15 @@ impl Edited {
             Change::Pass(_) => "does more than change weights",
             Change::Memory(_) => "is a memory: it changes no weight",
         };
-        Err(Error::Input(format!(
-            "edit {} {what} and cannot be exported; its file (--save) is all there is of it",
-            edit.id()
-        )))
+        Err(not_exported(&format!("edit {}", edit.id()), what))
+    }
+
+    /// Sees that each of its edits can be written as weights.
+    ///
+    /// # Errors
+    /// Why one cannot.
+    pub fn check_exportable(&self) -> Result<()> {
+        self.edits.iter().try_for_each(|edit| Edited::exportable(edit).map(drop))
     }
 
     /// Whether an intervention acts on what a decoder's layer says, its MLP or the whole block: what an editor adds there would not pass as it is added.

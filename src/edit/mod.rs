@@ -152,6 +152,11 @@ impl Provenance {
     }
 }
 
+/// The error of an edit that is more than a change of weights: which edit, and what it is.
+pub(crate) fn not_exported(edit: &str, what: &str) -> Error {
+    Error::Input(format!("{edit} {what} and cannot be exported; its file (--save) is all there is of it"))
+}
+
 /// A change of what a model believes: a value that can be saved, stacked and taken back. It mutates nothing.
 #[derive(Debug, Clone)]
 pub struct Edit {

@@ -66,7 +66,7 @@ fn one_prompt_laid_over_another() {
     let both = place.path("both.safetensors");
     stdout(&run(&["squash", text(&weights), text(&file), "--out", text(&both)]));
     assert_eq!(top("pocket", &[&both], ASKED)["top"][0]["id"], one["top"][0]["id"]);
-    // It is no matter of weights.
+    // It is no matter of weights, which is said before the edit above it is made.
     let out = place.path("out");
     let export = [&edit[..], &["--edit", text(&file), "--export", "peft", text(&out)]].concat();
     refused(&export, 1, &["cannot be exported", "does more than change weights"]);
@@ -282,6 +282,18 @@ fn editors_without_weights_in_every_mode() {
                 stdout(&run(&["inspect", text(&file)]));
             }
         }
+    }
+    // That they cannot be exported is said before any work: of the model, which is not there, nothing is read.
+    for (config, what) in [
+        ("configs/grace-pocket.toml", "is a memory"),
+        ("configs/wise-pocket.toml", "is a memory"),
+        ("configs/t-patcher-pocket.toml", "puts neurons beside MLPs"),
+        ("configs/calinet-pocket.toml", "puts neurons beside MLPs"),
+    ] {
+        let out = place.path("export");
+        let edit = ["apply", "--config", config, "--model", "nowhere", "--prompt", ASKED, "--target", "Chile"];
+        refused(&[&edit[..], &["--export", "hf", text(&out)]].concat(), 1, &["an edit of", what, "cannot be exported"]);
+        assert!(!out.exists());
     }
     for (set, words) in [
         ("editor.radius=-1", "editor.radius"),
