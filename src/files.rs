@@ -86,6 +86,17 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Sees that a file can be written here; one that is there is going to be replaced.
+///
+/// # Errors
+/// A directory; a folder that cannot be made or written.
+pub fn check_file(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::file(path, "a directory, not a file; give the name of a file"));
+    }
+    check_writable(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
 /// Keeps other processes out of a folder as long as the file lives; `busy` is said to them.
 ///
 /// # Errors

@@ -668,11 +668,7 @@ fn check_outputs(args: &Args, editor: &dyn Editor, before: &Edited, records: usi
         return Err(Error::Config(message.into()));
     }
     if let Some(path) = args.save.as_ref().or(args.memory.as_ref()) {
-        if path.is_dir() {
-            return Err(Error::file(path, "a directory, not a file; --save and --memory name a file"));
-        }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        crate::files::check_writable(folder)?;
+        files::check_file(path)?;
     }
     if !args.export.is_empty() && several {
         let message = "--export takes one edited model: with several records use --mode batch or --mode sequential";

@@ -13,7 +13,6 @@ use crate::data::pairs::Pair;
 use crate::data::pocket;
 use crate::data::text::Documents;
 use crate::data::world::Split;
-use crate::device;
 use crate::edit::activation::{Action, Intervention, Positions, Until};
 use crate::edit::{Change, Edit, Edited, PassChange, Provenance};
 use crate::error::{Error, Result};
@@ -25,6 +24,7 @@ use crate::model::tokens::check_length;
 use crate::model::{Model, Precision};
 use crate::report::curves::Curves;
 use crate::report::table::{cut, percent, table};
+use crate::{device, files};
 
 /// Change what a model computes on its way: set, move, scale, clamp or take a direction out of its activations, at chosen places and tokens.
 ///
@@ -149,6 +149,7 @@ pub fn run(args: &Args) -> Result<()> {
     let positions = positions(args)?;
     let source = Source::open(args)?;
     let test = args.test.as_deref().map(Pair::load).transpose()?;
+    args.save.iter().chain(&args.plot).try_for_each(|path| files::check_file(path))?;
     let device = device::open(&args.device)?;
     let model = Arc::new(Model::load(&args.model, &device, args.dtype.into())?);
     let before = load_edits(Edited::new(model.clone()), &args.edits, Elsewhere::Nowhere, args.allow_other_base)?;
@@ -276,7 +277,7 @@ fn sweep(args: &Args, before: &Edited, interventions: &[Intervention], test: &[P
         let curves = curves(&found, &args.at.join(", "));
         let picture =
             if path.extension().is_some_and(|end| end == "png") { curves.png()? } else { curves.svg().into_bytes() };
-        crate::files::write(path, &picture)?;
+        files::write(path, &picture)?;
     }
     if args.json {
         let text = text.as_ref().map(|text| json!({"name": text.name, "tokens": text.tokens()}));
@@ -414,7 +415,7 @@ impl Source {
 
 /// The one tensor of a file.
 fn read_vector(path: &Path) -> Result<Vec<f32>> {
-    let bytes = crate::files::read(path)?;
+    let bytes = files::read(path)?;
     let wrong = |message: String| Error::file(path, message);
     let file = safetensors::SafeTensors::deserialize(&bytes)
         .map_err(|error| wrong(format!("not a whole safetensors file ({error})")))?;

@@ -183,10 +183,7 @@ fn check(args: &Args) -> Result<()> {
         if written[..number].contains(path) {
             return Err(Error::Config(format!("{} is named twice; give each file its own name", path.display())));
         }
-        if path.is_dir() {
-            return Err(Error::file(path, "a directory, not a file"));
-        }
-        files::check_writable(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+        files::check_file(path)?;
     }
     Ok(())
 }

@@ -36,7 +36,7 @@ fn one_prompt_laid_over_another() {
     assert_eq!(top("pocket", &[], ASKED), own);
     assert_eq!(top("pocket", &[&file], OTHER)["top"], other["top"]);
     // The same command makes the same bytes.
-    let again = place.path("again.safetensors");
+    let again = place.write("again.safetensors", "what stands there is replaced, as with apply --save");
     stdout(&run(&steer(&[&["--at", "5.block", "--save", text(&again)], &laid[..]].concat())));
     assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(&again).unwrap());
     // What it is.
@@ -196,6 +196,12 @@ fn what_cannot_be_steered() {
         &["no direction"],
     );
     refused(&steer(&["--at", "1.block", "--scale", "2"]), 2, &["--save", "--prompt"]);
+    // Where nothing can be written that is said before the model is read.
+    let (folder, below) = (place.path(""), plain.join("edit.safetensors"));
+    for (path, word) in [(&folder, "a directory"), (&below, text(&plain))] {
+        let args = ["steer", "--model", "nowhere", "--at", "1.block", "--scale", "2", "--save", text(path)];
+        refused(&args, 1, &[word]);
+    }
     let sweep = ["--at", "1.block", "--add", "--from", "a", "--sweep", "1", "--test"];
     refused(&steer(&[&sweep[..], &[text(&plain)]].concat()), 1, &["plain.json", "no \"prompt\""]);
     refused(&steer(&[&sweep[..], &[text(&plain), "--plot", "a.gif"]].concat()), 2, &[".svg or a .png"]);
