@@ -88,6 +88,7 @@ pub fn apply<R: Send>(
     if cases.is_empty() {
         prepared::check(&[])?;
     }
+    let model = &editor.adapted(model)?;
     let finite = |edit: Edit| match edit.is_finite() {
         true => Ok(Arc::new(edit)),
         false => Err(Error::Input("the edit holds values that are not finite; try a lower learning rate".into())),

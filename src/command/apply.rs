@@ -171,10 +171,11 @@ pub fn run(args: &Args) -> Result<()> {
     if args.mode == Mode::Sequential && args.save.is_some() {
         keep_state();
     }
-    let job = Job { args, before, records, chat, bar, text: watched, looking: AtomicU64::new(0) };
+    let adapted = editor.adapted(&before)?;
+    let job = Job { args, before, adapted, records, chat, bar, text: watched, looking: AtomicU64::new(0) };
     let applied = apply(
         editor.as_ref(),
-        &job.before,
+        &job.adapted,
         &cases,
         args.mode,
         &|number, edit, after| job.look(number, edit, after),
@@ -308,6 +309,8 @@ fn count_edits(bar: &ProgressBar, edits: usize) {
 struct Job<'a> {
     args: &'a Args,
     before: Edited,
+    /// The model before with what must lie under the editor's edits.
+    adapted: Edited,
     records: Vec<EditRecord>,
     /// The template that their prompts went through.
     chat: Option<Chat>,
@@ -426,6 +429,14 @@ impl Job<'_> {
                 (seen, Some((edit, after)))
             }
         };
+        if let Some(path) = &self.args.save {
+            // The base as the editor adapted it is one more edit, which its own lie on.
+            for edit in &self.adapted.edits()[self.before.edits().len()..] {
+                let path = beside(path, "adapted");
+                edit.save(&path)?;
+                saved.insert(0, path);
+            }
+        }
         let mut exported = vec![];
         if let Some((edit, after)) = end {
             // What a memory cannot be asked was not added to it.
@@ -433,7 +444,7 @@ impl Job<'_> {
                 saved = vec![remember(path, &edit)?];
             }
             if !self.args.export.is_empty() {
-                let whole = if self.args.mode == Mode::Sequential { self.before.with(edit)? } else { after };
+                let whole = if self.args.mode == Mode::Sequential { self.adapted.with(edit)? } else { after };
                 exported = self.export(&whole)?;
             }
         }
@@ -767,9 +778,14 @@ fn remember(path: &Path, edit: &Edit) -> Result<PathBuf> {
 
 /// `facts.edit.safetensors` and 7 → `facts-07.edit.safetensors`.
 fn numbered(path: &Path, number: usize, digits: usize) -> PathBuf {
+    beside(path, &format!("{number:0digits$}"))
+}
+
+/// A file beside another, whose name says what it is: "a.edit.safetensors" → "a-WHAT.edit.safetensors".
+fn beside(path: &Path, what: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (stem, rest) = name.split_once('.').unwrap_or((&name, "edit.safetensors"));
-    path.with_file_name(format!("{stem}-{number:0digits$}.{rest}"))
+    path.with_file_name(format!("{stem}-{what}.{rest}"))
 }
 
 fn export_peft(after: &Edited, folder: &Path) -> Result<Value> {

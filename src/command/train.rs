@@ -372,12 +372,13 @@ fn three<E: LearnedEditor>(
     chat: Option<&Chat>,
 ) -> Result<String> {
     let mut text = String::new();
+    let adapted = trainer.editor.adapted(base)?;
     for record in 0..3 {
         let mine: Vec<&ProbeRow> = rows.iter().filter(|row| row.record == record).collect();
         let Some(own) = test.get(record) else { break };
         let request = EditRequest::from(own);
-        let edit = trainer.editor.edit(base, &[request])?;
-        let after = base.with(edit)?;
+        let edit = trainer.editor.edit(&adapted, &[request])?;
+        let after = adapted.with(edit)?;
         let of = |kind: Kind| mine.iter().filter(move |row| row.kind == kind).take(1);
         let chosen: Vec<&ProbeRow> =
             of(Kind::Rewrite).chain(of(Kind::Rephrase)).chain(of(Kind::Locality)).copied().collect();

@@ -17,6 +17,21 @@ pub(crate) fn nll(log: Tensor<2>, targets: &[u32]) -> WithGradient {
     (loss, log.exp().scatter(1, index, minus_one, IndexingUpdateOp::Add))
 }
 
+/// `−(1 − ε) ln p(target) − ε · mean of ln p`: a target that is asked for with 1 − ε, the rest being spread over the vocabulary.
+pub(crate) fn smoothed(log: Tensor<2>, targets: &[u32], smoothing: f64) -> WithGradient {
+    let (loss, gradient) = nll(log.clone(), targets);
+    if smoothing == 0.0 {
+        return (loss, gradient);
+    }
+    let each = 1.0 / log.dims()[1] as f64;
+    let of_all = log.clone().mean_dim(1).squeeze_dim::<1>(1).neg();
+    let spread = log.exp().sub_scalar(each);
+    (
+        loss.mul_scalar(1.0 - smoothing) + of_all.mul_scalar(smoothing),
+        gradient.mul_scalar(1.0 - smoothing) + spread.mul_scalar(smoothing),
+    )
+}
+
 /// `KL(p₀ ‖ p)`, with ∂/∂z = p − p₀: p is held to what p₀ says.
 pub(crate) fn kl_from(log_base: Tensor<2>, log: Tensor<2>) -> WithGradient {
     let base = log_base.clone().exp();

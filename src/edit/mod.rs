@@ -53,6 +53,14 @@ pub trait Editor: Send + Sync {
         false
     }
 
+    /// The model with what must lie under its edits; a model that has it by now stays as it is.
+    ///
+    /// # Errors
+    /// What the model says of that.
+    fn adapted(&self, model: &Edited) -> Result<Edited> {
+        Ok(model.clone())
+    }
+
     /// What consults its memories when they are read from a file; nothing where they hold all that consults them.
     fn route(&self) -> Option<Arc<dyn Route>> {
         None

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::{malmen, mend, serac};
+use super::{enn, ke, malmen, mend, serac};
 use crate::edit::Editor;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -29,10 +29,14 @@ pub enum LearnedEditorSettings {
     RlEdit(malmen::MalmenSettings),
     /// SERAC.
     Serac(serac::SeracSettings),
+    /// KE.
+    Ke(ke::KeSettings),
+    /// ENN.
+    Enn(enn::EnnSettings),
 }
 
 /// Their names.
-pub(crate) const METHODS: &[&str] = &[mend::NAME, malmen::NAME, malmen::RLEDIT, serac::NAME];
+pub(crate) const METHODS: &[&str] = &[mend::NAME, malmen::NAME, malmen::RLEDIT, serac::NAME, ke::NAME, enn::NAME];
 
 impl LearnedEditorSettings {
     /// The editor of these settings, with the network of its archive.
@@ -49,6 +53,8 @@ impl LearnedEditorSettings {
                 settings.as_mend().editor((malmen::RLEDIT, settings.written()), stored)
             }
             LearnedEditorSettings::Serac(settings) => settings.editor(stored),
+            LearnedEditorSettings::Ke(settings) => settings.editor(stored),
+            LearnedEditorSettings::Enn(settings) => settings.editor(stored),
         }
     }
 }
@@ -79,6 +85,10 @@ impl LearnedEditorSettings {
                 of_mend(&settings.as_mend())?
             }
             LearnedEditorSettings::Serac(_) => 0,
+            LearnedEditorSettings::Ke(ke::KeSettings { layers, weights, .. })
+            | LearnedEditorSettings::Enn(enn::EnnSettings { layers, weights, .. }) => {
+                Matrices::new(layers, weights, work.spec)?.bytes_of_capture(work, requests)
+            }
         };
         Ok(OfEditor { kept: network, edit })
     }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::stack::sizes::Pass;
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::stack::taps::{GradientProbes, Inputs, cells};
-use crate::model::tap::{NoTap, Role, Weight};
+use crate::model::tap::{Both, NoTap, Role, Tap, Weight};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
 use crate::plan::{Lengths, Work, size};
@@ -69,10 +69,15 @@ pub struct Matrices {
     pub shapes: Vec<[usize; 2]>,
 }
 
-/// The decomposed gradients of edits: for each matrix the tokens' `u [tokens, d_in]`, `δ [tokens, d_out]`, and whose they are.
+/// A gradient `Σ uᵀδ` for each of some owners: the tokens' `u [tokens, d_in]`, `δ [tokens, d_out]`, and whose each is.
+pub type Factors = (Tensor<2>, Tensor<2>, Vec<usize>);
+
+/// The decomposed gradients of edits.
 pub struct Captured {
     /// In the order of [`Matrices::each`].
-    pub factors: Vec<(Tensor<2>, Tensor<2>, Vec<usize>)>,
+    pub factors: Vec<Factors>,
+    /// Of each row the likeliest tokens where its target is read.
+    pub likeliest: Vec<Vec<u32>>,
 }
 
 impl Captured {
@@ -129,7 +134,7 @@ impl Matrices {
         (0..self.each.len()).filter(|&place| self.each[place].shape == shape).collect()
     }
 
-    /// The decomposed gradients of `L = −mean ln p(target | prompt)` of each row, on the model as it is.
+    /// The decomposed gradients of `L = −mean ln p(target | prompt)` of each row, on the model as it is under `tap`.
     ///
     /// `hidden [batch, tokens, width]` is the input of the lowest edited layer, the rows of `tokens` are the continuations without
     /// their last token, and each row has the number of the edit that it belongs to.
@@ -143,45 +148,60 @@ impl Matrices {
         tokens: &Tokens,
         (rows, groups): (&[&Continuation], &[usize]),
         of: EditTokens,
+        tap: &mut dyn Tap,
     ) -> Result<Captured> {
         for row in rows {
             check_targets(model, row.target())?;
         }
         let mut probes = GradientProbes::at(self.each.iter().map(|matrix| matrix.weight));
-        let hidden = model.blocks(hidden, self.lowest_layer()..model.layers(), tokens.span(), None, &mut probes)?;
+        let layers = self.lowest_layer()..model.layers();
+        let hidden = model.blocks(hidden, layers, tokens.span(), None, &mut Both(tap, &mut probes))?;
         let reads: Vec<_> =
             rows.iter().enumerate().flat_map(|(row, text)| text.reads().map(move |cell| (row, cell))).collect();
         let targets: Vec<u32> = rows.iter().flat_map(|text| text.target().iter().copied()).collect();
         let weights: Vec<f32> =
             rows.iter().flat_map(|text| vec![1.0 / text.target().len() as f32; text.target().len()]).collect();
-        let (loss, ()) = model.head_with_gradient(hidden, &reads, |logits| {
+        let (loss, likeliest) = model.head_with_gradient(hidden, &reads, |logits| {
+            let likeliest: Vec<u32> = logits.clone().argmax(1).into_data().iter::<u32>().collect();
             let log = burn::tensor::activation::log_softmax(logits, 1);
             let weights = Tensor::<1>::from_data(weights.as_slice(), (&log.device(), log.dtype()));
             let (_, gradient) = nll(log, &targets);
-            Ok((gradient * weights.unsqueeze_dim(1), ()))
+            Ok((gradient * weights.unsqueeze_dim(1), likeliest))
         })?;
+        let mut likeliest = likeliest.into_iter();
+        let likeliest = rows.iter().map(|row| likeliest.by_ref().take(row.target().len()).collect()).collect();
         let mut read = probes.read(&loss.backward());
         let factors = self.each.iter().map(|matrix| {
             let (u, delta) = read
                 .remove(&matrix.weight)
                 .ok_or_else(|| Error::Input(format!("the loss does not reach {}", matrix.weight)))?;
-            let [_, width, _] = delta.dims();
             let reached: Vec<_> = match of {
                 // Among the cells of the decoder, behind those that an encoder reads.
                 EditTokens::Answer => {
                     reads.iter().map(|&(row, cell)| (row, cell - tokens.span().rows[row].text.source)).collect()
                 }
-                EditTokens::All => {
-                    // A cell that the loss does not reach has δ = 0 and changes nothing.
-                    let sizes: Vec<f64> = delta.clone().abs().sum_dim(2).into_data().iter::<f64>().collect();
-                    let reached = (0..sizes.len()).filter(|&cell| sizes[cell] != 0.0);
-                    reached.map(|cell| (cell / width, cell % width)).collect()
-                }
+                EditTokens::All => reached(&delta),
             };
             let owners = reached.iter().map(|&(row, _)| groups[row]).collect();
             Ok((cells(u, &reached), cells(delta, &reached), owners))
         });
-        Ok(Captured { factors: factors.collect::<Result<_>>()? })
+        Ok(Captured { factors: factors.collect::<Result<_>>()?, likeliest })
+    }
+
+    /// As [`Matrices::capture`], from the tokens up.
+    ///
+    /// # Errors
+    /// What the model says of the batch.
+    pub fn capture_rows(
+        &self,
+        model: &Edited,
+        (rows, groups): (&[&Continuation], &[usize]),
+        of: EditTokens,
+    ) -> Result<Captured> {
+        let tokens = without_last(rows);
+        let hidden = model.embed(&tokens, &mut NoTap)?;
+        let hidden = model.blocks(hidden, 0..self.lowest_layer(), tokens.span(), None, &mut NoTap)?;
+        self.capture(model, hidden, &tokens, (rows, groups), of, &mut NoTap)
     }
 
     /// What a pass that captures the gradients of so many requests holds.
@@ -286,13 +306,8 @@ impl Matrices {
         let rows: Vec<Continuation> = requests.iter().map(|request| request.row(tokenizer)).collect::<Result<_>>()?;
         let rows: Vec<&Continuation> = rows.iter().collect();
         self.check_memory(&rows.iter().map(|row| of.of(row)).collect::<Vec<_>>())?;
-        let captured = rows.chunks(at_once.min(rows.len()).max(1)).map(|rows| {
-            let tokens = without_last(rows);
-            let hidden = model.embed(&tokens, &mut NoTap)?;
-            let hidden = model.blocks(hidden, 0..self.lowest_layer(), tokens.span(), None, &mut NoTap)?;
-            self.capture(model, hidden, &tokens, (rows, &vec![0; rows.len()]), of)
-        });
-        captured.collect()
+        let at_once = at_once.min(rows.len()).max(1);
+        rows.chunks(at_once).map(|rows| self.capture_rows(model, (rows, &vec![0; rows.len()]), of)).collect()
     }
 }
 
@@ -310,4 +325,40 @@ pub fn select_rows(hidden: Tensor<3>, tokens: &Tokens, rows: &[usize]) -> (Tenso
 pub fn without_last(rows: &[&Continuation]) -> Tokens {
     Tokens::new(rows.iter().map(|text| text.ids[..text.ids.len() - 1].to_vec()).collect())
         .of(rows.iter().map(|text| text.text()))
+}
+
+/// The cells of a gradient `[rows, cells, d_out]` that a loss reaches: another has δ = 0 and changes nothing.
+pub fn reached(delta: &Tensor<3>) -> Vec<(usize, usize)> {
+    let [_, width, _] = delta.dims();
+    let sizes: Vec<f64> = delta.clone().abs().sum_dim(2).into_data().iter::<f64>().collect();
+    let reached = (0..sizes.len()).filter(|&cell| sizes[cell] != 0.0);
+    reached.map(|cell| (cell / width, cell % width)).collect()
+}
+
+/// `⟨G, H⟩` of each owner's two gradients: with `G = Σ uᵀδ` it is the sum of `(u·u')(δ·δ')` over both's tokens.
+pub fn products((u, delta, owners): &Factors, (u_other, delta_other, others): &Factors, count: usize) -> Vec<f64> {
+    let gram = |one: &Tensor<2>, other: &Tensor<2>| one.clone().matmul(other.clone().transpose());
+    let each: Vec<f64> = (gram(u, u_other) * gram(delta, delta_other)).into_data().iter::<f64>().collect();
+    let mut sums = vec![0.0; count];
+    for (at, product) in each.into_iter().enumerate() {
+        let (one, other) = (owners[at / others.len()], others[at % others.len()]);
+        if one == other {
+            sums[one] += product;
+        }
+    }
+    sums
+}
+
+/// Where each group's tokens stand: `[groups · rank]` row numbers from `first` on, `zero` where a group has fewer than the rank.
+pub(super) fn by_owner(owners: &[usize], groups: usize, first: usize, zero: usize) -> (Vec<i64>, usize) {
+    let mut rows = vec![vec![]; groups];
+    for (token, &owner) in owners.iter().enumerate() {
+        rows[owner].push((first + token) as i64);
+    }
+    let rank = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
+    let padded = rows.into_iter().flat_map(|mut rows| {
+        rows.resize(rank, zero as i64);
+        rows
+    });
+    (padded.collect(), rank)
 }

@@ -15,13 +15,13 @@ use serde_json::Value;
 
 use super::gradient_transform::{GradientTransform, Nonlinearity, Normalization, Normalizer};
 use super::learned::Stored;
-use super::matrices::{AT_ONCE, Captured, EditTokens, Matrices};
+use super::matrices::{AT_ONCE, Captured, EditTokens, Matrices, by_owner};
 use super::normal_equations::{Gradients, Moments, NormalEquations, OfSolution, matrix, tensor};
 use super::parameters;
 use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, PassChange, RecordDeltas};
 use crate::error::{Error, Result};
 use crate::model::stack::spec::DecoderSpec;
-use crate::model::tap::Weight;
+use crate::model::tap::{NoTap, Weight};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
 use crate::sections::choice::{self, Choice, fields};
@@ -391,7 +391,7 @@ impl Mend {
         rows: &[&Continuation],
         groups: &[usize],
     ) -> Result<Captured> {
-        self.matrices.capture(model, hidden, tokens, (rows, groups), self.settings.edit_tokens)
+        self.matrices.capture(model, hidden, tokens, (rows, groups), self.settings.edit_tokens, &mut NoTap)
     }
 
     /// Shows the captured gradients of `records` records to the normalisers, unless these are frozen by now.
@@ -536,6 +536,11 @@ impl Mend {
         Ok(())
     }
 
+    /// The same with another network.
+    pub fn with_network(&self, network: &MendNetwork) -> Self {
+        Mend { network: network.clone(), ..self.clone() }
+    }
+
     /// The same without autodiff: what it would keep of each edit adds up over hundreds of them.
     fn untracked(self) -> Self {
         Mend { network: self.network.valid(), ..self }
@@ -675,18 +680,4 @@ impl Solved {
         let tensor = |gradient: Mat<f64>| tensor(&gradient, &self.place.0, self.place.1);
         (Asked { keys: keys.map(tensor), wanted: tensor(wanted) }, damping)
     }
-}
-
-/// Where each group's tokens stand: `[groups · rank]` row numbers from `first` on, `zero` where a group has fewer than the rank.
-fn by_owner(owners: &[usize], groups: usize, first: usize, zero: usize) -> (Vec<i64>, usize) {
-    let mut rows = vec![vec![]; groups];
-    for (token, &owner) in owners.iter().enumerate() {
-        rows[owner].push((first + token) as i64);
-    }
-    let rank = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
-    let padded = rows.into_iter().flat_map(|mut rows| {
-        rows.resize(rank, zero as i64);
-        rows
-    });
-    (padded.collect(), rank)
 }

@@ -1,6 +1,8 @@
 //! What training learns, and requests → deltas through it.
 
+pub mod enn;
 pub mod gradient_transform;
+pub mod ke;
 pub mod learned;
 pub mod malmen;
 pub mod matrices;

@@ -12,6 +12,7 @@ use crate::data::record::EditRecord;
 use crate::data::source::Source;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::Result;
+use crate::evaluate::Summary;
 
 /// An editor whose network is trained. Cheap to clone: tensors are shared.
 pub trait LearnedEditor: Clone + Send + Sync {
@@ -60,6 +61,19 @@ pub trait LearnedEditor: Clone + Send + Sync {
     /// # Errors
     /// A record that the model cannot take.
     fn loss(&mut self, records: &[EditRecord], rng: &mut ChaCha8Rng) -> Result<StepLoss>;
+
+    /// Told what each validation found, for an editor whose task changes with its success.
+    fn validated(&mut self, summary: &Summary) {
+        let _ = summary;
+    }
+
+    /// The model that its edits are made on, where that is not the base itself.
+    ///
+    /// # Errors
+    /// What the model says of it.
+    fn adapted(&self, base: &Edited) -> Result<Edited> {
+        Ok(base.clone())
+    }
 
     /// One edit for all requests.
     ///

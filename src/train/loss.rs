@@ -47,6 +47,17 @@ pub(super) struct Reads {
     pub weights: Vec<f64>,
 }
 
+/// What the terms of a loss weigh.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Weights {
+    /// c_edit
+    pub edit: f64,
+    /// c_loc
+    pub locality: f64,
+    /// ε: a target is asked for with 1 − ε, the rest is spread over the vocabulary.
+    pub smoothing: f64,
+}
+
 /// `c_edit · Σ w NLL + c_loc · Σ w KL`, as a tensor that has its gradient, and both sums.
 pub(super) struct EditAndLocality {
     pub surrogate: Tensor<1>,
@@ -67,7 +78,7 @@ pub(super) fn edit_and_locality(
     (targets, scope_weights): (&[u32], &[f64]),
     base: Option<Tensor<2>>,
     near_weights: &[f64],
-    (edit, locality): (f64, f64),
+    Weights { edit, locality, smoothing }: Weights,
 ) -> (Tensor<2>, (f64, f64)) {
     let log = activation::log_softmax(logits, 1);
     let ([count, vocabulary], in_scope) = (log.dims(), targets.len());
@@ -77,7 +88,7 @@ pub(super) fn edit_and_locality(
     let mut towards = vec![];
     let (mut nll, mut kl) = (0.0, 0.0);
     if in_scope > 0 {
-        let (each, gradient) = loss::nll(log.clone().slice([0..in_scope, 0..vocabulary]), targets);
+        let (each, gradient) = loss::smoothed(log.clone().slice([0..in_scope, 0..vocabulary]), targets, smoothing);
         let scope_weights = weights(scope_weights);
         nll = number(each * scope_weights.clone());
         towards.push(gradient * scope_weights.unsqueeze_dim(1).mul_scalar(edit));
@@ -130,6 +141,8 @@ mod tests {
             "mend-pocket",
             "malmen-pocket",
             "rledit-pocket",
+            "ke-pocket",
+            "enn-pocket",
             "serac-pocket",
             "serac-pocket-convsent",
             "serac-pocket-fc",
@@ -141,6 +154,8 @@ mod tests {
                 Trained::Malmen(malmen) => &malmen.loss.near.mix,
                 Trained::RlEdit(rledit) => &rledit.loss.mend.near.mix,
                 Trained::Serac(serac) => &serac.loss.mix,
+                Trained::Ke(ke) => &ke.loss.mend.near.mix,
+                Trained::Enn(enn) => &enn.loss.mend.near.mix,
             };
             assert!(!mix.is_empty());
             check_classes(mix, &Source::open(&config.data.train, Split::Train, &folder).unwrap()).unwrap();

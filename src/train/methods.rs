@@ -10,7 +10,7 @@ use toml::Table;
 use super::learned::LearnedEditor;
 use super::settings::TrainSettings;
 use super::text::TextSettings;
-use super::{malmen, mend, rledit, serac};
+use super::{enn, ke, malmen, mend, rledit, serac};
 use crate::data::source::Source;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
@@ -104,6 +104,10 @@ pub enum Method {
     RlEdit,
     /// SERAC.
     Serac,
+    /// KE.
+    Ke,
+    /// ENN.
+    Enn,
 }
 
 /// What a config says of its method.
@@ -120,11 +124,16 @@ pub enum Trained {
     RlEdit(rledit::Training),
     /// SERAC.
     Serac(serac::Training),
+    /// KE.
+    Ke(ke::Training),
+    /// ENN.
+    Enn(enn::Training),
 }
 
 impl Choice for Method {
     const KEY: &'static str = "editor.method";
-    const VALUES: &'static [Self] = &[Method::Mend, Method::Malmen, Method::RlEdit, Method::Serac];
+    const VALUES: &'static [Self] =
+        &[Method::Mend, Method::Malmen, Method::RlEdit, Method::Serac, Method::Ke, Method::Enn];
 
     fn keys(self) -> &'static [&'static str] {
         match self {
@@ -132,6 +141,8 @@ impl Choice for Method {
             Method::Malmen => malmen::Training::own_keys(),
             Method::RlEdit => rledit::Training::own_keys(),
             Method::Serac => serac::Training::own_keys(),
+            Method::Ke => ke::Training::own_keys(),
+            Method::Enn => enn::Training::own_keys(),
         }
     }
 }
@@ -147,6 +158,8 @@ impl Trained {
             Method::Malmen => Trained::Malmen(Training::read(sections)?),
             Method::RlEdit => Trained::RlEdit(Training::read(sections)?),
             Method::Serac => Trained::Serac(Training::read(sections)?),
+            Method::Ke => Trained::Ke(Training::read(sections)?),
+            Method::Enn => Trained::Enn(Training::read(sections)?),
         })
     }
 
@@ -162,6 +175,8 @@ impl Trained {
             Trained::Malmen(training) => training.loss.text.as_ref(),
             Trained::RlEdit(training) => training.loss.mend.text.as_ref(),
             Trained::Serac(_) => None,
+            Trained::Ke(training) => training.loss.mend.text.as_ref(),
+            Trained::Enn(training) => training.loss.mend.text.as_ref(),
         }
     }
 
@@ -175,6 +190,8 @@ impl Trained {
             Trained::Malmen(training) => training.held(planned),
             Trained::RlEdit(training) => training.held(planned),
             Trained::Serac(training) => training.held(planned),
+            Trained::Ke(training) => training.held(planned),
+            Trained::Enn(training) => training.held(planned),
         }
     }
 
@@ -185,6 +202,8 @@ impl Trained {
             Trained::Malmen(training) => Some(&mut training.train.hidden_memory_gb),
             Trained::RlEdit(training) => Some(&mut training.train.hidden_memory_gb),
             Trained::Serac(_) => None,
+            Trained::Ke(training) => Some(&mut training.train.hidden_memory_gb),
+            Trained::Enn(training) => Some(&mut training.train.hidden_memory_gb),
         }
     }
 
@@ -198,6 +217,8 @@ impl Trained {
             Trained::Malmen(training) => trainer.train(training.begin(beginning)?),
             Trained::RlEdit(training) => trainer.train(training.begin(beginning)?),
             Trained::Serac(training) => trainer.train(training.begin(beginning)?),
+            Trained::Ke(training) => trainer.train(training.begin(beginning)?),
+            Trained::Enn(training) => trainer.train(training.begin(beginning)?),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Training: what learns, and the loop that teaches it.
 
+mod edit_loss;
+pub mod enn;
 pub mod gradients;
+pub mod ke;
 pub mod learned;
 mod loss;
 mod lower_layers;

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Tensor, TensorData};
 
+use super::edit_loss::{Look, PARTS, RecordTexts, Terms};
 use super::gradients;
-use super::mend::{Look, MendTrainer, PARTS, RecordTexts, Terms};
+use super::mend::MendTrainer;
 use super::rledit::Compat;
 use crate::edit::{PassChange, SharedDeltas};
 use crate::error::Result;
@@ -31,7 +32,7 @@ impl MendTrainer {
         let mut sum = GradientsAccumulator::<MendNetwork>::new();
         let mut terms = Terms::default();
         let edits: Vec<&[RecordTexts]> = texts.chunks(together).collect();
-        let mut model = self.base.clone();
+        let mut model = self.loss.base.clone();
         for (number, edit) in edits.iter().enumerate() {
             let whole = Look::at(&model, texts);
             let captured = in_turn(&in_parts(edit), |records| self.capture(&model, &[*records]))?;
@@ -94,7 +95,7 @@ impl MendTrainer {
             let leaves = |solved: &Solved| solved.parts(&device).into_iter().map(Tensor::require_grad).collect();
             let leaves: Vec<Vec<Tensor<2>>> = solved.iter().map(leaves).collect();
             let shifts = solved.iter().zip(&leaves).map(|(solved, leaves)| (solved.weight, solved.shift(leaves)));
-            let share = self.part(*look, &[*records], &mut SharedDeltas(shifts.collect()))?;
+            let share = self.loss.part(*look, &[*records], &mut SharedDeltas(shifts.collect()))?;
             let gradients = share.surrogate.backward();
             let of_leaf = |leaf: &Tensor<2>| leaf.grad(&gradients).unwrap_or_else(|| leaf.clone().inner().zeros_like());
             let of_leaves = leaves.iter().map(|leaves| leaves.iter().map(of_leaf).collect::<Vec<_>>());

@@ -310,6 +310,7 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         if let Some(note) = self.editor.note() {
             tracing::info!("{note}");
         }
+        self.editor.validated(&summary);
         if best {
             // No more were edited together than there are records.
             let most = |count: usize| Some(count.min(summary.edits.max(1)));
@@ -382,10 +383,10 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         if self.editor.sequential() { self.settings.edits_per_step } else { self.settings.edits_together.most }
     }
 
-    /// The model with the edits of some records: one edit, or one after the other, `edits_together` records each.
-    fn edited<'r>(&self, records: impl Iterator<Item = &'r EditRecord>) -> Result<Edited> {
+    /// The adapted model with the edits of some records: one edit, or one after the other, `edits_together` records each.
+    fn edited<'r>(&self, adapted: &Edited, records: impl Iterator<Item = &'r EditRecord>) -> Result<Edited> {
         let requests: Vec<EditRequest> = records.map(EditRequest::from).collect();
-        let mut edited = self.base.clone();
+        let mut edited = adapted.clone();
         for together in requests.chunks(self.settings.edits_together.most) {
             // In the weights, so that a sequence costs the same at its end as at its beginning.
             edited = edited.without_changes();
@@ -407,8 +408,10 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
     /// A record that the model cannot take.
     pub fn perplexity_ratio(&self, records: &[EditRecord], text: &WatchedText) -> Result<Option<PerplexityRatio>> {
         let Some(before) = text.unedited(&self.base)? else { return Ok(None) };
+        let adapted = self.editor.adapted(&self.base)?;
         let models = records.chunks(self.of_a_model()).take(self.text_cases);
-        let ratios = models.map(|records| Ok(text.edited(&self.base, &self.edited(records.iter())?)? / before));
+        let ratios =
+            models.map(|records| Ok(text.edited(&self.base, &self.edited(&adapted, records.iter())?)? / before));
         Ok(PerplexityRatio::of(&ratios.collect::<Result<Vec<f64>>>()?))
     }
 
@@ -416,12 +419,13 @@ impl<E: LearnedEditor> EditTrainer<'_, E> {
         let numbered: Vec<(usize, &EditRecord)> = records.iter().enumerate().collect();
         let models: Vec<&[(usize, &EditRecord)]> = numbered.chunks(self.of_a_model()).collect();
         let device = self.base.base().decoder.device();
+        let adapted = self.editor.adapted(&self.base)?;
         // Each model is looked at by itself: how they are shared among threads changes nothing.
         let parts = models.chunks(models.len().div_ceil(parallel::parts(&device)).max(1));
         let tables = parallel::run(parts.collect(), |part| {
             let mut table = vec![];
             for records in part {
-                let edited = self.edited(records.iter().map(|(_, record)| *record))?;
+                let edited = self.edited(&adapted, records.iter().map(|(_, record)| *record))?;
                 table.extend(probe_table(&self.base, &edited, records, limits)?);
             }
             Ok(table)

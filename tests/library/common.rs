@@ -1,11 +1,12 @@
 //! Fixtures, comparisons, and the embedded model with what tests ask it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use emend::apply::memory::{Elsewhere, bind};
 use emend::apply::{Editor, EditorSettings};
+use emend::data::record::{EditRecord, Probe};
 use emend::edit::likelihood::Scored;
 use emend::edit::score::score;
 use emend::edit::{Edit, EditRequest, Edited};
@@ -15,6 +16,10 @@ use emend::model::load::folder::{Stored, floats};
 use emend::model::tap::Span;
 use emend::model::tokenizer::{Continuation, Tokenizer};
 use emend::model::tokens::BEGIN;
+use emend::network::parameters;
+use emend::random;
+use emend::train::learned::LearnedEditor;
+use rand::RngExt;
 use safetensors::SafeTensors;
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -159,6 +164,81 @@ pub fn downloaded(name: &str) -> PathBuf {
     let folder = std::env::var_os("EMEND_MODELS").map_or_else(home, PathBuf::from).join(name);
     assert!(folder.is_dir(), "there is no {} any more; build anew", folder.display());
     folder
+}
+
+/// Records that editors learn from.
+pub fn records() -> Vec<EditRecord> {
+    let record = |prompt: &str, target: &str, rephrase: &str, near: &str, answer: Option<&str>| EditRecord {
+        id: prompt.into(),
+        prompt: prompt.into(),
+        target_new: target.into(),
+        rephrases: vec![rephrase.into()],
+        locality: [("near".to_owned(), vec![Probe::new(near, answer.map(str::to_owned))])].into(),
+        ..EditRecord::default()
+    };
+    vec![
+        record("The river runs to", "the sea", "Where it runs is", "A stone lies on", Some("a hill")),
+        record("Her name is", "Ada", "They call her by the name", "One more word", None),
+        record("Two and two", "make five", "The sum", "It rains", Some("today")),
+    ]
+}
+
+/// What is drawn from a device's generator, which all tests share: none may draw between the seed and what is made.
+pub fn drawn<T>(device: &Device, make: impl FnOnce() -> T) -> T {
+    static DRAWS: Mutex<()> = Mutex::new(());
+    let drawing = DRAWS.lock().unwrap_or_else(PoisonError::into_inner);
+    device.seed(3);
+    let made = make();
+    drop(drawing);
+    made
+}
+
+/// Random values in every parameter, so that no gradient is zero by the initialisation.
+pub fn shaken<E: LearnedEditor>(trainer: &mut E, size: f64) {
+    let mut rng = random::stream(5, "shake", 0);
+    let tensors = parameters::collect(trainer.network());
+    let shaken = tensors.into_iter().map(|(name, data)| {
+        let shape = data.shape().to_vec();
+        let values: Vec<f64> = data.iter::<f64>().map(|value| value + size * (rng.random::<f64>() - 0.5)).collect();
+        (name, TensorData::new(values, shape))
+    });
+    let network = parameters::restore(trainer.network().clone(), shaken.collect()).unwrap();
+    trainer.set_network(network);
+}
+
+/// Sees that the gradient of a training's loss is that of finite differences, at three elements of each parameter; `most` is the difference against the
+/// parameter's largest element.
+pub fn check_gradient<E: LearnedEditor>(trainer: &E, records: &[EditRecord], most: f64, what: &str) {
+    let value = |trainer: &E| trainer.clone().loss(records, &mut random::stream(1, "draw", 0)).unwrap();
+    let found = value(trainer);
+    for name in parameters::collect(trainer.network()).into_keys() {
+        let tensors = parameters::collect(trainer.network());
+        let count = tensors[&name].num_elements();
+        let id = parameters::stable_id(&name);
+        let gradient = match tensors[&name].shape().to_vec().len() {
+            1 => found.gradients.get::<1>(id).map(values),
+            _ => found.gradients.get::<2>(id).map(values),
+        };
+        // What has no gradient is to change nothing.
+        let gradient: Vec<f64> = gradient.unwrap_or(vec![0.0; count]);
+        let largest = gradient.iter().fold(0.0f64, |most, value| most.max(value.abs()));
+        for element in [0, count / 3, count - 1] {
+            let step = 1e-6;
+            let moved = |by: f64| {
+                let mut tensors = parameters::collect(trainer.network());
+                let shape = tensors[&name].shape().to_vec();
+                let mut values: Vec<f64> = tensors[&name].iter::<f64>().collect();
+                values[element] += by;
+                tensors.insert(name.clone(), TensorData::new(values, shape));
+                let mut moved = trainer.clone();
+                moved.set_network(parameters::restore(trainer.network().clone(), tensors).unwrap());
+                value(&moved).figures[0].1
+            };
+            let numeric = (moved(step) - moved(-step)) / (2.0 * step);
+            let apart = (numeric - gradient[element]).abs() / largest.max(1e-8);
+            assert!(apart < most, "{what}: {name}[{element}]: {numeric:e} against {:e}", gradient[element]);
+        }
+    }
 }
 
 pub const QUESTION: &str = "The city of Rosario lies in";

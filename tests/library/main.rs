@@ -9,6 +9,7 @@ mod encoders;
 mod families;
 mod fine_tuning;
 mod golden;
+mod learned;
 mod memory;
 mod mend;
 mod metrics;

@@ -1,11 +1,11 @@
 //! MEND's network against PyTorch, and its gradient against finite differences.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use burn::module::Param;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use emend::data::record::{EditRecord, Probe};
+use emend::data::record::EditRecord;
 use emend::data::source::Source;
 use emend::edit::{Change, EditRequest, Edited};
 use emend::network::gradient_transform::{GradientTransform, LowRankLayer, Nonlinearity, Normalizer};
@@ -18,7 +18,7 @@ use emend::train::methods::Beginning;
 use emend::train::rledit::{Compat, Episode};
 use emend::train::settings::TrainSettings;
 
-use crate::common::{Golden, difference, fixture, model, values};
+use crate::common::{Golden, check_gradient, difference, drawn, fixture, model, records, shaken, values};
 
 fn tensor<const D: usize>(golden: &Golden, name: &str, device: &Device) -> Tensor<D> {
     let data = TensorData::new(golden.floats(name), golden.shape(name));
@@ -114,45 +114,11 @@ fn settings(extra: &str) -> MendSettings {
     .unwrap()
 }
 
-fn records() -> Vec<EditRecord> {
-    let record = |prompt: &str, target: &str, rephrase: &str, near: &str, answer: Option<&str>| EditRecord {
-        id: prompt.into(),
-        prompt: prompt.into(),
-        target_new: target.into(),
-        rephrases: vec![rephrase.into()],
-        locality: [("near".to_owned(), vec![Probe::new(near, answer.map(str::to_owned))])].into(),
-        ..EditRecord::default()
-    };
-    vec![
-        record("The river runs to", "the sea", "Where it runs is", "A stone lies on", Some("a hill")),
-        record("Her name is", "Ada", "They call her by the name", "One more word", None),
-        record("Two and two", "make five", "The sum", "It rains", Some("today")),
-    ]
-}
-
-/// Random values in every parameter, so that no gradient is zero by the initialisation.
-fn shaken(trainer: &mut MendTrainer, size: f64) {
-    let mut rng = random::stream(5, "shake", 0);
-    let tensors = parameters::collect(trainer.network());
-    let shaken = tensors.into_iter().map(|(name, data)| {
-        use rand::RngExt;
-        let shape = data.shape().to_vec();
-        let values: Vec<f64> = data.iter::<f64>().map(|value| value + size * (rng.random::<f64>() - 0.5)).collect();
-        (name, TensorData::new(values, shape))
-    });
-    let network = parameters::restore(trainer.network().clone(), shaken.collect()).unwrap();
-    trainer.set_network(network);
-}
-
 fn trainer(settings_extra: &str, loss: &str, together: usize) -> MendTrainer {
     let base = Edited::new(Arc::new(model("gpt2-tiny", DType::F64)));
     let device = Device::flex().autodiff();
-    // The device's draws are one stream for all tests: none may draw between the seed and the network.
-    static DRAWS: Mutex<()> = Mutex::new(());
-    let drawing = DRAWS.lock().unwrap_or_else(PoisonError::into_inner);
-    device.seed(3);
-    let mend = Mend::new(settings(settings_extra), &base.base().decoder.spec, (&device, DType::F64)).unwrap();
-    drop(drawing);
+    let mend = || Mend::new(settings(settings_extra), &base.base().decoder.spec, (&device, DType::F64)).unwrap();
+    let mend = drawn(&device, mend);
     let loss: MendLossSettings = toml::from_str(loss).unwrap();
     let trainer = MendTrainer::new(mend, base.clone(), loss, together, 1e-3, MendTrainSettings::default()).unwrap();
     // Texts of a loss lie here.
@@ -213,41 +179,8 @@ fn gradient_of_the_loss_is_that_of_finite_differences() {
         shaken(&mut trainer, 0.3);
         // The running figures are constants of the loss: seen once, then frozen.
         trainer.loss(&records(), &mut random::stream(1, "draw", 0)).unwrap();
-        let frozen = trainer.clone();
-        let value = |trainer: &MendTrainer| {
-            let mut trainer = trainer.clone();
-            trainer.loss(&records(), &mut random::stream(1, "draw", 0)).unwrap()
-        };
         // The same figures go in each time: loss() on a clone moves the clone's only, by the same rows.
-        let found = value(&frozen);
-        let names: Vec<String> = parameters::collect(frozen.network()).into_keys().collect();
-        for name in names {
-            let tensors = parameters::collect(frozen.network());
-            let count = tensors[&name].num_elements();
-            let rank = tensors[&name].shape().to_vec().len();
-            let id = parameters::stable_id(&name);
-            let gradient: Vec<f64> = match rank {
-                1 => values(found.gradients.get::<1>(id).unwrap()),
-                _ => values(found.gradients.get::<2>(id).unwrap()),
-            };
-            let largest = gradient.iter().fold(0.0f64, |most, value| most.max(value.abs()));
-            for element in [0, count / 3, count - 1] {
-                let step = 1e-6;
-                let moved = |by: f64| {
-                    let mut tensors = parameters::collect(frozen.network());
-                    let shape = tensors[&name].shape().to_vec();
-                    let mut values: Vec<f64> = tensors[&name].iter::<f64>().collect();
-                    values[element] += by;
-                    tensors.insert(name.clone(), TensorData::new(values, shape));
-                    let mut moved = frozen.clone();
-                    moved.set_network(parameters::restore(frozen.network().clone(), tensors).unwrap());
-                    value(&moved).figures[0].1
-                };
-                let numeric = (moved(step) - moved(-step)) / (2.0 * step);
-                let apart = (numeric - gradient[element]).abs() / largest.max(1e-8);
-                assert!(apart < 1e-4, "{extra} {loss}: {name}[{element}]: {numeric:e} against {:e}", gradient[element]);
-            }
-        }
+        check_gradient(&trainer, &records(), 1e-4, &format!("{extra} {loss}"));
     }
 }
 

@@ -59,12 +59,18 @@ impl Tap for Replace {
 pub struct GradientProbes {
     wanted: Vec<Weight>,
     seen: BTreeMap<Weight, (Tensor<3>, Tensor<3>)>,
+    records: Vec<usize>,
 }
 
 impl GradientProbes {
     /// Probes the outputs of these weights.
     pub fn at(wanted: impl IntoIterator<Item = Weight>) -> Self {
-        GradientProbes { wanted: wanted.into_iter().collect(), seen: BTreeMap::new() }
+        GradientProbes { wanted: wanted.into_iter().collect(), seen: BTreeMap::new(), records: vec![] }
+    }
+
+    /// The record of each row that passed.
+    pub fn records(&self) -> &[usize] {
+        &self.records
     }
 
     /// For each weight the input `u [batch, tokens, d_in]` and the gradient `δ [batch, tokens, d_out]`, both plain.
@@ -76,9 +82,12 @@ impl GradientProbes {
 }
 
 impl Tap for GradientProbes {
-    fn linear(&mut self, at: Weight, _span: &Span, input: &Tensor<3>, output: Tensor<3>) -> Tensor<3> {
+    fn linear(&mut self, at: Weight, span: &Span, input: &Tensor<3>, output: Tensor<3>) -> Tensor<3> {
         if !self.wanted.contains(&at) {
             return output;
+        }
+        if self.records.is_empty() {
+            self.records = span.rows.iter().map(|row| row.record).collect();
         }
         let device: Device = output.device().autodiff();
         let probe = Tensor::<3>::zeros(output.dims(), (&device, output.dtype())).require_grad();

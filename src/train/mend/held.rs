@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::settings::KlTokens;
-use super::{MendLossSettings, MendTrainSettings, PARTS};
+use super::{MendLossSettings, MendTrainSettings};
 use crate::data::source::Source;
 use crate::error::Result;
 use crate::model::stack::sizes::Pass;
 use crate::network::matrices::{EditTokens, Matrices};
 use crate::network::mend::{Aggregation, MendSettings, Ridge};
 use crate::plan::{Held, Work};
+use crate::train::edit_loss::PARTS;
 use crate::train::lower_layers::CELLS;
 use crate::train::methods::{Planned, TESTING, TRAINING};
 
@@ -27,10 +28,47 @@ pub(in crate::train) fn held(
     planned: &Planned<'_>,
 ) -> Result<Vec<Held>> {
     let Planned { work, settings, .. } = planned;
-    let (spec, texts) = (work.spec, work.texts);
-    let matrices = Matrices::new(&editor.layers, &editor.weights, spec)?;
-    let (lowest, depth) = (matrices.lowest_layer(), spec.depth());
+    let texts = work.texts;
+    let matrices = Matrices::new(&editor.layers, &editor.weights, work.spec)?;
     let network = editor.network_bytes(&matrices);
+    // Itself, two moments, and the gradients of both parts.
+    let mut all = vec![
+        Held::during(TRAINING, "the network, its gradients and the optimiser's moments", 5 * network)
+            .lowered_by("editor.rank"),
+        Held::during(TESTING, "the network and the optimiser's moments", 3 * network),
+    ];
+    let of_answer = editor.edit_tokens == EditTokens::Answer;
+    let edit_tokens = settings.edits_per_step.div_ceil(PARTS) * if of_answer { texts.target } else { texts.mean };
+    let graph = editor.graph_bytes(&matrices, edit_tokens);
+    all.extend(held_of_step(&matrices, loss, own.hidden_memory_gb, graph, planned)?);
+    if editor.aggregation == Aggregation::NormalEquations {
+        let tokens = settings.edits_per_step * if of_answer { texts.target } else { texts.mean };
+        all.push(
+            Held::during(TRAINING, "normal equations in f64", matrices.bytes_of_equations(tokens))
+                .lowered_by("train.edits_per_step"),
+        );
+        if editor.normal.ridge == Ridge::Text {
+            all.push(Held::always("second moments of running text in f64", matrices.bytes_of_moments()));
+        }
+    }
+    Ok(all)
+}
+
+/// What is held of the edited layers, of hidden states, and of a step, whatever makes the edits: `graph` is what it keeps in a graph of its own for one of the parts of a
+/// step, `memory` GB are for hidden states.
+///
+/// # Errors
+/// Records that cannot be tokenised.
+pub(in crate::train) fn held_of_step(
+    matrices: &Matrices,
+    loss: &MendLossSettings,
+    memory: f64,
+    graph: u64,
+    planned: &Planned<'_>,
+) -> Result<Vec<Held>> {
+    let Planned { work, settings, .. } = planned;
+    let (spec, texts) = (work.spec, work.texts);
+    let (lowest, depth) = (matrices.lowest_layer(), spec.depth());
     let mut all = vec![];
     if work.in_file {
         all.push(Held::always(
@@ -39,18 +77,10 @@ pub(in crate::train) fn held(
         ));
     }
     let work = &Work { in_file: false, ..*work };
-    // Itself, two moments, and the gradients of both parts.
-    all.push(
-        Held::during(TRAINING, "the network, its gradients and the optimiser's moments", 5 * network)
-            .lowered_by("editor.rank"),
-    );
-    all.push(Held::during(TESTING, "the network and the optimiser's moments", 3 * network));
-
-    let kept = kept_states(loss, own, planned)?;
-    let budget = (own.hidden_memory_gb * 1e9) as u64;
-    if kept.min(budget) > 0 {
+    let kept = kept_states(loss, memory, planned)?.min((memory * 1e9) as u64);
+    if kept > 0 {
         let what = format!("hidden states below layer {lowest}, kept over the training");
-        all.push(Held::always(what, kept.min(budget)).lowered_by("train.hidden_memory_gb"));
+        all.push(Held::always(what, kept).lowered_by("train.hidden_memory_gb"));
     }
 
     // One of two parts that run side by side; the loss looks at some of the records.
@@ -66,37 +96,22 @@ pub(in crate::train) fn held(
         let rows = (text.share * looked_at as f64).ceil() as usize;
         (Pass::new(rows, text.tokens), rows * text.positions)
     });
-    let edit_tokens = records * if editor.edit_tokens == EditTokens::Answer { texts.target } else { texts.mean };
     // Of each head its gradient stays; the larger one is at work: logits, their logarithms, those of the base, and what makes the gradient.
     let heads = spec.logits_bytes(reads + positions) + 4 * spec.logits_bytes(reads.max(positions));
-    let step = spec.graph_bytes(facts, above)
-        + spec.graph_bytes(window, above)
-        + heads
-        + editor.graph_bytes(&matrices, edit_tokens);
+    let step = spec.graph_bytes(facts, above) + spec.graph_bytes(window, above) + heads + graph;
     let parts = PARTS.min(work.threads.max(1)) as u64;
     let step = parts * step.max(matrices.bytes_of_capture(work, records));
     all.push(
         Held::during(TRAINING, format!("a step over {} records", settings.edits_per_step), step)
             .lowered_by("train.edits_per_step"),
     );
-    if editor.aggregation == Aggregation::NormalEquations {
-        let tokens =
-            settings.edits_per_step * if editor.edit_tokens == EditTokens::Answer { texts.target } else { texts.mean };
-        all.push(
-            Held::during(TRAINING, "normal equations in f64", matrices.bytes_of_equations(tokens))
-                .lowered_by("train.edits_per_step"),
-        );
-        if editor.normal.ridge == Ridge::Text {
-            all.push(Held::always("second moments of running text in f64", matrices.bytes_of_moments()));
-        }
-    }
     Ok(all)
 }
 
 /// The hidden states of all texts that are met again and again: windows of running text, and the records' texts where records are drawn more than once.
-fn kept_states(loss: &MendLossSettings, own: &MendTrainSettings, planned: &Planned<'_>) -> Result<u64> {
+fn kept_states(loss: &MendLossSettings, memory: f64, planned: &Planned<'_>) -> Result<u64> {
     let Planned { work, settings, tokenizer, source, .. } = planned;
-    if own.hidden_memory_gb == 0.0 {
+    if memory == 0.0 {
         return Ok(0);
     }
     let draws = settings.max_steps * settings.edits_per_step * settings.accumulate;

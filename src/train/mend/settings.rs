@@ -96,7 +96,7 @@ impl MendTrainSettings {
         Ok(settings)
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    pub(in crate::train) fn check(&self) -> Result<()> {
         within("train.hidden_memory_gb", self.hidden_memory_gb, 0.0, 1e6)?;
         within("train.edit_rate_learning_rate", self.edit_rate_learning_rate, 0.0, 10.0)
     }
@@ -182,17 +182,17 @@ pub enum KlTokens {
 
 impl MendLossSettings {
     /// What a class of out-of-scope prompts weighs.
-    pub(super) fn weight(&self, class: &str) -> f64 {
+    pub(in crate::train) fn weight(&self, class: &str) -> f64 {
         weight_of(&self.near.mix, class)
     }
 
     /// Out-of-scope prompts a record.
-    pub(super) fn near(&self) -> usize {
+    pub(in crate::train) fn near(&self) -> usize {
         if self.locality == 0.0 { 0 } else { self.out_of_scope }
     }
 
     /// The prompts of a record at which the edit loss may be taken.
-    pub(super) fn in_scope<'a>(&self, record: &'a EditRecord) -> Vec<&'a String> {
+    pub(in crate::train) fn in_scope<'a>(&self, record: &'a EditRecord) -> Vec<&'a String> {
         let pool: Vec<&String> = match self.scope {
             Scope::Rephrase => record.rephrases.iter().collect(),
             Scope::Both => record.rephrases.iter().chain([&record.prompt]).collect(),
@@ -202,7 +202,7 @@ impl MendLossSettings {
     }
 
     /// An out-of-scope text up to the last cell at which the KL term reads, and these cells.
-    pub(super) fn out_of_scope(
+    pub(in crate::train) fn out_of_scope(
         &self,
         tokenizer: &Tokenizer,
         probe: &Probe,
@@ -229,7 +229,7 @@ impl MendLossSettings {
     }
 
     /// All texts that a record can ask, as far as the model reads them.
-    pub(super) fn all_texts(&self, tokenizer: &Tokenizer, record: &EditRecord) -> Result<Vec<Vec<u32>>> {
+    pub(in crate::train) fn all_texts(&self, tokenizer: &Tokenizer, record: &EditRecord) -> Result<Vec<Vec<u32>>> {
         let between = record.separator.as_deref();
         let mut texts = vec![];
         for prompt in self.in_scope(record).into_iter().chain([&record.prompt]) {

@@ -29,7 +29,7 @@ pub use mining::{Mined, MiningSearch};
 pub use start::Training;
 
 use super::learned::{Group, LearnedEditor, StepLoss, Watch};
-use super::loss::{EditAndLocality, Reads, check_classes, check_weights, edit_and_locality, weight_of};
+use super::loss::{EditAndLocality, Reads, Weights, check_classes, check_weights, edit_and_locality, weight_of};
 use crate::archive::LearnedEditorSettings;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::{Source, draw_locality};
@@ -381,7 +381,8 @@ impl SeracTrainer {
                 Some(self.base.head(hidden, &base_cells))
             }
         };
-        let weights = (self.loss.counterfactual.edit, self.loss.counterfactual.locality);
+        let (edit, locality) = (self.loss.counterfactual.edit, self.loss.counterfactual.locality);
+        let weights = Weights { edit, locality, ..Weights::default() };
         let loss = decoder.head_with_gradient(hidden, &reads, |logits| {
             Ok(edit_and_locality(logits, (&targets, &scope.weights), base, &near.weights, weights))
         })?;
