@@ -257,7 +257,7 @@ impl Ke {
         Seen { captured, conditions }
     }
 
-    /// What the LSTM makes of conditions, `[conditions, condition]`.
+    /// What the LSTM makes of conditions, `[conditions, condition]`. Burn's keeps its states in the element type of the device, whatever the heads' is.
     fn read(&self, conditions: &[Vec<u32>]) -> Tensor<2> {
         let longest = conditions.iter().map(Vec::len).max().unwrap_or(0).max(1);
         // What stands behind a text's last token comes after the state that is looked at.
@@ -288,7 +288,8 @@ impl Ke {
         };
         let forwards = last(self.network.forwards.forward(padded(false), None).0);
         let backwards = last(self.network.backwards.forward(padded(true), None).0);
-        activation::tanh(self.network.summary.forward(Tensor::cat(vec![forwards, backwards], 1)))
+        let read = activation::tanh(self.network.summary.forward(Tensor::cat(vec![forwards, backwards], 1)));
+        self.network.heads.first().map_or(read.clone(), |head| read.cast(head.inner.bias.val().dtype()))
     }
 
     /// The deltas of `edits` edits: `A [edits, d_in, rank]`, `B [edits, rank, d_out]` for each matrix, differentiable with respect to the

@@ -314,7 +314,7 @@ impl EnnTrainer {
 /// The share of an edit's own step at which gradients are taken for its curvature: the error is the square of it, and what rounding leaves divided by it.
 const EXACT: f64 = 1e-5;
 /// The same in 32 bits.
-const COARSE: f64 = 3e-2;
+const COARSE: f64 = 1e-2;
 
 impl LearnedEditor for EnnTrainer {
     type Network = EnnNetwork;
@@ -423,8 +423,7 @@ impl LearnedEditor for EnnTrainer {
         let records: Vec<(usize, &EditRecord)> = records.iter().enumerate().collect();
         let summary =
             summarize(&probe_table(&self.loss.base, &self.adapted(&self.loss.base)?, &records, Limits::default())?);
-        let figures =
-            [("locality of adapting alone", summary.locality), ("drawdown of adapting alone", summary.drawdown)];
+        let figures = [("adapted_locality", summary.locality), ("adapted_drawdown", summary.drawdown)];
         Ok(figures.into_iter().filter_map(|(name, figure)| Some((name, figure?))).collect())
     }
 }

@@ -145,6 +145,9 @@ impl methods::Training for Training {
         let loss: KeLossSettings = choice::read("loss", sections.loss, sections.origin)?;
         loss.mend.check(sections.loss)?;
         choice::check("loss", sections.loss, loss.constraint)?;
+        if loss.constraint == Constraint::Margin && sections.loss.contains_key("edit") {
+            return Err(choice::unused("loss", "edit", "constraint = \"margin\"", "constraint = \"penalty\""));
+        }
         within("loss.smoothing", loss.smoothing, 0.0, 0.99)?;
         let Margin { margin, smallest_margin, margin_decay, margin_success, largest_multiplier } = loss.margin;
         within("loss.margin", margin, 0.0, 1e6)?;

@@ -10,6 +10,7 @@ mod edits;
 mod forms;
 mod hostile_files;
 mod in_context;
+mod learned;
 mod locate;
 mod memory;
 mod memory_input;

@@ -85,6 +85,33 @@ fn rledit_killed_again_and_again() {
     kill_again_and_again(&place, &place.gpt2_config(), &settings);
 }
 
+/// The same for KE, whose multiplier and margin move on the way, and for ENN, whose base does.
+#[test]
+fn ke_killed_again_and_again() {
+    let place = TestFolder::new();
+    let own = [
+        "editor.method=ke",
+        "editor.rank=",
+        "editor.initial_edit_rate=",
+        "editor.hidden=6",
+        "editor.condition=8",
+        "editor.scale=50",
+        "train.edit_rate_learning_rate=",
+        "loss.margin=0.5",
+        "loss.margin_success=0.0",
+    ];
+    let rest = EVERYTHING.iter().copied().filter(|set| !set.starts_with("editor."));
+    kill_again_and_again(&place, &place.gpt2_config(), &rest.chain(own).collect::<Vec<_>>());
+}
+
+#[test]
+fn enn_killed_again_and_again() {
+    let place = TestFolder::new();
+    let own = ["editor.method=enn", "editor.rank=", "editor.steps=2"];
+    let rest = EVERYTHING.iter().copied().filter(|set| !set.starts_with("editor."));
+    kill_again_and_again(&place, &place.gpt2_config(), &rest.chain(own).collect::<Vec<_>>());
+}
+
 /// What a sequence has edited in until Ctrl-C is kept where --save names a file.
 #[test]
 fn a_sequence_interrupted_by_control_c() {

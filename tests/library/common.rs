@@ -206,12 +206,18 @@ pub fn shaken<E: LearnedEditor>(trainer: &mut E, size: f64) {
     trainer.set_network(network);
 }
 
-/// Sees that the gradient of a training's loss is that of finite differences, at three elements of each parameter; `most` is the difference against the
-/// parameter's largest element.
-pub fn check_gradient<E: LearnedEditor>(trainer: &E, records: &[EditRecord], most: f64, what: &str) {
+/// Sees that the gradient of a training's loss is that of finite differences, at three elements of each of the parameters `of`; `most` is the difference
+/// against the parameter's largest element.
+pub fn check_gradient<E: LearnedEditor>(
+    trainer: &E,
+    of: fn(&str) -> bool,
+    records: &[EditRecord],
+    most: f64,
+    what: &str,
+) {
     let value = |trainer: &E| trainer.clone().loss(records, &mut random::stream(1, "draw", 0)).unwrap();
     let found = value(trainer);
-    for name in parameters::collect(trainer.network()).into_keys() {
+    for name in parameters::collect(trainer.network()).into_keys().filter(|name| of(name)) {
         let tensors = parameters::collect(trainer.network());
         let count = tensors[&name].num_elements();
         let id = parameters::stable_id(&name);

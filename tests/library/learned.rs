@@ -49,7 +49,9 @@ fn kes_gradient_is_that_of_finite_differences() {
         let loss = format!("{loss}\n{TEXT}");
         let mut trainer = begun::<ke::Training>(&format!("{small}{editor}"), &loss, "", together, DType::F64);
         shaken(&mut trainer, 0.3);
-        check_gradient(&trainer, &records(), 1e-4, &format!("{editor} {loss}"));
+        // The LSTM is Burn's, in 32 bits.
+        let ours = |name: &str| name.contains("heads") || name == "multiplier";
+        check_gradient(&trainer, ours, &records(), 1e-4, &format!("{editor} {loss}"));
     }
 }
 
@@ -100,7 +102,7 @@ fn enns_second_order_is_that_of_finite_differences() {
     ] {
         let mut trainer = begun::<enn::Training>(editor, &format!("{loss}\n{terms}"), "", together, DType::F64);
         shaken(&mut trainer, 0.05);
-        check_gradient(&trainer, &records(), 1e-6, &format!("{editor} {loss}"));
+        check_gradient(&trainer, |_| true, &records(), 1e-6, &format!("{editor} {loss}"));
     }
 }
 
