@@ -38,7 +38,11 @@ fn run(model: &str) -> emend::Result<()> {
         let of = |steps: usize| trained(model, method, &format!("{layers:?}"), gate, steps);
         let (few, many) = (of(STEPS[0])?, of(STEPS[1])?);
         let records = 8.0 * (STEPS[1] - STEPS[0]) as f64;
-        println!("    {method:<6} {:>7.2} GB at its peak   {:>7.3} CPU-seconds a record", many.0, (many.1 - few.1) / records);
+        println!(
+            "    {method:<6} {:>7.2} GB at its peak   {:>7.3} CPU-seconds a record",
+            many.0,
+            (many.1 - few.1) / records
+        );
     }
     Ok(())
 }

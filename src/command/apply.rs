@@ -400,7 +400,16 @@ impl Job<'_> {
     fn finish(&self, applied: Applied<Look>) -> Result<Done> {
         let Applied { mut looks, end } = applied;
         let mut ratios: Vec<f64> = looks.iter().filter_map(|look| look.perplexity_ratio).collect();
-        let mut saved: Vec<PathBuf> = looks.iter_mut().filter_map(|look| look.saved.take()).collect();
+        let mut saved: Vec<PathBuf> = vec![];
+        if let Some(path) = &self.args.save {
+            // The base as the editor adapted it is one more edit, which its own lie on.
+            for edit in &self.adapted.edits()[self.before.edits().len()..] {
+                let path = beside(path, "adapted");
+                edit.save(&path)?;
+                saved.push(path);
+            }
+        }
+        saved.extend(looks.iter_mut().filter_map(|look| look.saved.take()));
         let (seen, end) = match end {
             None => {
                 let only = looks.iter_mut().find_map(|look| look.only.take());
@@ -429,14 +438,6 @@ impl Job<'_> {
                 (seen, Some((edit, after)))
             }
         };
-        if let Some(path) = &self.args.save {
-            // The base as the editor adapted it is one more edit, which its own lie on.
-            for edit in &self.adapted.edits()[self.before.edits().len()..] {
-                let path = beside(path, "adapted");
-                edit.save(&path)?;
-                saved.insert(0, path);
-            }
-        }
         let mut exported = vec![];
         if let Some((edit, after)) = end {
             // What a memory cannot be asked was not added to it.

@@ -232,7 +232,7 @@ impl Trainer for Run<'_> {
         trainer.limits.rivals = probes.flatten().any(|probe| probe.rival.is_some());
         let rows = trainer.evaluate(&test)?;
         let summary = summarize(&rows);
-        let own = trainer.editor.examine(&test)?;
+        let own = trainer.editor.examine(&test, trainer.limits)?;
         let mut perplexity = None;
         if let Some(text) = &test_text {
             let ratio = trainer.perplexity_ratio(&test, text)?;

@@ -100,12 +100,13 @@ pub fn curves(
     let mut points = read(path)?;
     points.retain(|point| point.error.is_none() && made_of.contains(&point.made_of));
     let cases: Vec<Vec<EditRequest>> = records.iter().map(EditRequest::of_case).collect();
+    let adapted = editor.adapted(base)?;
     for mode in [Mode::Batch, Mode::Sequential] {
         let known: Vec<bool> = made_of
             .iter()
             .map(|made_of| points.iter().any(|point| point.mode == mode.name() && point.made_of == *made_of))
             .collect();
-        let mut sequence = EditedByMany::new(base);
+        let mut sequence = EditedByMany::new(&adapted);
         for (place, &edits) in sizes.iter().enumerate() {
             // A sequence is made again from its beginning, up to the last point that is left.
             if known[place] && (mode == Mode::Batch || known[place..].iter().all(|known| *known)) {
@@ -114,7 +115,7 @@ pub fn curves(
             }
             let cases = &cases[..edits];
             let edited = match mode {
-                Mode::Batch => EditedByMany::at_once(editor, base, cases)?,
+                Mode::Batch => EditedByMany::at_once(editor, &adapted, cases)?,
                 _ => {
                     sequence.continue_with(editor, cases, &mut |_, _| Ok(()))?;
                     sequence.clone()

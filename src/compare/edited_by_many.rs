@@ -112,8 +112,7 @@ impl EditedByMany {
 
 /// A model with one more edit.
 pub(super) fn with_one_edit(editor: &dyn Editor, on: &Edited, requests: &[EditRequest]) -> Result<Edited> {
-    let on = editor.adapted(on)?;
-    let edit = edited_by(editor, &on, requests)?;
+    let edit = edited_by(editor, on, requests)?;
     if !edit.is_finite() {
         return Err(Error::Input("the edit holds values that are not finite".into()));
     }

@@ -104,11 +104,13 @@ pub fn run(
     let (clock, mut looking) = (Instant::now(), Duration::ZERO);
     // What the model says right after each edit of a sequence, by the number of the case.
     let mut right_after: BTreeMap<usize, Vec<ProbeRow>> = BTreeMap::new();
+    // What edits are made on; looks compare with the base itself.
+    let adapted = editor.adapted(base)?;
     let edited = match mode {
         Mode::Single => None,
-        Mode::Batch => Some(EditedByMany::at_once(editor, base, &cases)?),
+        Mode::Batch => Some(EditedByMany::at_once(editor, &adapted, &cases)?),
         Mode::Sequential => {
-            let mut edited = EditedByMany::new(base);
+            let mut edited = EditedByMany::new(&adapted);
             edited.continue_with(editor, &cases, &mut |number, after| {
                 let clock = Instant::now();
                 if left.contains(&number) {
@@ -147,7 +149,7 @@ pub fn run(
             }
             None => {
                 let clock = Instant::now();
-                let after = with_one_edit(editor, base, &cases[number]);
+                let after = with_one_edit(editor, &adapted, &cases[number]);
                 let seconds = clock.elapsed().as_secs_f64();
                 let changed = || after.and_then(|after| changed(after, number < looks.perplexity));
                 write(number, 1, seconds, Box::new(changed))

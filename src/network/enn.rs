@@ -265,10 +265,19 @@ pub fn joined(lists: Vec<Factors>) -> Factors {
     (Tensor::cat(u, 0), Tensor::cat(delta, 0), owners)
 }
 
+/// Whether a model holds an adaptation by now: by itself or joined with others; written by another version of the program or for another base it
+/// has another id, and is known by its archive.
+fn lies_under(adaptation: &Edit, model: &Edited) -> bool {
+    let archive = |edit: &Edit| edit.provenance.settings.get("archive_fingerprint").cloned();
+    let adapts = |edit: &Edit| edit.provenance.method == NAME && !edit.provenance.findings["adapts"].is_null();
+    model.edits().iter().any(|edit| {
+        edit.parts().any(|id| id == adaptation.id()) || adapts(edit) && archive(edit) == archive(adaptation)
+    })
+}
+
 impl Editor for Enn {
     fn edit(&self, model: &Edited, requests: &[EditRequest]) -> Result<Edit> {
-        let known = self.adaptation.as_ref();
-        if known.is_some_and(|adaptation| !model.edit_ids().iter().any(|id| id == adaptation.id())) {
+        if self.adaptation.as_ref().is_some_and(|adaptation| !lies_under(adaptation, model)) {
             let message = "enn takes its steps on the base that it adapted, and the model is not adapted yet; Editor::adapted does that";
             return Err(Error::Input(message.into()));
         }
@@ -281,9 +290,7 @@ impl Editor for Enn {
 
     fn adapted(&self, model: &Edited) -> Result<Edited> {
         match &self.adaptation {
-            Some(adaptation) if !model.edit_ids().iter().any(|id| id == adaptation.id()) => {
-                model.with(adaptation.clone())
-            }
+            Some(adaptation) if !lies_under(adaptation, model) => model.with(adaptation.clone()),
             _ => Ok(model.clone()),
         }
     }

@@ -340,7 +340,9 @@ impl Ke {
             Gradient::Raw => vec![1.0; requests],
             Gradient::Unit => {
                 let squares = products(factors, factors, requests);
-                squares.into_iter().map(|square| square.max(f64::MIN_POSITIVE).sqrt()).collect()
+                // What is below all numbers of the network's type has no direction.
+                let size = |square: f64| if square > f64::from(f32::MIN_POSITIVE) { square.sqrt() } else { 1.0 };
+                squares.into_iter().map(size).collect()
             }
         };
         Tensor::from_data(TensorData::new(sizes, [requests, 1]), place)

@@ -90,7 +90,11 @@ impl LearnedEditorSettings {
                 Matrices::new(layers, weights, work.spec)?.bytes_of_capture(work, requests)
             }
         };
-        Ok(OfEditor { kept: network, edit })
+        Ok(match self {
+            // The matrices stand adapted beside the base's, and once more with an edit in them.
+            LearnedEditorSettings::Enn(_) => OfEditor { kept: 2 * network, edit: edit + network },
+            _ => OfEditor { kept: network, edit },
+        })
     }
 }
 

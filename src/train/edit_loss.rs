@@ -16,7 +16,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use super::learned::Watch;
-use super::loss::{EditAndLocality, Reads, Weights, check_classes, check_weights, edit_and_locality};
+use super::loss::{EditAndLocality, Reads, Weights, check_weights, edit_and_locality};
 use super::lower_layers::LowerLayers;
 use super::mend::MendLossSettings;
 use super::methods::Beginning;
@@ -93,9 +93,8 @@ impl EditLoss {
     /// Does once what is constant in a training of `draws` records: `memory` GB of hidden states below the edits are kept.
     ///
     /// # Errors
-    /// A class of `loss.mix` that no record has, a record that cannot be tokenised, an interruption.
+    /// A record that cannot be tokenised, an interruption.
     pub fn prepare(&mut self, source: &Source, draws: u64, memory: f64, watch: Watch<'_>) -> Result<()> {
-        check_classes(&self.settings.near.mix, source)?;
         if memory == 0.0 {
             return Ok(());
         }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::edit_loss::{EditLoss, Look, PARTS, RecordTexts};
 use super::learned::{Group, LearnedEditor, StepLoss, Watch};
+use super::loss::check_classes;
 use super::mend::{MendLossSettings, held_of_step};
 use super::methods::{self, Beginning, Planned, Sections, TESTING, TRAINING};
 use super::settings::Together;
@@ -75,19 +76,13 @@ pub struct Margin {
     pub margin_decay: f64,
     /// How many are enough: their share.
     pub margin_success: f64,
-    /// The multiplier at which a training ends: so much does not hold the margin.
+    /// The multiplier rises no further. A training at whose every step the constraint is broken even so ends: the margin cannot be met.
     pub largest_multiplier: f64,
 }
 
 impl Default for Margin {
     fn default() -> Self {
-        Margin {
-            margin: 1e-3,
-            smallest_margin: 1e-5,
-            margin_decay: 0.8,
-            margin_success: 0.9,
-            largest_multiplier: 1000.0,
-        }
+        Margin { margin: 1e-3, smallest_margin: 1e-5, margin_decay: 0.8, margin_success: 0.9, largest_multiplier: 50.0 }
     }
 }
 
@@ -100,6 +95,22 @@ impl Choice for Constraint {
             Constraint::Margin => fields::<Margin>(),
             Constraint::Penalty => &[],
         }
+    }
+}
+
+impl KeLossSettings {
+    fn check_margin(&self) -> Result<()> {
+        let Margin { margin, smallest_margin, margin_decay, margin_success, largest_multiplier } = self.margin;
+        if self.mend.near() == 0 {
+            let message = "loss.locality and loss.out_of_scope must be above 0: the constraint is about texts out of scope, and its multiplier begins at loss.locality; \
+                           constraint = \"penalty\" wants neither";
+            return Err(Error::Config(message.into()));
+        }
+        within("loss.margin", margin, 0.0, 1e6)?;
+        within("loss.smallest_margin", smallest_margin, 0.0, margin)?;
+        within("loss.margin_decay", margin_decay, 0.0, 1.0)?;
+        within("loss.margin_success", margin_success, 0.0, 1.0)?;
+        within("loss.largest_multiplier", largest_multiplier, self.mend.locality, 1e12)
     }
 }
 
@@ -149,13 +160,15 @@ impl methods::Training for Training {
             return Err(choice::unused("loss", "edit", "constraint = \"margin\"", "constraint = \"penalty\""));
         }
         within("loss.smoothing", loss.smoothing, 0.0, 0.99)?;
-        let Margin { margin, smallest_margin, margin_decay, margin_success, largest_multiplier } = loss.margin;
-        within("loss.margin", margin, 0.0, 1e6)?;
-        within("loss.smallest_margin", smallest_margin, 0.0, margin)?;
-        within("loss.margin_decay", margin_decay, 0.0, 1.0)?;
-        within("loss.margin_success", margin_success, 0.0, 1.0)?;
-        within("loss.largest_multiplier", largest_multiplier, loss.mend.locality, 1e12)?;
         let train: KeTrainSettings = choice::read("train", sections.train, sections.origin)?;
+        match loss.constraint {
+            Constraint::Margin => loss.check_margin()?,
+            Constraint::Penalty if sections.train.contains_key("multiplier_learning_rate") => {
+                let (chosen, using) = ("loss.constraint = \"penalty\"", "loss.constraint = \"margin\"");
+                return Err(choice::unused("train", "multiplier_learning_rate", chosen, using));
+            }
+            Constraint::Penalty => {}
+        }
         within("train.hidden_memory_gb", train.hidden_memory_gb, 0.0, 1e6)?;
         within("train.multiplier_learning_rate", train.multiplier_learning_rate, 0.0, 1e6)?;
         Ok(Training { editor: KeSettings::read(sections.editor, sections.origin)?, loss, train })
@@ -179,7 +192,7 @@ impl methods::Training for Training {
 
     fn begin(&self, beginning: &Beginning<'_>) -> Result<KeTrainer> {
         let Beginning { base, settings, place, .. } = beginning;
-        let ke = Ke::new(self.editor.clone(), base.base(), *place)?;
+        let mut ke = Ke::new(self.editor.clone(), base.base(), *place)?;
         let loss = EditLoss::new((*base).clone(), ke.matrices().lowest_layer(), self.loss.mend.clone())?;
         let mut loss = loss.reading(beginning)?;
         loss.weights.smoothing = self.loss.smoothing;
@@ -187,18 +200,25 @@ impl methods::Training for Training {
             loss.weights.edit = 1.0;
         }
         let multiplier = Tensor::full([1], self.loss.mend.locality, *place);
-        let network = Constrained { network: ke.network.clone(), multiplier: Param::from_tensor(multiplier) };
+        let trained = Constrained { network: ke.network, multiplier: Param::from_tensor(multiplier) };
+        let trained = parameters::with_stable_ids(trained);
+        // With the same ids, under which an optimiser's state finds what a snapshot puts back.
+        ke.network = trained.network.clone();
         Ok(KeTrainer {
             ke,
-            trained: parameters::with_stable_ids(network),
+            trained,
             loss,
             margin: self.loss.margin.margin,
+            broken: 0,
             together: settings.edits_together,
             learning_rate: settings.learning_rate,
             own: self.clone(),
         })
     }
 }
+
+/// Steps in a row after which a constraint that is broken all the time cannot be met.
+const HOPELESS: usize = 20;
 
 /// What is trained: the network, and the multiplier of its constraint.
 #[derive(Module, Debug)]
@@ -218,6 +238,8 @@ pub struct KeTrainer {
     loss: EditLoss,
     /// m
     margin: f64,
+    /// Steps in a row at which the constraint was broken though α could rise no further.
+    broken: usize,
     together: Together,
     learning_rate: f64,
     own: Training,
@@ -264,8 +286,9 @@ impl LearnedEditor for KeTrainer {
 
     fn set_network(&mut self, mut network: Constrained) {
         // α ≥ 0: a constraint that is met with room to spare is not to be broken on purpose.
+        let most = self.own.loss.margin.largest_multiplier;
         network.multiplier =
-            network.multiplier.map(|multiplier| Tensor::from_inner(multiplier.inner().clamp_min(0.0)).require_grad());
+            network.multiplier.map(|multiplier| Tensor::from_inner(multiplier.inner().clamp(0.0, most)).require_grad());
         self.ke.network = network.network.clone();
         self.trained = network;
     }
@@ -294,6 +317,7 @@ impl LearnedEditor for KeTrainer {
     }
 
     fn prepare(&mut self, source: &Source, draws: u64, watch: Watch<'_>) -> Result<()> {
+        check_classes(&self.loss.settings.near.mix, source)?;
         self.loss.prepare(source, draws, self.own.train.hidden_memory_gb, watch)
     }
 
@@ -327,10 +351,12 @@ impl LearnedEditor for KeTrainer {
         if self.constrained() {
             let broken = terms.kl - self.margin;
             let most = self.own.loss.margin.largest_multiplier;
-            if broken > 0.0 && self.loss.weights.locality >= most {
+            let hopeless = broken > 0.0 && self.loss.weights.locality >= most;
+            self.broken = if hopeless { self.broken + 1 } else { 0 };
+            if self.broken >= HOPELESS {
                 return Err(Error::Training(format!(
-                    "the constraint is not met: out of scope the KL divergence is {:.1e}, above the margin of {:.1e}, though its multiplier \
-                     has risen to {most}; raise loss.margin (or loss.smallest_margin), lower editor.scale, or take constraint = \"penalty\"",
+                    "the constraint was broken for {HOPELESS} steps: out of scope the KL divergence is {:.1e}, above the margin of {:.1e}, though its \
+                     multiplier has risen to {most}; raise loss.margin (or loss.smallest_margin), lower editor.scale, or take constraint = \"penalty\"",
                     terms.kl, self.margin
                 )));
             }
@@ -358,6 +384,7 @@ impl LearnedEditor for KeTrainer {
         let mut tensors = self.ke.tensors();
         tensors.insert(format!("{CONSTRAINT}multiplier"), self.trained.multiplier.val().inner().into_data());
         tensors.insert(format!("{CONSTRAINT}margin"), TensorData::new(vec![self.margin], [1]));
+        tensors.insert(format!("{CONSTRAINT}broken"), TensorData::new(vec![self.broken as f64], [1]));
         tensors
     }
 
@@ -370,6 +397,7 @@ impl LearnedEditor for KeTrainer {
         };
         let (multiplier, margin) = (of("multiplier")?, of("margin")?);
         self.margin = margin.iter::<f64>().sum();
+        self.broken = of("broken")?.iter::<f64>().sum::<f64>() as usize;
         self.ke = self.ke.clone().restored(tensors)?;
         let known = self.trained.multiplier.val();
         let multiplier = Tensor::<1>::from_data(multiplier, (&known.device(), known.dtype()));

@@ -13,6 +13,7 @@ use crate::data::source::Source;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::Result;
 use crate::evaluate::Summary;
+use crate::evaluate::probes::Limits;
 
 /// An editor whose network is trained. Cheap to clone: tensors are shared.
 pub trait LearnedEditor: Clone + Send + Sync {
@@ -101,12 +102,12 @@ pub trait LearnedEditor: Clone + Send + Sync {
     /// How many neighbours of each locality class a record is drawn with.
     fn neighbours(&self) -> usize;
 
-    /// Figures of its own on records it did not learn from, as shares from 0 to 1.
+    /// Figures of its own on records it did not learn from, as shares from 0 to 1; `limits` are those of the test.
     ///
     /// # Errors
     /// A record that the model cannot take.
-    fn examine(&self, records: &[EditRecord]) -> Result<Vec<(&'static str, f64)>> {
-        let _ = records;
+    fn examine(&self, records: &[EditRecord], limits: Limits) -> Result<Vec<(&'static str, f64)>> {
+        let _ = (records, limits);
         Ok(vec![])
     }
 }

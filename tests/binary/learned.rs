@@ -40,6 +40,14 @@ fn enns_edit_is_two_edits() {
     let output = run(&["predict", "--model", text(&model), "--prompt", "Ost is", "--edit", text(&saved)]);
     let warned = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(warned.contains("computed on an edit that is not laid under it"), "{warned}");
+    // The adapted base is not laid twice: not where it lies by itself, nor where it was joined with an edit.
+    let (joined, again) = (place.path("joined.edit.safetensors"), place.path("again.edit.safetensors"));
+    stdout(&run(&["squash", text(&adapted), text(&saved), "--out", text(&joined)]));
+    for under in [&adapted, &joined] {
+        let more = ["--edit", text(under), "--save", text(&again)];
+        let found = json(&[&request[..], &more].concat());
+        assert_eq!(found["saved"].as_array().unwrap().len(), 1, "{}", under.display());
+    }
     // In a batch and in a sequence as well, and as a checkpoint, where it is all in the weights.
     let (facts, all) = (place.path("facts.json"), place.path("all.edit.safetensors"));
     for mode in ["batch", "sequential"] {
@@ -97,8 +105,23 @@ fn what_they_refuse() {
         2,
         &["loss.margin", "penalty", "margin"],
     );
+    refused(&[&KE[..], &["loss.out_of_scope=0"]].concat(), 2, &["loss.out_of_scope", "penalty"]);
+    let rate = ["loss.constraint=penalty", "train.multiplier_learning_rate=1"];
+    refused(&[&KE[..], &rate].concat(), 2, &["train.multiplier_learning_rate", "penalty"]);
+    refused(&[&ENN[..], &["loss.locality=0"]].concat(), 2, &["loss.base", "loss.locality"]);
+    refused(&[&ENN[..], &["model.dtype=bf16"]].concat(), 2, &["train.second_order", "f32"]);
     refused(&[&KE[..], &["loss.smallest_margin=1"]].concat(), 2, &["loss.smallest_margin"]);
     refused(&[&KE[..], &["editor.weights=[\"mlp.gate\"]"]].concat(), 2, &["mlp.gate"]);
+
+    // Each knows the base that it was trained on.
+    let other = place.copy_of("llama-tiny");
+    for (name, own) in [("ke-archive", &KE[..]), ("enn-archive", &ENN[..])] {
+        let archive = place.path(name);
+        stdout(&run(&training(&config, &archive, &sets(own))));
+        let apply =
+            ["apply", "--archive", text(&archive), "--model", text(&other), "--prompt", "Ost is", "--target", "Vell"];
+        one_line_error(&run(&apply), 1, &["base"]);
+    }
 
     // Weights that an archive's settings name and that were not trained are named.
     let archive = place.path("enn");

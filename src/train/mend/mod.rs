@@ -31,6 +31,7 @@ use crate::plan::Held;
 use crate::sections::choice::fields;
 use crate::train::edit_loss::{EditLoss, Look, PARTS, RecordTexts, Terms};
 use crate::train::learned::{Group, LearnedEditor, StepLoss, Watch};
+use crate::train::loss::check_classes;
 use crate::train::methods::{self, Beginning, Planned, Sections};
 use crate::train::rledit::{Compat, Episode};
 use crate::train::settings::Together;
@@ -220,6 +221,7 @@ impl LearnedEditor for MendTrainer {
     }
 
     fn prepare(&mut self, source: &Source, draws: u64, watch: Watch<'_>) -> Result<()> {
+        check_classes(&self.loss.settings.near.mix, source)?;
         if self.mend.settings.aggregation == Aggregation::NormalEquations {
             let together = source.draws(0, 0, self.together.most, 0);
             let tokens = together.iter().map(|record| self.edit_tokens(record)).collect::<Result<Vec<_>>>()?;

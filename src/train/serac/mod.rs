@@ -37,6 +37,7 @@ use crate::data::unicode;
 use crate::edit::likelihood::check_targets;
 use crate::edit::{Edit, EditRequest, Edited};
 use crate::error::{Error, Result};
+use crate::evaluate::probes::Limits;
 use crate::model::sentences::nearest;
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::{Continuation, Tokenizer};
@@ -540,7 +541,7 @@ impl LearnedEditor for SeracTrainer {
 
     /// The classifier's accuracy on each record's edit: questions in scope (its own, rephrases, consequences), and out of it (its
     /// locality prompts, and mined ones among the questions of the other records). Balanced: the mean of the two shares.
-    fn examine(&self, records: &[EditRecord]) -> Result<Vec<(&'static str, f64)>> {
+    fn examine(&self, records: &[EditRecord], _limits: Limits) -> Result<Vec<(&'static str, f64)>> {
         let route = self.route()?;
         let texts: Vec<&str> = records.iter().map(|record| record.prompt.as_str()).collect();
         let near = match records.len() {
