@@ -87,6 +87,9 @@ fn edit(path: &Path) -> Result<(String, Value)> {
     if !provenance.computed_on.is_empty() {
         text += &format!("computed on the edits {}\n", provenance.computed_on.join(", "));
     }
+    if let Some(what) = provenance.findings["adapts"].as_str() {
+        text += &format!("adapts {what}\n");
+    }
     if let Some(chat) = provenance.requests.iter().find_map(|request| request.chat.as_ref()) {
         let system = chat.system.as_ref().map_or(String::new(), |text| format!(", with the system's text {text:?}"));
         text += &format!("made for a chat{system}: ask with --chat\n");

@@ -34,7 +34,9 @@ fn enns_edit_is_two_edits() {
     let base = says(&[]);
     let (alone, both) = (says(&[text(&adapted)]), says(&[text(&adapted), text(&saved)]));
     assert!(base != alone && alone != both);
-    // The edit knows what it lies on.
+    // The edit knows what it lies on, and that says what it is.
+    let told = stdout(&run(&["inspect", text(&adapted)]));
+    assert!(told.contains("adapts the base"), "{told}");
     let on = json(&["inspect", text(&adapted)])["id"].clone();
     assert_eq!(json(&["inspect", text(&saved)])["provenance"]["computed_on"][0], on);
     let output = run(&["predict", "--model", text(&model), "--prompt", "Ost is", "--edit", text(&saved)]);
@@ -92,9 +94,14 @@ fn what_they_refuse() {
         one_line_error(&run(&training(&config, &out, &sets(own))), code, parts);
     };
     // A margin that cannot be met ends the training, with what would help.
-    let hopeless =
-        ["loss.margin=0", "loss.smallest_margin=0", "loss.largest_multiplier=1.0", "train.multiplier_learning_rate=1"];
-    refused(&[&KE[..], &hopeless].concat(), 1, &["the constraint is not met", "margin", "raise loss.margin"]);
+    let hopeless = [
+        "train.max_steps=60",
+        "loss.margin=0",
+        "loss.smallest_margin=0",
+        "loss.largest_multiplier=1.0",
+        "train.multiplier_learning_rate=1",
+    ];
+    refused(&[&KE[..], &hopeless].concat(), 1, &["the constraint was broken for 20 steps", "raise loss.margin"]);
     refused(&[&ENN[..], &["editor.steps=0"]].concat(), 2, &["editor.steps = 0", "at least one"]);
     refused(&[&ENN[..], &["editor.initial_edit_rate=-1"]].concat(), 2, &["editor.initial_edit_rate", "above 0"]);
     let without_scale: Vec<&str> = KE.iter().copied().filter(|set| !set.starts_with("editor.scale")).collect();

@@ -87,7 +87,7 @@ fn rledit_killed_again_and_again() {
 
 /// The same for KE, whose multiplier and margin move on the way, and for ENN, whose base does.
 #[test]
-fn ke_killed_again_and_again() {
+fn ke_interrupted_by_control_c() {
     let place = TestFolder::new();
     let own = [
         "editor.method=ke",
@@ -101,15 +101,15 @@ fn ke_killed_again_and_again() {
         "loss.margin_success=0.0",
     ];
     let rest = EVERYTHING.iter().copied().filter(|set| !set.starts_with("editor."));
-    kill_again_and_again(&place, &place.gpt2_config(), &rest.chain(own).collect::<Vec<_>>());
+    interrupt(&place, &place.gpt2_config(), &rest.chain(own).collect::<Vec<_>>());
 }
 
 #[test]
-fn enn_killed_again_and_again() {
+fn enn_interrupted_by_control_c() {
     let place = TestFolder::new();
     let own = ["editor.method=enn", "editor.rank=", "editor.steps=2"];
     let rest = EVERYTHING.iter().copied().filter(|set| !set.starts_with("editor."));
-    kill_again_and_again(&place, &place.gpt2_config(), &rest.chain(own).collect::<Vec<_>>());
+    interrupt(&place, &place.gpt2_config(), &rest.chain(own).collect::<Vec<_>>());
 }
 
 /// What a sequence has edited in until Ctrl-C is kept where --save names a file.
