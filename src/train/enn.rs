@@ -6,7 +6,7 @@
 //! L = c_edit · −ln p(target | rephrase; W_k) + c_loc · KL(p(· | x_loc; W) ‖ p(· | x_loc; W_k)) + c_base · KL(p(· | x_loc; W₀) ‖ p(· | x_loc; W))
 //! ```
 //!
-//! and running text as [`super::edit_loss`] has it, against W₀. The first KL term holds an edit to the model as it is now, which is its constant; the last holds this to what
+//! and running text as `train/edit_loss.rs` has it, against W₀. The first KL term holds an edit to the model as it is now, which is its constant; the last holds this to what
 //! it once was.
 //!
 //! Its gradient is put together by hand. Of every matrix a pass gives `G = Σ uᵀδ` as its tokens' factors, so that nothing but factors is kept. With

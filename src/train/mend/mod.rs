@@ -1,4 +1,4 @@
-//! MEND as it is trained (Mitchell et al., 2022): [`super::edit_loss`] of `W̃ = W − α ũᵀδ̃`.
+//! MEND as it is trained (Mitchell et al., 2022): `train/edit_loss.rs` of `W̃ = W − α ũᵀδ̃`.
 //!
 //! u and δ are constants of the outer loop, so one backward pass through the edited layers, with the deltas as factors
 //! `(x·A)·B`, gives the network's gradient exactly; no second derivative is needed.
@@ -119,7 +119,7 @@ impl MendTrainer {
     /// The same with the windows of `loss.text`.
     ///
     /// # Errors
-    /// As [`Windows::open`].
+    /// A text that cannot be read or has no window; a ridge of text where there is none.
     pub fn reading(self, beginning: &Beginning<'_>) -> Result<Self> {
         let loss = self.loss.reading(beginning)?;
         if loss.text.is_none() && self.mend.settings.normal.ridge == Ridge::Text {
