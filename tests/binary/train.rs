@@ -100,7 +100,10 @@ fn settings_that_nothing_uses_are_refused() {
         (
             &serac,
             &["train.hidden_memory_gb=1.0"],
-            &["train.hidden_memory_gb: editor.method = \"serac\"", "\"mend\" or \"malmen\" or \"rledit\" or \"ke\" or \"enn\" does"],
+            &[
+                "train.hidden_memory_gb: editor.method = \"serac\"",
+                "\"mend\" or \"malmen\" or \"rledit\" or \"ke\" or \"enn\" does",
+            ],
         ),
         (&serac, &["train.edit_rate_learning_rate=0.1"], &["train.edit_rate_learning_rate: editor.method = \"serac\""]),
         (
