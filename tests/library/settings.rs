@@ -245,7 +245,8 @@ fn every_shipped_config_is_read() {
         let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".toml")) else {
             continue;
         };
-        let trained = ["mend-", "malmen-", "rledit-", "serac-"].iter().any(|method| name.starts_with(method));
+        let trained =
+            ["mend-", "malmen-", "rledit-", "serac-", "ke-", "enn-"].iter().any(|method| name.starts_with(method));
         let outcome = match name {
             "pocket.toml" | "pocket-t5.toml" | "pocket-claims.toml" => {
                 emend::config::pretrain::Config::read(&path, &[]).map(|_| ())
