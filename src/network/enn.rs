@@ -12,14 +12,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::learned::Stored;
-use super::matrices::{EditTokens, Factors, Matrices, by_owner};
+use super::matrices::{EditTokens, Matrices};
 use super::parameters;
-use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, PassChange, Provenance, RecordDeltas};
+use crate::edit::{Change, Delta, Edit, EditRequest, Edited, Editor, PassChange, Provenance};
 use crate::error::{Error, Result};
 use crate::model::stack::spec::DecoderSpec;
 use crate::model::tokenizer::Continuation;
@@ -228,41 +228,6 @@ impl Enn {
         self.network = parameters::restore(self.network, named.collect())?;
         Ok(self)
     }
-}
-
-/// Gradients of some owners as deltas of rows: each list's with a factor for each owner, all together.
-pub fn record_deltas(matrices: &Matrices, lists: &[(&[Factors], &[Vec<f64>])], owners: usize) -> RecordDeltas {
-    let mut deltas = RecordDeltas::default();
-    for (slot, at) in matrices.each.iter().enumerate() {
-        let scaled: Vec<Factors> = lists.iter().map(|(list, factors)| scaled(&list[slot], &factors[slot])).collect();
-        if scaled.is_empty() {
-            continue;
-        }
-        let (u, delta, owner_of) = joined(scaled);
-        let [d_in, d_out] = matrices.shapes[at.shape];
-        let zero = |width: usize| Tensor::<2>::zeros([1, width], (&u.device(), u.dtype()));
-        let (index, rank) = by_owner(&owner_of, owners, 0, owner_of.len());
-        let index = Tensor::<1, Int>::from_data(index.as_slice(), &u.device());
-        let placed = |tensor: &Tensor<2>, width: usize| -> Tensor<3> {
-            Tensor::cat(vec![tensor.clone(), zero(width)], 0).select(0, index.clone()).reshape([owners, rank, width])
-        };
-        deltas.matrices.insert(at.weight, (placed(&u, d_in).swap_dims(1, 2), placed(&delta, d_out)));
-    }
-    deltas
-}
-
-/// Gradients times a factor for each owner.
-pub fn scaled((u, delta, owners): &Factors, factors: &[f64]) -> Factors {
-    let each: Vec<f64> = owners.iter().map(|&owner| factors[owner]).collect();
-    let each = Tensor::<2>::from_data(TensorData::new(each, [owners.len(), 1]), (&delta.device(), delta.dtype()));
-    (u.clone(), delta.clone() * each, owners.clone())
-}
-
-/// The sum of gradients, as a longer list.
-pub fn joined(lists: Vec<Factors>) -> Factors {
-    let owners = lists.iter().flat_map(|(_, _, owners)| owners.iter().copied()).collect();
-    let (u, delta): (Vec<_>, Vec<_>) = lists.into_iter().map(|(u, delta, _)| (u, delta)).unzip();
-    (Tensor::cat(u, 0), Tensor::cat(delta, 0), owners)
 }
 
 /// Whether a model holds an adaptation by now: by itself or joined with others; written by another version of the program or for another base it

@@ -2,14 +2,14 @@
 //!
 //! The gradient of a matrix is a sum over tokens, `Σ uᵀδ`: the input u of the matrix times the gradient δ at its output.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData};
 use faer::Mat;
 use serde::{Deserialize, Serialize};
 
 use super::normal_equations::matrix as matrix_of;
 use crate::edit::likelihood::check_targets;
 use crate::edit::loss::nll;
-use crate::edit::{EditRequest, Edited};
+use crate::edit::{EditRequest, Edited, RecordDeltas};
 use crate::error::{Error, Result};
 use crate::model::stack::sizes::Pass;
 use crate::model::stack::spec::DecoderSpec;
@@ -347,6 +347,41 @@ pub fn products((u, delta, owners): &Factors, (u_other, delta_other, others): &F
         }
     }
     sums
+}
+
+/// Gradients of some owners as deltas of rows: each list's with a factor for each owner, all together.
+pub fn record_deltas(matrices: &Matrices, lists: &[(&[Factors], &[Vec<f64>])], owners: usize) -> RecordDeltas {
+    let mut deltas = RecordDeltas::default();
+    for (slot, at) in matrices.each.iter().enumerate() {
+        let scaled: Vec<Factors> = lists.iter().map(|(list, factors)| scaled(&list[slot], &factors[slot])).collect();
+        if scaled.is_empty() {
+            continue;
+        }
+        let (u, delta, owner_of) = joined(scaled);
+        let [d_in, d_out] = matrices.shapes[at.shape];
+        let zero = |width: usize| Tensor::<2>::zeros([1, width], (&u.device(), u.dtype()));
+        let (index, rank) = by_owner(&owner_of, owners, 0, owner_of.len());
+        let index = Tensor::<1, Int>::from_data(index.as_slice(), &u.device());
+        let placed = |tensor: &Tensor<2>, width: usize| -> Tensor<3> {
+            Tensor::cat(vec![tensor.clone(), zero(width)], 0).select(0, index.clone()).reshape([owners, rank, width])
+        };
+        deltas.matrices.insert(at.weight, (placed(&u, d_in).swap_dims(1, 2), placed(&delta, d_out)));
+    }
+    deltas
+}
+
+/// Gradients times a factor for each owner.
+pub fn scaled((u, delta, owners): &Factors, factors: &[f64]) -> Factors {
+    let each: Vec<f64> = owners.iter().map(|&owner| factors[owner]).collect();
+    let each = Tensor::<2>::from_data(TensorData::new(each, [owners.len(), 1]), (&delta.device(), delta.dtype()));
+    (u.clone(), delta.clone() * each, owners.clone())
+}
+
+/// The sum of gradients, as a longer list.
+pub fn joined(lists: Vec<Factors>) -> Factors {
+    let owners = lists.iter().flat_map(|(_, _, owners)| owners.iter().copied()).collect();
+    let (u, delta): (Vec<_>, Vec<_>) = lists.into_iter().map(|(u, delta, _)| (u, delta)).unzip();
+    (Tensor::cat(u, 0), Tensor::cat(delta, 0), owners)
 }
 
 /// Where each group's tokens stand: `[groups · rank]` row numbers from `first` on, `zero` where a group has fewer than the rank.

@@ -422,6 +422,11 @@ impl RecordTexts {
     }
 }
 
+/// The edits of a step in the parts that run side by side.
+pub(super) fn side_by_side<'e, 't>(edits: &'e [&'t [RecordTexts]]) -> Vec<&'e [&'t [RecordTexts]]> {
+    edits.chunks(edits.len().div_ceil(PARTS).max(1)).collect()
+}
+
 /// The records of some edits, each with the number of its edit.
 fn of_owners<'t>(edits: &[&'t [RecordTexts]]) -> impl Iterator<Item = (usize, &'t RecordTexts)> {
     edits.iter().enumerate().flat_map(|(owner, edit)| edit.iter().map(move |texts| (owner, texts)))

@@ -26,7 +26,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::edit_loss::{EditLoss, Look, PARTS, RecordTexts, Terms};
+use super::edit_loss::{EditLoss, Look, PARTS, RecordTexts, Terms, side_by_side};
 use super::learned::{Group, LearnedEditor, StepLoss, Watch};
 use super::loss::{EditAndLocality, check_classes};
 use super::mend::{MendLossSettings, MendTrainSettings, held_of_step};
@@ -43,8 +43,8 @@ use crate::model::stack::taps::{GradientProbes, cells};
 use crate::model::tap::{Both, NoTap, Tap};
 use crate::model::tokenizer::Continuation;
 use crate::model::tokens::Tokens;
-use crate::network::enn::{Enn, EnnNetwork, EnnSettings, joined, record_deltas, scaled};
-use crate::network::matrices::{EditTokens, Factors, Matrices, products, reached};
+use crate::network::enn::{Enn, EnnNetwork, EnnSettings};
+use crate::network::matrices::{EditTokens, Factors, Matrices, joined, products, reached, record_deltas, scaled};
 use crate::network::parameters;
 use crate::parallel;
 use crate::plan::Held;
@@ -377,7 +377,7 @@ impl LearnedEditor for EnnTrainer {
         let texts = self.loss.drawn(records, |number| number < most, together, rng)?;
         let now = self.loss.base.with_change(&self.enn.adapted())?;
         let edits: Vec<&[RecordTexts]> = texts.chunks(together).collect();
-        let parts: Vec<&[&[RecordTexts]]> = edits.chunks(edits.len().div_ceil(PARTS).max(1)).collect();
+        let parts = side_by_side(&edits);
         let look = Look::at(&now, &texts);
         let parts = parallel::run(parts, |part| self.part(&now, look, part))?;
         let (mut terms, mut drift) = (Terms::default(), 0.0);

@@ -14,7 +14,7 @@ use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::edit_loss::{EditLoss, Look, PARTS, RecordTexts};
+use super::edit_loss::{EditLoss, Look, PARTS, RecordTexts, side_by_side};
 use super::learned::{Group, LearnedEditor, StepLoss, Watch};
 use super::loss::check_classes;
 use super::mend::{MendLossSettings, held_of_step};
@@ -336,7 +336,7 @@ impl LearnedEditor for KeTrainer {
         let (together, most) = (self.together.draw(rng), self.loss.looked_at(records.len()));
         let texts = self.loss.drawn(records, |number| number < most, together, rng)?;
         let edits: Vec<&[RecordTexts]> = texts.chunks(together).collect();
-        let parts: Vec<&[&[RecordTexts]]> = edits.chunks(edits.len().div_ceil(PARTS).max(1)).collect();
+        let parts = side_by_side(&edits);
         let seen = parallel::run(parts.clone(), |part| self.seen(part))?;
         let look = Look::at(&self.loss.base, &texts);
         let device = self.trained.multiplier.val().device();

@@ -115,6 +115,17 @@ pub fn records() -> Value {
     ])
 }
 
+/// What makes KE's of [`TestFolder::config`].
+pub const KE: [&str; 7] = [
+    "editor.method=ke",
+    "editor.rank=",
+    "editor.initial_edit_rate=",
+    "editor.hidden=6",
+    "editor.condition=8",
+    "editor.scale=50",
+    "train.edit_rate_learning_rate=",
+];
+
 /// A folder with a config, its records, and what a test writes beside them.
 pub struct TestFolder(TempDir);
 

@@ -1,16 +1,7 @@
 //! KE and ENN as a user runs them: trained, applied, saved, laid down again, and what they refuse.
 
-use crate::common::{TestFolder, json, one_line_error, run, sets, stdout, text, training};
+use crate::common::{KE, TestFolder, json, one_line_error, run, sets, stdout, text, training};
 
-const KE: [&str; 7] = [
-    "editor.method=ke",
-    "editor.rank=",
-    "editor.initial_edit_rate=",
-    "editor.hidden=6",
-    "editor.condition=8",
-    "editor.scale=50",
-    "train.edit_rate_learning_rate=",
-];
 const ENN: [&str; 2] = ["editor.method=enn", "editor.rank="];
 
 /// The adapted base and the edit are two files, which together say what the edited model said; the base alone is told from the adapted one.

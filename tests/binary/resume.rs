@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 
-use crate::common::{TestFolder, json, one_line_error, process, run, same_training, sets, stdout, text, training};
+use crate::common::{KE, TestFolder, json, one_line_error, process, run, same_training, sets, stdout, text, training};
 
 /// Settings under which everything that a snapshot has to hold is in use: both optimisers, a schedule, draws over several passes of
 /// the data, a normaliser that freezes on the way, patience.
@@ -89,17 +89,7 @@ fn rledit_killed_again_and_again() {
 #[test]
 fn ke_interrupted_by_control_c() {
     let place = TestFolder::new();
-    let own = [
-        "editor.method=ke",
-        "editor.rank=",
-        "editor.initial_edit_rate=",
-        "editor.hidden=6",
-        "editor.condition=8",
-        "editor.scale=50",
-        "train.edit_rate_learning_rate=",
-        "loss.margin=0.5",
-        "loss.margin_success=0.0",
-    ];
+    let own = ["loss.margin=0.5", "loss.margin_success=0.0"].into_iter().chain(KE);
     let rest = EVERYTHING.iter().copied().filter(|set| !set.starts_with("editor."));
     interrupt(&place, &place.gpt2_config(), &rest.chain(own).collect::<Vec<_>>());
 }

@@ -29,7 +29,7 @@ use crate::network::parameters;
 use crate::parallel;
 use crate::plan::Held;
 use crate::sections::choice::fields;
-use crate::train::edit_loss::{EditLoss, Look, PARTS, RecordTexts, Terms};
+use crate::train::edit_loss::{EditLoss, Look, RecordTexts, Terms, side_by_side};
 use crate::train::learned::{Group, LearnedEditor, StepLoss, Watch};
 use crate::train::loss::check_classes;
 use crate::train::methods::{self, Beginning, Planned, Sections};
@@ -166,7 +166,7 @@ impl MendTrainer {
         let look = Look::at(&self.loss.base, texts);
         // Edits that are applied together stay together.
         let edits: Vec<&[RecordTexts]> = texts.chunks(together).collect();
-        let parts: Vec<&[&[RecordTexts]]> = edits.chunks(edits.len().div_ceil(PARTS).max(1)).collect();
+        let parts = side_by_side(&edits);
         let captured = parallel::run(parts.clone(), |part| self.capture(look.model, part))?;
         for (captured, part) in captured.iter().zip(&parts) {
             self.mend.observe(captured, part.iter().map(|edit| edit.len()).sum());
