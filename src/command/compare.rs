@@ -29,12 +29,14 @@ use crate::device;
 use crate::edit::Edited;
 use crate::error::{Error, Result};
 use crate::evaluate::probes::Limits;
-use crate::evaluate::{LOOKING, Snippets, WatchedText, looking};
+use crate::evaluate::{LOOKING, Snippets, Summary, WatchedText, looking};
+use crate::files;
 use crate::model::Model;
 use crate::paths;
 use crate::plan::{EDITING, Held, Lengths};
 use crate::process::forget_peak_memory;
-use crate::report::{html, summary};
+use crate::report::curves::Curves;
+use crate::report::{html, picture, summary};
 
 /// Tokens of a reply in a chat at most, where the config does not say so.
 const REPLY: usize = 64;
@@ -75,6 +77,9 @@ pub struct Args {
     /// Lay a value over the configuration
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "summarize")]
     pub sets: Vec<String>,
+    /// Draw edit success and locality over the number of edits, of all editors that have curves, as .svg or .png
+    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    pub plot: Option<PathBuf>,
     /// Reference texts, for the reference score of what was written (tf-idf; cases of compare.texts)
     #[arg(long, value_name = "FILE")]
     pub snippets: Option<PathBuf>,
@@ -97,6 +102,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = args.snippets.as_ref().filter(|path| !path.is_file()) {
         return Err(Error::file(path, "no file of reference texts here"));
     }
+    args.plot.iter().try_for_each(|path| picture::check_name(path).and_then(|()| files::check_file(path)))?;
     let (folder, failed) = match (&args.config, &args.summarize) {
         (_, Some(folder)) => (folder.clone(), 0),
         (Some(path), None) => match compare(args, path)? {
@@ -111,7 +117,7 @@ pub fn run(args: &Args) -> Result<()> {
             "shard {shard} is done; when all are, `emend compare --summarize {}` makes the tables\n",
             folder.display()
         ))?,
-        None => summarize(&folder, args.snippets.as_deref(), args.json)?,
+        None => summarize(args, &folder)?,
     }
     if failed > 0 {
         return Err(Error::Input(format!(
@@ -141,6 +147,11 @@ fn compare(args: &Args, path: &Path) -> Result<Option<(PathBuf, usize)>> {
     if let Some(strange) = args.only.iter().find(|name| config.editors.iter().all(|editor| editor.name != **name)) {
         let known: Vec<&str> = config.editors.iter().map(|editor| editor.name.as_str()).collect();
         return Err(Error::Config(format!("--only {strange}: the editors are {}", known.join(", "))));
+    }
+    if args.plot.is_some() && config.compare.curve.is_empty() {
+        return Err(Error::Config(
+            "--plot draws curves, and the configuration asks for none; --set 'compare.curve=[1, 10, 100]' does".into(),
+        ));
     }
     let place = path.parent().unwrap_or(Path::new(""));
     let folder = match &args.out {
@@ -178,13 +189,11 @@ fn compare(args: &Args, path: &Path) -> Result<Option<(PathBuf, usize)>> {
     if let Some(edits) = compare.curve.iter().find(|edits| !sizes.contains(edits)) {
         tracing::warn!("no curve reaches {edits} edits: of cases there are {}", more.len());
     }
-    crate::files::check_writable(&folder)?;
+    files::check_writable(&folder)?;
     let busy = "another comparison writes here; wait for it, or use another --out";
     let _lock = match shard.is_part() {
-        true => {
-            crate::files::lock_part(&folder, &format!("shard-{}", shard.to_string().replace('/', "-of-")), busy)?.into()
-        }
-        false => vec![crate::files::lock(&folder, busy)?],
+        true => files::lock_part(&folder, &format!("shard-{}", shard.to_string().replace('/', "-of-")), busy)?.into(),
+        false => vec![files::lock(&folder, busy)?],
     };
     let mut failed = 0;
     for (number, (editor, compared_editor)) in chosen.iter().zip(compared).enumerate() {
@@ -325,7 +334,7 @@ fn watched_text(config: &Config, place: &Path, model: &Model) -> Result<WatchedT
 }
 
 /// Makes the summary and the report from the case files.
-fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()> {
+fn summarize(args: &Args, folder: &Path) -> Result<()> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .map_err(Error::io(folder))?
         .flatten()
@@ -364,7 +373,7 @@ fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()
     // ROME's snippets name their targets by ids alone.
     let cases = entries.iter().flat_map(|entry| &entry.cases);
     let names = cases.filter_map(|case| Some((case.target_id.clone()?, case.request.target_new.clone()))).collect();
-    let snippets = snippets.map(|path| Snippets::open(path, &names)).transpose()?;
+    let snippets = args.snippets.as_ref().map(|path| Snippets::open(path, &names)).transpose()?;
     let seed = entries[0].params["seed"].as_u64().unwrap_or(0);
     let title = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let document = document(&title, &entries, snippets.as_ref(), seed);
@@ -372,14 +381,47 @@ fn summarize(folder: &Path, snippets: Option<&Path>, as_json: bool) -> Result<()
     if let Some(short) = short.as_object_mut() {
         short.remove("cases");
     }
-    let write = |name: &str, text: String| crate::files::write(&folder.join(name), text.as_bytes());
+    let write = |name: &str, text: String| files::write(&folder.join(name), text.as_bytes());
     write("summary.json", format!("{short:#}\n"))?;
     write("summary.csv", summary::csv(&document))?;
     write("summary.md", summary::markdown(&document))?;
     write("report.html", html::page(&document, &title))?;
-    if as_json {
+    if let Some(path) = &args.plot {
+        let panels = panels(&entries);
+        if panels.is_empty() {
+            return Err(Error::file(
+                folder,
+                "no curves here to draw; `compare.curve` in the configuration asks for them",
+            ));
+        }
+        picture::write(path, &panels[..])?;
+    }
+    if args.json {
         return print(&format!("{short:#}\n"));
     }
     let report = folder.join("report.html");
     print(&format!("{}\nthe report: {}\n", summary::terminal(&summary::headlines(&short)), report.display()))
+}
+
+/// Edit success and locality over the number of edits, a panel for each and for each way in which the edits were made.
+fn panels(entries: &[Entry]) -> Vec<Curves> {
+    let modes = [(Mode::Batch, "edits in one batch"), (Mode::Sequential, "edits one after the other")];
+    type Figure = fn(&Summary) -> Option<f64>;
+    let figures: [(&str, Figure); 2] =
+        [("edit success", |figures| figures.edit_success), ("locality", |figures| figures.locality)];
+    let mut panels = vec![];
+    for (mode, axis) in modes {
+        for (title, figure) in figures {
+            let values = entries.iter().map(|entry| {
+                let points = entry.points.iter().filter(|point| point.mode == mode.name());
+                let points = points.filter_map(|point| Some([point.edits as f64, figure(&point.figures)?]));
+                (entry.name.clone(), points.collect::<Vec<_>>())
+            });
+            let values: Vec<_> = values.filter(|(_, points)| !points.is_empty()).collect();
+            if !values.is_empty() {
+                panels.push(Curves { title: title.into(), axis: axis.into(), logarithmic: true, top: 1.0, values });
+            }
+        }
+    }
+    panels
 }

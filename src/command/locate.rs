@@ -22,7 +22,8 @@ use crate::locate::{page, results};
 use crate::model::Model;
 use crate::plan::Lengths;
 use crate::process::peak_memory;
-use crate::report::heat_map::{self, Panel};
+use crate::report::heat_map::Panel;
+use crate::report::picture;
 use crate::report::table::counted;
 use crate::sections::within;
 use crate::trace::average::Averages;
@@ -159,7 +160,7 @@ pub fn run(args: &Args) -> Result<()> {
     let write = |name: &str, text: String| files::write(&folder.join(name), text.as_bytes());
     write("locate.json", format!("{document:#}\n"))?;
     write("locate.md", page::markdown(&document))?;
-    write("locate.html", page::page(&document, &heat_map::svg(&panels)))?;
+    write("locate.html", page::page(&document, &picture::svg(&panels[..])))?;
     let failed = document["failed"].as_u64().unwrap_or(0) as usize;
     if args.json {
         document["seconds"] = json!(start.elapsed().as_secs_f64());

@@ -23,6 +23,7 @@ use crate::model::tap::Site;
 use crate::model::tokens::check_length;
 use crate::model::{Model, Precision};
 use crate::report::curves::Curves;
+use crate::report::picture;
 use crate::report::table::{cut, percent, table};
 use crate::{device, files};
 
@@ -143,9 +144,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(twice) = sites.iter().enumerate().find(|(index, site)| sites[..*index].contains(site)) {
         return Err(Error::Config(format!("--at names {} twice", twice.1)));
     }
-    if let Some(path) = args.plot.as_ref().filter(|path| !is_picture(path)) {
-        return Err(Error::Config(format!("--plot {}: a picture is a .svg or a .png", path.display())));
-    }
+    args.plot.iter().try_for_each(|path| picture::check_name(path))?;
     let positions = positions(args)?;
     let source = Source::open(args)?;
     let test = args.test.as_deref().map(Pair::load).transpose()?;
@@ -274,10 +273,7 @@ fn sweep(args: &Args, before: &Edited, interventions: &[Intervention], test: &[P
         found.push(look.at(&model, strength)?);
     }
     if let Some(path) = &args.plot {
-        let curves = curves(&found, &args.at.join(", "));
-        let picture =
-            if path.extension().is_some_and(|end| end == "png") { curves.png()? } else { curves.svg().into_bytes() };
-        files::write(path, &picture)?;
+        picture::write(path, &[curves(&found, &args.at.join(", "))][..])?;
     }
     if args.json {
         let text = text.as_ref().map(|text| json!({"name": text.name, "tokens": text.tokens()}));
@@ -307,14 +303,10 @@ fn sweep(args: &Args, before: &Edited, interventions: &[Intervention], test: &[P
     print(&shown)
 }
 
-fn is_picture(path: &Path) -> bool {
-    path.extension().is_some_and(|end| end == "svg" || end == "png")
-}
-
 /// A sweep's curves. A perplexity has no upper end: what is drawn is how much of the text is kept, 1 ÷ its ratio.
 fn curves(found: &[Steered], at: &str) -> Curves {
     let curve = |name: &str, of: &dyn Fn(&Steered) -> Option<f64>| {
-        let values: Option<Vec<f64>> = found.iter().map(of).collect();
+        let values: Option<Vec<[f64; 2]>> = found.iter().map(|one| Some([one.strength, of(one)?])).collect();
         values.map(|values| (name.to_owned(), values))
     };
     let values = [
@@ -325,7 +317,8 @@ fn curves(found: &[Steered], at: &str) -> Curves {
     Curves {
         title: format!("steering at {at}"),
         axis: "strength".into(),
-        settings: found.iter().map(|one| one.strength.to_string()).collect(),
+        logarithmic: false,
+        top: 1.0,
         values: values.into_iter().flatten().collect(),
     }
 }

@@ -21,7 +21,8 @@ use crate::model::tap::Place;
 use crate::model::{Model, Precision};
 use crate::plan::Lengths;
 use crate::process::peak_memory;
-use crate::report::heat_map::{self, Panel};
+use crate::report::heat_map::Panel;
+use crate::report::picture;
 use crate::report::table::{counted, percent};
 use crate::sections::within;
 use crate::trace::average::{Averages, Mean, Role};
@@ -174,9 +175,7 @@ fn check(args: &Args) -> Result<()> {
         return Err(Error::Config("--answer is blank; leave it out to trace what the model says".into()));
     }
     for path in &args.plot {
-        if kind(path).is_none() {
-            return Err(Error::Config(format!("--plot {}: a picture is a .svg or a .png", path.display())));
-        }
+        picture::check_name(path)?;
     }
     let written: Vec<&PathBuf> = args.plot.iter().chain(&args.save).collect();
     for (number, path) in written.iter().enumerate() {
@@ -209,19 +208,9 @@ fn restored(args: &Args, layers: usize) -> Restored {
     }
 }
 
-/// Which kind of picture a file is to be.
-fn kind(path: &Path) -> Option<&'static str> {
-    let kind = path.extension().and_then(|kind| kind.to_str())?;
-    ["svg", "png"].into_iter().find(|known| kind.eq_ignore_ascii_case(known))
-}
-
 fn draw(args: &Args, panels: &[Panel]) -> Result<()> {
     for path in &args.plot {
-        let bytes = match kind(path) {
-            Some("png") => heat_map::png(panels)?,
-            _ => heat_map::svg(panels).into_bytes(),
-        };
-        files::write(path, &bytes)?;
+        picture::write(path, panels)?;
     }
     Ok(())
 }
@@ -402,7 +391,7 @@ fn summarize(args: &Args, traces: &Traces, folder: &Path, params: &Value, facts:
     summary["averages"] = averages.iter().map(Averages::document).collect();
     let panels: Vec<Panel> = averages.iter().map(Panel::of_averages).collect();
     files::write(&folder.join("summary.json"), format!("{summary:#}\n").as_bytes())?;
-    files::write(&folder.join("averages.svg"), heat_map::svg(&panels).as_bytes())?;
+    files::write(&folder.join("averages.svg"), picture::svg(&panels[..]).as_bytes())?;
     draw(args, &panels)?;
     if args.json {
         summary["seconds"] = json!(start.elapsed().as_secs_f64());

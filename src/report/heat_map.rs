@@ -4,9 +4,8 @@ use std::fmt::Write as _;
 
 use unicode_width::UnicodeWidthStr;
 
-use super::canvas::{self, Canvas, EDGE, LETTER, LINE};
+use super::picture::{Canvas, EDGE, LETTER, LINE, Picture};
 use super::table::cut;
-use crate::error::Result;
 use crate::model::tap::Place;
 use crate::model::tokenizer::Tokenizer;
 use crate::trace::average::Averages;
@@ -123,17 +122,6 @@ impl Panel {
     }
 }
 
-/// The size of a picture of these panels, one below the other.
-fn size(panels: &[Panel]) -> (usize, usize) {
-    let width = |panel: &Panel| {
-        let layers = panel.values.first().map_or(0, Vec::len);
-        let title = panel.title.width() * LETTER;
-        (left(panel) + layers * cell(layers) + 12 * LETTER + 30).max(title) + 2 * EDGE
-    };
-    let height = |panel: &Panel| (panel.rows.len() + 4) * LINE;
-    (panels.iter().map(width).max().unwrap_or(0), panels.iter().map(height).sum::<usize>() + EDGE)
-}
-
 /// Where the cells of a panel begin.
 fn left(panel: &Panel) -> usize {
     panel.rows.iter().map(|row| row.width()).max().unwrap_or(0) * LETTER + LETTER
@@ -144,47 +132,47 @@ fn cell(layers: usize) -> usize {
     (640 / layers.max(1)).clamp(8, 32)
 }
 
-fn draw(panels: &[Panel], on: &mut dyn Canvas) {
-    let mut top = EDGE;
-    for panel in panels {
-        let layers = panel.values.first().map_or(0, Vec::len);
-        let (left, wide) = (EDGE + left(panel), cell(layers));
-        on.text(EDGE, top + LINE / 2, &panel.title);
-        top += LINE;
-        for (row, values) in panel.rows.iter().zip(&panel.values) {
-            on.text(left - LETTER - row.width() * LETTER, top + LINE / 2, row);
-            for (layer, &value) in values.iter().enumerate() {
-                on.rectangle([left + layer * wide, top, wide, LINE], panel.colour(value));
-            }
-            top += LINE;
-        }
-        for layer in (0..layers).step_by(5) {
-            on.text(left + layer * wide, top + LINE / 2, &layer.to_string());
-        }
-        on.text(left, top + 3 * LINE / 2, "layer");
-        // The scale beside it.
-        let (bar, steps, height) = (left + layers * wide + 16, 32, panel.rows.len() * LINE);
-        let (low, high) = panel.scale;
-        for step in 0..steps {
-            let value = high - (high - low) * step as f64 / (steps - 1) as f64;
-            let (from, to) = (height * step / steps, height * (step + 1) / steps);
-            on.rectangle([bar, top - height + from, 12, to - from], panel.colour(value));
-        }
-        on.text(bar + 20, top - height + LINE / 2, &format!("{high:.3}"));
-        on.text(bar + 20, top - LINE / 2, &format!("{low:.3}"));
-        top += 3 * LINE;
+/// Panels, one below the other.
+impl Picture for [Panel] {
+    fn size(&self) -> (usize, usize) {
+        let width = |panel: &Panel| {
+            let layers = panel.values.first().map_or(0, Vec::len);
+            let title = panel.title.width() * LETTER;
+            (left(panel) + layers * cell(layers) + 12 * LETTER + 30).max(title) + 2 * EDGE
+        };
+        let height = |panel: &Panel| (panel.rows.len() + 4) * LINE;
+        (self.iter().map(width).max().unwrap_or(0), self.iter().map(height).sum::<usize>() + EDGE)
     }
-}
 
-/// As SVG.
-pub fn svg(panels: &[Panel]) -> String {
-    canvas::svg(size(panels), |on| draw(panels, on))
-}
-
-/// As PNG.
-///
-/// # Errors
-/// A picture too large for the format.
-pub fn png(panels: &[Panel]) -> Result<Vec<u8>> {
-    canvas::png(size(panels), |on| draw(panels, on))
+    fn draw(&self, on: &mut dyn Canvas) {
+        let mut top = EDGE;
+        for panel in self {
+            let layers = panel.values.first().map_or(0, Vec::len);
+            let (left, wide) = (EDGE + left(panel), cell(layers));
+            on.text(EDGE, top + LINE / 2, &panel.title);
+            top += LINE;
+            for (row, values) in panel.rows.iter().zip(&panel.values) {
+                on.text(left - LETTER - row.width() * LETTER, top + LINE / 2, row);
+                for (layer, &value) in values.iter().enumerate() {
+                    on.rectangle([left + layer * wide, top, wide, LINE], panel.colour(value));
+                }
+                top += LINE;
+            }
+            for layer in (0..layers).step_by(5) {
+                on.text(left + layer * wide, top + LINE / 2, &layer.to_string());
+            }
+            on.text(left, top + 3 * LINE / 2, "layer");
+            // The scale beside it.
+            let (bar, steps, height) = (left + layers * wide + 16, 32, panel.rows.len() * LINE);
+            let (low, high) = panel.scale;
+            for step in 0..steps {
+                let value = high - (high - low) * step as f64 / (steps - 1) as f64;
+                let (from, to) = (height * step / steps, height * (step + 1) / steps);
+                on.rectangle([bar, top - height + from, 12, to - from], panel.colour(value));
+            }
+            on.text(bar + 20, top - height + LINE / 2, &format!("{high:.3}"));
+            on.text(bar + 20, top - LINE / 2, &format!("{low:.3}"));
+            top += 3 * LINE;
+        }
+    }
 }

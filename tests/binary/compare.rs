@@ -585,6 +585,16 @@ fn curves_go_on_behind_the_cases() {
     // A list forgets nothing.
     assert_eq!((&point["retained"], &point["last"]), (&json!(1.0), &json!(1.0)));
     assert!(points[2]["retained"].is_null() && points[1]["retained"].is_null());
+    // The same points as a picture, of results that are there.
+    let plot = place.path("curves.svg");
+    stdout(&run(&["compare", "--summarize", text(&out), "--plot", text(&plot)]));
+    let drawn = std::fs::read_to_string(&plot).unwrap();
+    for told in ["edit success", "locality", "edits in one batch", "edits one after the other", ">lookup<", ">3<"] {
+        assert!(drawn.contains(told), "{told}: {drawn}");
+    }
+    refused(&["compare", "--summarize", text(&out), "--plot", "curves.gif"], 2, &[".svg or a .png"]);
+    let none = ["--plot", text(&plot), "--set", "compare.curve=[]"];
+    refused(&compare(&config, &out, &none), 2, &["--plot", "compare.curve"]);
 }
 
 #[test]

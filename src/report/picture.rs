@@ -1,13 +1,50 @@
 //! Pictures as SVG and as PNG, drawn by one hand on a canvas of either kind.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 
 use crate::error::{Error, Result};
+use crate::files;
+
+/// What can be drawn.
+pub trait Picture {
+    /// Width and height in pixels.
+    fn size(&self) -> (usize, usize);
+    /// Draws it on a canvas of that size.
+    fn draw(&self, on: &mut dyn Canvas);
+}
+
+/// Sees that a file's name says what kind of picture it is to be.
+///
+/// # Errors
+/// It ends neither in .svg nor in .png.
+pub fn check_name(path: &Path) -> Result<()> {
+    kind(path).map(|_| ())
+}
+
+/// Which kind of picture a file is to be.
+fn kind(path: &Path) -> Result<&'static str> {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    let known = ["svg", "png"].into_iter().find(|known| ending.eq_ignore_ascii_case(known));
+    known.ok_or_else(|| Error::Config(format!("--plot {}: a picture is a .svg or a .png", path.display())))
+}
+
+/// Writes a picture as its file's name says.
+///
+/// # Errors
+/// As [`check_name`]; a picture too large for the format; a file that cannot be written.
+pub fn write(path: &Path, picture: &(impl Picture + ?Sized)) -> Result<()> {
+    match kind(path)? {
+        "png" => files::write(path, &png(picture)?),
+        _ => files::write(path, svg(picture).as_bytes()),
+    }
+}
 
 /// What a picture is drawn on. Places are in pixels, from the upper left corner.
-pub(super) trait Canvas {
+pub trait Canvas {
+    /// Left, top, width and height.
     fn rectangle(&mut self, at: [usize; 4], colour: [u8; 3]);
     /// A text whose left end is at x and whose middle is at y.
     fn text(&mut self, x: usize, y: usize, text: &str);
@@ -45,13 +82,14 @@ impl Canvas for Svg {
 }
 
 /// As SVG.
-pub(super) fn svg((width, height): (usize, usize), draw: impl FnOnce(&mut dyn Canvas)) -> String {
+pub fn svg(picture: &(impl Picture + ?Sized)) -> String {
+    let (width, height) = picture.size();
     let mut svg = Svg(format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
          font-family=\"monospace\" font-size=\"13\" xml:space=\"preserve\" shape-rendering=\"crispEdges\">\n"
     ));
     svg.rectangle([0, 0, width, height], [255; 3]);
-    draw(&mut svg);
+    picture.draw(&mut svg);
     svg.0 + "</svg>\n"
 }
 
@@ -107,9 +145,10 @@ impl Canvas for Pixels {
 ///
 /// # Errors
 /// A picture too large for the format.
-pub(super) fn png((width, height): (usize, usize), draw: impl FnOnce(&mut dyn Canvas)) -> Result<Vec<u8>> {
+fn png(picture: &(impl Picture + ?Sized)) -> Result<Vec<u8>> {
+    let (width, height) = picture.size();
     let mut pixels = Pixels { width, bytes: vec![255; 3 * width * height] };
-    draw(&mut pixels);
+    picture.draw(&mut pixels);
     let wrong = |error: png::EncodingError| Error::Input(format!("the picture cannot be written: {error}"));
     let mut bytes = vec![];
     let mut encoder = png::Encoder::new(&mut bytes, width as u32, height as u32);
