@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::chat::ChatArgs;
+use super::export::{Format, check_folder};
 use super::plan::{PlanArgs, Planning, of_editor};
 use super::{Answer, answers, keep_state, load_edits, print, show_rows, state_is_kept, stop};
 use crate::apply::memory::Elsewhere;
@@ -25,8 +26,7 @@ use crate::data::text::Documents;
 use crate::data::unicode;
 use crate::data::world::Split;
 use crate::device;
-use crate::edit::score::score;
-use crate::edit::{Edit, EditRequest, Edited, hf, not_exported, peft};
+use crate::edit::{Edit, EditRequest, Edited, not_exported};
 use crate::error::{Error, Result};
 use crate::evaluate::looking;
 use crate::evaluate::perplexity::WATCHED_TOKENS;
@@ -48,7 +48,7 @@ use crate::{files, parallel, paths};
 /// Edit a model: what it said before and what it says after, and the edit as a file.
 ///
 /// The model itself never changes: --save keeps the edit as a file that `emend predict --edit` lays over the model again,
-/// --export writes an edited checkpoint or a LoRA adapter.
+/// --export writes an edited checkpoint or a LoRA adapter, and `emend export` does so later.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("made_of").required(true))]
 pub struct Args {
@@ -104,7 +104,7 @@ pub struct Args {
     /// Add the edit to this memory, which is made where it does not exist (serac, ike, lookup, grace, wise)
     #[arg(long, value_name = "FILE", conflicts_with = "save")]
     pub memory: Option<PathBuf>,
-    /// Write the edited model (hf) or a LoRA adapter (peft) into a folder; may be given for both
+    /// Write the edited model (hf), or a LoRA adapter for PEFT (peft) or llama.cpp (gguf-lora), into a folder; may be given for each
     #[arg(long, num_args = 2, value_names = ["FORMAT", "DIR"])]
     pub export: Vec<String>,
     /// A running text to read before and after: `pocket`, `wikitext` (fetched), or a file of text, JSON or JSONL; with the
@@ -518,21 +518,24 @@ impl Job<'_> {
         }
     }
 
-    /// Writes the checkpoint and the adapter that were asked for.
+    /// Writes the checkpoint and the adapters that were asked for.
     fn export(&self, after: &Edited) -> Result<Vec<Value>> {
-        let pairs = self.args.export.chunks_exact(2).enumerate();
-        let mut wanted: Vec<(usize, &str, &Path)> =
-            pairs.map(|(place, pair)| (place, pair[0].as_str(), Path::new(&pair[1]))).collect();
+        let mut wanted: Vec<(usize, (Format, &Path))> = exports(self.args)?.into_iter().enumerate().collect();
         // Not every edit can be an adapter: that is found out before a checkpoint is written.
-        wanted.sort_by_key(|(_, format, _)| *format != "peft");
-        let made = wanted.into_iter().map(|(place, format, folder)| match format {
-            "peft" => Ok((place, export_peft(after, folder)?)),
-            _ => Ok((place, export_hf(&self.before, after, folder, &self.records)?)),
-        });
-        let mut made = made.collect::<Result<Vec<_>>>()?;
+        wanted.sort_by_key(|(_, (format, _))| *format == Format::Hf);
+        let requests: Vec<EditRequest> = self.records.iter().flat_map(EditRequest::of_case).collect();
+        let write =
+            |(place, (format, folder)): (usize, (Format, &Path))| Ok((place, format.write(after, folder, &requests)?));
+        let mut made = wanted.into_iter().map(write).collect::<Result<Vec<_>>>()?;
         made.sort_by_key(|(place, _)| *place);
         Ok(made.into_iter().map(|(_, report)| report).collect())
     }
+}
+
+/// The formats of --export, each with its folder.
+fn exports(args: &Args) -> Result<Vec<(Format, &Path)>> {
+    let pairs = args.export.chunks_exact(2);
+    pairs.map(|pair| Ok((Format::named(&pair[0])?, Path::new(pair[1].trim_end_matches('/'))))).collect()
 }
 
 /// The results for programs.
@@ -686,18 +689,14 @@ fn check_outputs(args: &Args, editor: &dyn Editor, before: &Edited, records: usi
         let message = "--export takes one edited model: with several records use --mode batch or --mode sequential";
         return Err(Error::Config(message.into()));
     }
-    let mut folders: Vec<&str> = vec![];
-    for pair in args.export.chunks_exact(2) {
-        let (format, folder) = (pair[0].as_str(), pair[1].trim_end_matches('/'));
-        if !matches!(format, "hf" | "peft") {
-            return Err(Error::Config(format!("--export {format}: the formats are hf and peft")));
-        }
+    let mut folders: Vec<&Path> = vec![];
+    for (format, folder) in exports(args)? {
         if folders.contains(&folder) {
-            return Err(Error::Config(format!("--export {folder}: two exports into one folder; give each its own")));
+            let message = format!("--export {}: two exports into one folder; give each its own", folder.display());
+            return Err(Error::Config(message));
         }
-        if std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(Error::file(folder, "the folder is not empty; give a new one"));
-        }
+        check_folder(folder)?;
+        format.check(before)?;
         folders.push(folder);
     }
     Ok(())
@@ -787,53 +786,6 @@ fn beside(path: &Path, what: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (stem, rest) = name.split_once('.').unwrap_or((&name, "edit.safetensors"));
     path.with_file_name(format!("{stem}-{what}.{rest}"))
-}
-
-fn export_peft(after: &Edited, folder: &Path) -> Result<Value> {
-    let rank = peft::export(after, folder)?;
-    let message = format!("exported a LoRA adapter of rank {rank} to {}", folder.display());
-    Ok(json!({"format": "peft", "folder": folder, "rank": rank, "message": message}))
-}
-
-/// Writes the checkpoint, and says what rounding did to the edits.
-fn export_hf(before: &Edited, after: &Edited, folder: &Path, records: &[EditRecord]) -> Result<Value> {
-    let report = hf::export(after, folder)?;
-    // What counts is what the rounded weights say.
-    let rounded =
-        Model::load(&folder.to_string_lossy(), &before.base().decoder.device(), before.base().decoder.dtype())?;
-    let rounded = Edited::new(Arc::new(rounded));
-    let tokenizer = &before.base().tokenizer;
-    let texts = records
-        .iter()
-        .flat_map(EditRecord::edits)
-        .map(|edit| EditRequest::from(edit).row(tokenizer))
-        .collect::<Result<Vec<_>>>()?;
-    let exact = |model: &Edited| -> Result<Vec<bool>> {
-        Ok(score(&[model], &texts)?.remove(0).iter().map(|scored| scored.exact()).collect())
-    };
-    let (ours, theirs) = (exact(after)?, exact(&rounded)?);
-    let prompts: Vec<&str> = records.iter().flat_map(EditRecord::edits).map(|edit| edit.prompt.as_str()).collect();
-    let lost: Vec<&str> = (0..prompts.len()).filter(|&i| ours[i] && !theirs[i]).map(|i| prompts[i]).collect();
-    let mut message = format!(
-        "exported to {}: {} of {} tensors changed, {} of the changed elements lost to rounding, {} of {} edits hold in the rounded weights",
-        folder.display(),
-        report.changed,
-        report.tensors,
-        percent(Some(report.lost_to_rounding)),
-        theirs.iter().filter(|holds| **holds).count(),
-        prompts.len(),
-    );
-    if !lost.is_empty() {
-        message += &format!("; lost to rounding: \"{}\"", lost.join("\", \""));
-    }
-    Ok(json!({
-        "format": "hf",
-        "folder": folder,
-        "changed_tensors": report.changed,
-        "lost_to_rounding": report.lost_to_rounding,
-        "edits_lost_to_rounding": lost,
-        "message": message,
-    }))
 }
 
 /// What a model says to each probe.

@@ -94,7 +94,9 @@ fn edit(path: &Path) -> Result<(String, Value)> {
         let system = chat.system.as_ref().map_or(String::new(), |text| format!(", with the system's text {text:?}"));
         text += &format!("made for a chat{system}: ask with --chat\n");
     }
-    text.push('\n');
+    if !provenance.requests.is_empty() {
+        text.push('\n');
+    }
     let (own, mut document) = match &edit.change {
         Change::Pass(change) => pass(change, &provenance.requests),
         Change::Memory(memory) => entries(memory, &provenance.requests),

@@ -3,8 +3,10 @@
 pub mod apply;
 mod chat;
 pub mod compare;
+pub mod export;
 pub mod fetch;
 pub mod forget;
+pub mod import_lora;
 pub mod inspect;
 mod inspect_facts;
 pub mod locate;

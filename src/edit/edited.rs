@@ -11,7 +11,7 @@ use super::activation::{Acting, Intervention};
 use super::change::{Change, Delta, Deltas, PassChange, exact};
 use super::memory::{Consulted, Recall, alike};
 use super::neurons::{self, AddedNeurons, Firing};
-use super::{Edit, EditRequest, not_exported};
+use super::{Edit, EditRequest};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::layers::norm::Norm;
@@ -354,25 +354,12 @@ impl Edited {
         Ok((weight, bias))
     }
 
-    /// What an edit changes of weights, where that is all that it does.
-    ///
-    /// # Errors
-    /// Why a stack with this edit cannot be written as weights.
-    pub(super) fn exportable(edit: &Edit) -> Result<&PassChange> {
-        let what = match &edit.change {
-            Change::Pass(change) if change.is_of_weights() => return Ok(change),
-            Change::Pass(_) => "does more than change weights",
-            Change::Memory(_) => "is a memory: it changes no weight",
-        };
-        Err(not_exported(&format!("edit {}", edit.id()), what))
-    }
-
     /// Sees that each of its edits can be written as weights.
     ///
     /// # Errors
     /// Why one cannot.
     pub fn check_exportable(&self) -> Result<()> {
-        self.edits.iter().try_for_each(|edit| Edited::exportable(edit).map(drop))
+        self.edits.iter().try_for_each(|edit| edit.exportable().map(drop))
     }
 
     /// Whether an intervention acts on what a decoder's layer says, its MLP or the whole block: what an editor adds there would not pass as it is added.

@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::Edited;
 use super::change::PassChange;
 use crate::error::{Error, Result};
-use crate::model::family::{Columns, StoredAt};
+use crate::model::family::StoredAt;
 use crate::model::load::checkpoint::Checkpoint;
 use crate::model::load::folder::{Stored, floats};
 use crate::model::stack::build::DecoderTensor;
@@ -122,7 +122,7 @@ fn changes(edited: &Edited) -> Result<BTreeMap<String, Vec<Placed>>> {
         found.entry(name).or_default().push((place, delta.into_data().iter::<f32>().collect(), shape));
         Ok(())
     };
-    let parts = edited.edits().iter().map(|edit| Edited::exportable(edit)).collect::<Result<Vec<_>>>()?;
+    let parts = edited.edits().iter().map(|edit| edit.exportable()).collect::<Result<Vec<_>>>()?;
     let sum = PassChange::sum(parts.into_iter());
     for (at, delta) in &sum.matrices {
         put(DecoderTensor::Matrix(*at), delta.dense())?;
@@ -141,8 +141,7 @@ fn changed(name: &str, stored: Stored<'_>, changes: &[Placed]) -> Result<(Vec<u8
     let width = stored.shape.last().copied().unwrap_or(1);
     let mut delta = vec![0.0f32; before.len()];
     for (place, values, [rows, columns]) in changes {
-        let runs = place.columns.unwrap_or(Columns::run(0, *columns)).runs(*columns);
-        let stored: Vec<usize> = runs.flat_map(|(_, from, length)| from..from + length).collect();
+        let stored = place.outputs(*columns);
         for row in 0..*rows {
             for column in 0..*columns {
                 let at = stored[column];

@@ -1,12 +1,15 @@
 //! Edits as values, and a frozen model with a stack of them.
 
 pub mod activation;
+mod adapter;
 mod answers;
 pub mod change;
 pub mod edited;
 pub mod file;
 pub mod generate;
+pub mod gguf;
 pub mod hf;
+pub mod import;
 pub mod join;
 pub mod likelihood;
 pub(crate) mod loss;
@@ -222,6 +225,19 @@ impl Edit {
             Change::Pass(_) => None,
             Change::Memory(memory) => Some(memory),
         }
+    }
+
+    /// What it changes of weights, where that is all that it does.
+    ///
+    /// # Errors
+    /// Why a stack with this edit cannot be written as weights.
+    pub fn exportable(&self) -> Result<&PassChange> {
+        let what = match &self.change {
+            Change::Pass(change) if change.is_of_weights() => return Ok(change),
+            Change::Pass(_) => "does more than change weights",
+            Change::Memory(_) => "is a memory: it changes no weight",
+        };
+        Err(not_exported(&format!("edit {}", self.id), what))
     }
 
     /// Whether it changes what a pass gives.

@@ -312,7 +312,7 @@ fn outputs_that_cannot_be_written() {
     for below in places {
         refused(&training(&config, &below, &[]), 1, &[text(&below)]);
         refused(&edit(&archive, &["--save", text(&below)]), 1, &[text(below.parent().unwrap())]);
-        for format in ["hf", "peft"] {
+        for format in ["hf", "peft", "gguf-lora"] {
             refused(&edit(&archive, &["--export", format, text(&below)]), 1, &[text(below.parent().unwrap())]);
         }
     }
@@ -335,7 +335,7 @@ fn outputs_that_hold_something_already() {
         2,
         &["another configuration", "train.max_steps was 4, now it is 9"],
     );
-    for format in ["hf", "peft"] {
+    for format in ["hf", "peft", "gguf-lora"] {
         refused(&edit(&archive, &["--export", format, text(&out)]), 1, &["not empty"]);
     }
     // An archive without its training state can be used, and not gone on with.
@@ -473,7 +473,7 @@ fn a_full_disk_keeps_what_was_there() {
     };
     let names = list();
     refused(&edit(&archive, &["--save", text(&saved), "--subject", "Orrin"]), 1, &[text(&saved), "No space left"]);
-    for format in ["hf", "peft"] {
+    for format in ["hf", "peft", "gguf-lora"] {
         refused(&edit(&archive, &["--export", format, text(&export)]), 1, &[text(&export), "No space left"]);
     }
     assert!(std::fs::read(&saved).unwrap() == before);

@@ -490,7 +490,7 @@ fn two_exports() {
     refused(
         &edit(&archive, &["--export", "hf", text(&again), "--export", "onnx", "x"]),
         2,
-        &["formats are hf and peft"],
+        &["formats are hf, peft and gguf-lora"],
     );
     assert!(!again.exists());
 }

@@ -256,7 +256,7 @@ fn the_key_of_a_layer_that_is_not_there() {
 fn a_memory_of_texts_is_not_exported() {
     let place = TestFolder::new();
     for config in [config("ike-pocket.toml"), config("lookup-pocket.toml")] {
-        for format in ["hf", "peft"] {
+        for format in ["hf", "peft", "gguf-lora"] {
             let folder = place.path("export");
             let args = apply(&config, &LYON, &["--export", format, text(&folder)]);
             refused(&args, 1, &["is a memory", "cannot be exported"]);

@@ -11,6 +11,7 @@ mod forms;
 mod hostile_files;
 mod in_context;
 mod learned;
+mod leave;
 mod locate;
 mod memory;
 mod memory_input;

@@ -424,7 +424,7 @@ fn questions_and_descriptors() {
 fn a_memory_is_not_exported() {
     let place = TestFolder::new();
     let archive = place.serac("archive", "0.0");
-    for format in ["hf", "peft"] {
+    for format in ["hf", "peft", "gguf-lora"] {
         let folder = place.path(format);
         refused(&edit(&archive, &["--export", format, text(&folder)]), 1, &["is a memory", "cannot be exported"]);
         assert!(!folder.exists());

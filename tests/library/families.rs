@@ -259,6 +259,192 @@ fn exports_put_each_change_where_it_belongs() {
     }
 }
 
+/// What an edit changes of each matrix, multiplied out.
+fn dense(edit: &Edit) -> BTreeMap<Weight, Vec<f64>> {
+    edit.pass().unwrap().matrices.iter().map(|(at, delta)| (*at, values(delta.dense()))).collect()
+}
+
+/// An adapter that was exported comes in again as the same changes, matrix by matrix.
+#[test]
+fn an_adapter_goes_out_and_comes_in() {
+    for name in all() {
+        let base = Edited::new(Arc::new(model(name, DType::F32)));
+        let edit = edit(&base);
+        let place = tempfile::tempdir().unwrap();
+        emend::edit::peft::export(&base.with(edit.clone()).unwrap(), place.path().join("peft").as_path()).unwrap();
+        let back = emend::edit::import::adapter(&place.path().join("peft"), &base).unwrap();
+        let (wanted, found) = (dense(&edit), dense(&back));
+        assert!(wanted.keys().eq(found.keys()), "{name}: {:?}", found.keys());
+        for (at, wanted) in &wanted {
+            let apart = difference(&found[at], wanted);
+            assert!(apart < 1e-6, "{name} {at}: {apart:e}");
+            // Neither the zeros that fill up ranks nor a fused matrix's other roles come with it.
+            assert!(
+                back.pass().unwrap().matrices[at].rank() <= 2
+                    || matches!(back.pass().unwrap().matrices[at], Delta::Dense(_))
+            );
+        }
+        assert_eq!((back.provenance.method.as_str(), back.provenance.requests.len()), ("imported-lora", 0));
+        base.with(back).unwrap();
+    }
+}
+
+/// The tensors of a GGUF file of f32 by their names, `[rows, columns]` each, and its texts.
+fn gguf(path: &Path) -> (BTreeMap<String, ([usize; 2], Vec<f64>)>, BTreeMap<String, String>) {
+    let bytes = fs::read(path).unwrap();
+    let mut at = 8;
+    let mut take = |count: usize| {
+        at += count;
+        &bytes[at - count..at]
+    };
+    let large = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap()) as usize;
+    let small = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
+    let [tensors, facts] = [large(take(8)), large(take(8))];
+    let mut texts = BTreeMap::new();
+    for _ in 0..facts {
+        let length = large(take(8));
+        let name = String::from_utf8(take(length).to_vec()).unwrap();
+        let value = match small(take(4)) {
+            8 => {
+                let length = large(take(8));
+                String::from_utf8(take(length).to_vec()).unwrap()
+            }
+            6 => f32::from_le_bytes(take(4).try_into().unwrap()).to_string(),
+            other => panic!("a fact of type {other}"),
+        };
+        texts.insert(name, value);
+    }
+    let mut places = vec![];
+    for _ in 0..tensors {
+        let length = large(take(8));
+        let name = String::from_utf8(take(length).to_vec()).unwrap();
+        assert_eq!(small(take(4)), 2);
+        let [columns, rows] = [large(take(8)), large(take(8))];
+        assert_eq!(small(take(4)), 0);
+        places.push((name, [rows, columns], large(take(8))));
+    }
+    let begin = at.next_multiple_of(32);
+    let read = |(name, shape, place): (String, [usize; 2], usize)| {
+        assert_eq!(place % 32, 0);
+        let data = &bytes[begin + place..][..4 * shape[0] * shape[1]];
+        (name, (shape, data.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()))
+    };
+    (places.into_iter().map(read).collect(), texts)
+}
+
+/// `B·A` of two factors `[d_out, rank]` and `[rank, d_in]`, row by row.
+fn product((up_shape, up): &([usize; 2], Vec<f64>), (down_shape, down): &([usize; 2], Vec<f64>)) -> Vec<Vec<f64>> {
+    let ([d_out, rank], [_, d_in]) = (*up_shape, *down_shape);
+    assert_eq!(rank, down_shape[0]);
+    let element = |row: usize, column: usize| (0..rank).map(|r| up[row * rank + r] * down[r * d_in + column]).sum();
+    (0..d_out).map(|row| (0..d_in).map(|column| element(row, column)).collect()).collect()
+}
+
+/// What llama.cpp's converter makes of the rows of a module, by its own description: Llama's queries and keys are permuted, each head seen
+/// as two halves which come to alternate; GPT-NeoX and Falcon have queries, keys and values sorted out of their heads.
+fn as_llama_cpp_has_it(family: &str, module: &str, rows: Vec<Vec<f64>>, heads: [usize; 3]) -> Vec<Vec<f64>> {
+    let [query_heads, key_heads, head_width] = heads;
+    let of = |order: Vec<usize>| order.into_iter().map(|row| rows[row].clone()).collect::<Vec<_>>();
+    let run = |first: usize| first..first + head_width;
+    match (family, module) {
+        ("llama" | "mistral", "self_attn.q_proj" | "self_attn.k_proj") => {
+            let half = head_width / 2;
+            let count = rows.len() / head_width;
+            let head = |head: usize| (0..half).flat_map(move |i| [0, half].map(|part| head * head_width + part + i));
+            of((0..count).flat_map(head).collect())
+        }
+        ("gpt_neox", "attention.query_key_value") => {
+            let part = |part: usize| (0..query_heads).flat_map(move |head| run((3 * head + part) * head_width));
+            of((0..3).flat_map(part).collect())
+        }
+        ("falcon", "self_attention.query_key_value") => {
+            let group = query_heads / key_heads;
+            let parts = [(0, group), (group, group + 1), (group + 1, group + 2)];
+            let part = |(from, to): (usize, usize)| {
+                (0..key_heads)
+                    .flat_map(move |head| (from..to).flat_map(move |one| run((head * (group + 2) + one) * head_width)))
+            };
+            of(parts.into_iter().flat_map(part).collect())
+        }
+        _ => rows,
+    }
+}
+
+/// llama.cpp's names of modules.
+const IN_GGUF: [(&str, &str); 19] = [
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.qkv_proj", "attn_qkv"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+    ("mlp.gate_up_proj", "ffn_up"),
+    ("attn.c_attn", "attn_qkv"),
+    ("attn.c_proj", "attn_output"),
+    ("mlp.c_fc", "ffn_up"),
+    ("mlp.c_proj", "ffn_down"),
+    ("attention.query_key_value", "attn_qkv"),
+    ("attention.dense", "attn_output"),
+    ("mlp.dense_h_to_4h", "ffn_up"),
+    ("mlp.dense_4h_to_h", "ffn_down"),
+    ("self_attention.query_key_value", "attn_qkv"),
+    ("self_attention.dense", "attn_output"),
+];
+
+/// An adapter for llama.cpp is the one for PEFT, as its converter would make it; of other families it is refused by name.
+///
+/// Checked once against llama.cpp itself: see `tests/binary/leave.rs`.
+#[test]
+fn an_adapter_for_llama_cpp() {
+    let mut known = vec![];
+    for name in all() {
+        let base = Edited::new(Arc::new(model(name, DType::F32)));
+        let edited = base.with(edit(&base)).unwrap();
+        let (checkpoint, spec) = (&base.base().checkpoint, &base.base().decoder.spec);
+        let place = tempfile::tempdir().unwrap();
+        let (folder, peft) = (place.path().join("gguf"), place.path().join("peft"));
+        let made = emend::edit::gguf::export(&edited, &folder);
+        let family = checkpoint.family().name();
+        if checkpoint.family().gguf().is_none() {
+            let error = made.unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("of family {family} is not known here; it is of falcon, gemma")),
+                "{error}"
+            );
+            assert!(!folder.exists());
+            continue;
+        }
+        emend::edit::peft::export(&edited, &peft).unwrap();
+        let adapter = stored(&peft);
+        let (tensors, texts) = gguf(&folder.join("adapter.gguf"));
+        let wanted =
+            [("general.type", "adapter"), ("adapter.type", "lora"), ("adapter.lora.alpha", &made.unwrap().to_string())];
+        assert!(wanted.iter().all(|(key, value)| texts[*key] == *value), "{name}: {texts:?}");
+        known.push((family, texts["general.architecture"].clone()));
+        let heads = [spec.attention.heads, spec.attention.key_value_heads, spec.attention.head_width];
+        assert_eq!(tensors.len(), adapter.len(), "{name}");
+        for (tensor, (shape, down)) in adapter.iter().filter(|(tensor, _)| tensor.ends_with("lora_A.weight")) {
+            let (shape_up, up) = &adapter[&tensor.replace("lora_A", "lora_B")];
+            let two = |shape: &[usize]| [shape[0], shape[1]];
+            let rows = product(&(two(shape_up), up.clone()), &(two(shape), down.clone()));
+            let module = tensor.split_once(".0.").unwrap().1.strip_suffix(".lora_A.weight").unwrap();
+            let (_, theirs) = IN_GGUF.iter().find(|(ours, _)| *ours == module).unwrap();
+            let part = |part: &str| &tensors[&format!("blk.0.{theirs}.weight.lora_{part}")];
+            let (found, wanted) = (product(part("b"), part("a")), as_llama_cpp_has_it(family, module, rows, heads));
+            assert!(difference(&found.concat(), &wanted.concat()) < 1e-6, "{name} {module}");
+        }
+    }
+    known.dedup();
+    let known: Vec<(&str, &str)> = known.iter().map(|(family, theirs)| (*family, theirs.as_str())).collect();
+    for pair in
+        [("llama", "llama"), ("mistral", "llama"), ("gpt2", "gpt2"), ("gemma3_text", "gemma3"), ("qwen2", "qwen2")]
+    {
+        assert!(known.contains(&pair), "{known:?}");
+    }
+}
+
 /// A family's config with some keys laid over it; the error it meets.
 fn refused(name: &str, more: Value) -> String {
     let place = tempfile::tempdir().unwrap();

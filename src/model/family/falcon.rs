@@ -7,6 +7,7 @@ use super::super::layers::rotary::Pairs;
 use super::super::stack::build::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::{Role, Weight};
+use super::gguf::Gguf;
 use super::rope::{Rope, Ropes};
 use super::{Columns, Family, NONE, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
 
@@ -156,5 +157,9 @@ impl Family for Falcon {
             _ => "mlp.dense_h_to_4h",
         };
         format!("h.{}.{name}", at.layer)
+    }
+
+    fn gguf(&self) -> Option<Gguf> {
+        Some(Gguf::attention_together("falcon"))
     }
 }

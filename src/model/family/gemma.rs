@@ -9,6 +9,7 @@ use super::super::layers::rotary::Pairs;
 use super::super::stack::build::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::Weight;
+use super::gguf::Gguf;
 use super::rope::{Kind, Rope, Ropes};
 use super::{Family, StoredAt, activation, checked, llama, local, read, sliding};
 
@@ -170,5 +171,13 @@ impl Family for Gemma {
 
     fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
         llama::module(at)
+    }
+
+    fn gguf(&self) -> Option<Gguf> {
+        Some(Gguf::apart(match self.0 {
+            Generation::First => "gemma",
+            Generation::Second => "gemma2",
+            Generation::Third => "gemma3",
+        }))
     }
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::super::stack::build::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::{Role, Weight};
+use super::gguf::Gguf;
 use super::{Columns, Family, NONE, StoredAt, activation, by_root, checked, head_width, layer_norm, read};
 
 pub(super) struct Gpt2;
@@ -120,6 +121,10 @@ impl Family for Gpt2 {
             _ => "mlp.c_fc",
         };
         format!("h.{}.{name}", at.layer)
+    }
+
+    fn gguf(&self) -> Option<Gguf> {
+        Some(Gguf::attention_together("gpt2"))
     }
 }
 

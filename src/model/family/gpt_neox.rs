@@ -8,6 +8,7 @@ use super::super::layers::rotary::Pairs;
 use super::super::stack::build::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::{Role, Weight};
+use super::gguf::Gguf;
 use super::rope::{Rope, Ropes};
 use super::{Columns, Family, NONE, StoredAt, activation, by_root, checked, gpt2, head_width, layer_norm, read};
 
@@ -121,6 +122,10 @@ impl Family for GptNeoX {
             _ => "mlp.dense_h_to_4h",
         };
         format!("gpt_neox.layers.{}.{name}", at.layer)
+    }
+
+    fn gguf(&self) -> Option<Gguf> {
+        Some(Gguf::attention_together("gptneox"))
     }
 }
 

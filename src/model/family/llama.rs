@@ -7,6 +7,7 @@ use super::super::layers::rotary::Pairs;
 use super::super::stack::build::{DecoderTensor, NormAt};
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::{Role, Weight};
+use super::gguf::Gguf;
 use super::rope::{Rope, Ropes};
 use super::{Family, NONE, StoredAt, activation, by_root, checked, head_width, read, rms_norm};
 
@@ -100,6 +101,10 @@ impl Family for Llama {
 
     fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
         module(at)
+    }
+
+    fn gguf(&self) -> Option<Gguf> {
+        Some(Gguf { neighbours: true, ..Gguf::apart("llama") })
     }
 }
 

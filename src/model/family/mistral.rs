@@ -7,6 +7,7 @@ use super::super::layers::rotary::Pairs;
 use super::super::stack::build::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::Weight;
+use super::gguf::Gguf;
 use super::rope::{Rope, Ropes};
 use super::{Family, StoredAt, activation, by_root, checked, head_width, llama, local, read, rms_norm, sliding};
 
@@ -91,5 +92,9 @@ impl Family for Mistral {
 
     fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
         llama::module(at)
+    }
+
+    fn gguf(&self) -> Option<Gguf> {
+        Some(Gguf { neighbours: true, ..Gguf::apart("llama") })
     }
 }

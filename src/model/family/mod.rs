@@ -5,6 +5,7 @@ mod bert;
 mod distilbert;
 mod falcon;
 mod gemma;
+pub mod gguf;
 mod gpt2;
 mod gpt_j;
 mod gpt_neo;
@@ -28,6 +29,7 @@ use super::stack::encoder::{EncoderSpec, EncoderTensor};
 use super::stack::spec::{DecoderSpec, Local, Positions};
 use super::tap::Weight;
 use crate::error::Result;
+use gguf::Gguf;
 
 /// Where a tensor of ours stands in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +85,23 @@ impl StoredAt {
     fn at(self, columns: Option<Columns>) -> Self {
         StoredAt { columns, ..self }
     }
+
+    /// Which stored column each of ours is, `count` in all.
+    pub fn outputs(&self, count: usize) -> Vec<usize> {
+        let runs = self.columns.unwrap_or(Columns::run(0, count)).runs(count);
+        runs.flat_map(|(_, from, length)| from..from + length).collect()
+    }
+}
+
+/// Where an adapter has a matrix of ours: in one of its own, or among the outputs of a larger one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InAdapter {
+    /// The matrix's name there.
+    pub name: String,
+    /// Which of its outputs each of ours is.
+    pub outputs: Vec<usize>,
+    /// How many outputs it has.
+    pub width: usize,
 }
 
 /// The name of a tensor that a family does not have.
@@ -103,6 +122,10 @@ pub trait Family: Sync {
     fn prefixes(&self) -> &'static [&'static str];
     /// The module's name without prefix, as PyTorch code calls it, for adapters.
     fn module(&self, at: Weight, spec: &DecoderSpec) -> String;
+    /// How llama.cpp keeps its matrices; nothing where what it keeps is not ours, one by one or one behind the other.
+    fn gguf(&self) -> Option<Gguf> {
+        None
+    }
 }
 
 /// How a family of encoders writes its models down.
@@ -140,6 +163,11 @@ static FAMILIES: [&dyn Family; 18] = [
     &t5::T5("t5"),
     &t5::T5("mt5"),
 ];
+
+/// The families whose matrices llama.cpp keeps as we know it.
+pub fn in_gguf() -> Vec<&'static str> {
+    FAMILIES.iter().filter(|family| family.gguf().is_some()).map(|family| family.name()).collect()
+}
 
 /// What is near a family that is known, and why it is not read.
 const NEAR: [(&str, &str); 13] = [

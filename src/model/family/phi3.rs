@@ -7,6 +7,7 @@ use super::super::layers::rotary::Pairs;
 use super::super::stack::build::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::{Role, Weight};
+use super::gguf::Gguf;
 use super::rope::{Rope, Ropes};
 use super::{
     Columns, Family, StoredAt, activation, by_root, checked, head_width, llama, local, read, rms_norm, sliding,
@@ -112,5 +113,9 @@ impl Family for Phi3 {
             Role::MlpGate | Role::MlpUp => format!("layers.{}.mlp.gate_up_proj", at.layer),
             _ => llama::module(at),
         }
+    }
+
+    fn gguf(&self) -> Option<Gguf> {
+        Some(Gguf { gate_together: true, ..Gguf::attention_together("phi3") })
     }
 }

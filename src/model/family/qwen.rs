@@ -8,6 +8,7 @@ use super::super::layers::rotary::Pairs;
 use super::super::stack::build::DecoderTensor;
 use super::super::stack::spec::{AttentionSpec, BlockShape, DecoderSpec, HeadSpec, MlpSpec, Positions};
 use super::super::tap::Weight;
+use super::gguf::Gguf;
 use super::rope::{Rope, Ropes};
 use super::{Family, StoredAt, activation, by_root, checked, head_width, llama, local, read, rms_norm, sliding};
 
@@ -116,5 +117,9 @@ impl Family for Qwen {
 
     fn module(&self, at: Weight, _spec: &DecoderSpec) -> String {
         llama::module(at)
+    }
+
+    fn gguf(&self) -> Option<Gguf> {
+        Some(Gguf::apart(self.name()))
     }
 }
