@@ -15,6 +15,7 @@ pub mod neurons;
 pub mod noise;
 pub mod peft;
 mod request;
+pub mod running;
 pub mod score;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::objective::Objective;
 use crate::error::{Error, Result};
 
+pub use answers::AnswerGenerator;
 pub use change::{Change, Delta, PassChange, RecordDeltas, SharedDeltas};
 pub use edited::Edited;
 pub use memory::{Memory, Route};
