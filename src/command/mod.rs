@@ -13,6 +13,7 @@ mod plan;
 pub mod predict;
 pub mod pretrain;
 mod propose;
+pub mod serve;
 pub mod squash;
 pub mod stats;
 mod stats_npz;

@@ -291,7 +291,12 @@ impl Edit {
     /// # Errors
     /// A file that cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        crate::files::write(path, &file::contents(self))
+        crate::files::write(path, &self.bytes())
+    }
+
+    /// What its file holds.
+    pub fn bytes(&self) -> Vec<u8> {
+        file::contents(self)
     }
 
     /// Reads an edit file; its tensors go to `device`.

@@ -141,12 +141,8 @@ impl Engine {
     /// # Errors
     /// A system without threads.
     pub fn start(limits: Limits) -> Result<Self> {
-        let shared = Arc::new(Shared {
-            limits,
-            waiting: Mutex::default(),
-            wake: Condvar::new(),
-            running: AtomicUsize::new(0),
-        });
+        let shared =
+            Arc::new(Shared { limits, waiting: Mutex::default(), wake: Condvar::new(), running: AtomicUsize::new(0) });
         let own = shared.clone();
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || own.run());
         thread.map_err(|error| Error::Input(format!("no thread could be started: {error}")))?;
@@ -276,8 +272,12 @@ impl Together {
             let logits = self.rows.step()?;
             let width = logits.dims()[1];
             let logits = numbers(logits);
-            let taken: Vec<Option<u32>> =
-                self.answers.par_iter_mut().zip(logits.par_chunks(width)).map(|(answer, logits)| answer.take(logits)).collect();
+            let taken: Vec<Option<u32>> = self
+                .answers
+                .par_iter_mut()
+                .zip(logits.par_chunks(width))
+                .map(|(answer, logits)| answer.take(logits))
+                .collect();
             self.keep(&taken);
         }
         let beside = std::mem::take(&mut self.beside);
@@ -339,9 +339,12 @@ impl Together {
         let logits = numbers(logits);
         let Some((mut rows, jobs)) = self.reading.take() else { return Ok(()) };
         // A prompt that is continued several times was read once.
-        let owners: Vec<usize> = jobs.iter().enumerate().flat_map(|(row, job)| std::iter::repeat_n(row, job.choices)).collect();
-        let mut answers: Vec<Answer> =
-            jobs.iter().flat_map(|job| (0..job.choices).map(|choice| Answer::new(job, choice, self.model.base()))).collect();
+        let owners: Vec<usize> =
+            jobs.iter().enumerate().flat_map(|(row, job)| std::iter::repeat_n(row, job.choices)).collect();
+        let mut answers: Vec<Answer> = jobs
+            .iter()
+            .flat_map(|job| (0..job.choices).map(|choice| Answer::new(job, choice, self.model.base())))
+            .collect();
         let logits_of = |&row: &usize| &logits[row * width..(row + 1) * width];
         let taken: Vec<Option<u32>> =
             answers.par_iter_mut().zip(&owners).map(|(answer, row)| answer.take(logits_of(row))).collect();

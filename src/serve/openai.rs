@@ -184,7 +184,11 @@ impl Asked {
             false => prompts(fields.take("prompt").ok_or_else(|| missing("prompt"))?)?,
         };
         let limit = fields.whole("max_tokens", 1..=most)?;
-        let limit = if chat { fields.whole("max_completion_tokens", 1..=most)?.or(limit) } else { limit.or(Some(16.min(most))) };
+        let limit = if chat {
+            fields.whole("max_completion_tokens", 1..=most)?.or(limit)
+        } else {
+            limit.or(Some(16.min(most)))
+        };
         let seed = match fields.take("seed") {
             None => rand::random(),
             Some(value) => {
@@ -215,7 +219,10 @@ impl Asked {
         };
         let echo = !chat && fields.flag("echo")?.unwrap_or(false);
         if echo && top.is_some() {
-            return Err(Refusal::field("echo", "\"echo\" together with \"logprobs\" is not served; ask for one of them"));
+            return Err(Refusal::field(
+                "echo",
+                "\"echo\" together with \"logprobs\" is not served; ask for one of them",
+            ));
         }
         let stream = fields.flag("stream")?.unwrap_or(false);
         let usage = match fields.take("stream_options") {
@@ -473,7 +480,8 @@ impl Reply {
     }
 
     fn logprobs(&self, said: &[Said]) -> Value {
-        let entry = |shown: &Shown| json!({"token": shown.text, "logprob": shown.log_probability, "bytes": shown.bytes});
+        let entry =
+            |shown: &Shown| json!({"token": shown.text, "logprob": shown.log_probability, "bytes": shown.bytes});
         if self.endpoint == Endpoint::Chat {
             let content = said.iter().map(|said| {
                 let mut of = entry(&said.token);
@@ -514,7 +522,8 @@ mod tests {
 
     #[test]
     fn requests_are_read_with_openais_defaults() {
-        let asked = read(json!({"model": "m", "prompt": "a", "seed": -1, "user": "x", "stop": null, "penalty": 3})).unwrap();
+        let asked =
+            read(json!({"model": "m", "prompt": "a", "seed": -1, "user": "x", "stop": null, "penalty": 3})).unwrap();
         assert_eq!((asked.prompts, asked.most, asked.choices), (vec![Prompt::Text("a".into())], Some(16), 1));
         assert_eq!(asked.sampling, Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: u64::MAX });
         let many = |prompt: Value| read(json!({"model": "m", "prompt": prompt})).unwrap().prompts;
@@ -555,15 +564,27 @@ mod tests {
             let mut body = base.clone();
             body[name] = value.clone();
             let refusal = read(body).unwrap_err();
-            assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (400, Some(name)), "{value}: {}", refusal.message);
+            assert_eq!(
+                (refusal.status.as_u16(), refusal.param.as_deref()),
+                (400, Some(name)),
+                "{value}: {}",
+                refusal.message
+            );
         }
         base.as_object_mut().unwrap().remove("prompt");
         assert_eq!(read(base).unwrap_err().message, "\"prompt\" is missing");
-        for messages in [json!([]), json!(["a"]), json!([{"content": "a"}]), json!([{"role": "user", "content": [{"type": "image_url"}]}])] {
+        for messages in [
+            json!([]),
+            json!(["a"]),
+            json!([{"content": "a"}]),
+            json!([{"role": "user", "content": [{"type": "image_url"}]}]),
+        ] {
             let refusal = chat(json!({"model": "m", "messages": messages})).unwrap_err();
             assert_eq!(refusal.param.as_deref(), Some("messages"));
         }
-        assert!(chat(json!({"model": "m", "messages": [{"role": "user", "content": "a"}], "top_logprobs": 2})).is_err());
+        assert!(
+            chat(json!({"model": "m", "messages": [{"role": "user", "content": "a"}], "top_logprobs": 2})).is_err()
+        );
         let not_json = Asked::read(b"{", Endpoint::Completions, 10).unwrap_err();
         assert!(not_json.message.starts_with("the body is not JSON"), "{}", not_json.message);
         assert!(Asked::read(b"[]", Endpoint::Completions, 10).unwrap_err().message.contains("a list"));

@@ -51,8 +51,7 @@ impl Layer {
 
     fn drop_gaps(&mut self) {
         let width = self.keys.dims()[2];
-        let held: Vec<usize> =
-            (0..width).filter(|&cell| self.cells.iter().any(|row| row[cell].is_some())).collect();
+        let held: Vec<usize> = (0..width).filter(|&cell| self.cells.iter().any(|row| row[cell].is_some())).collect();
         if held.len() == width {
             return;
         }
