@@ -82,6 +82,14 @@ impl Error {
         }
     }
 
+    /// The same error where there is one record alone, whose number says nothing.
+    pub fn without_number(self) -> Self {
+        match self {
+            Error::Record { message, .. } => Error::Input(message),
+            other => other,
+        }
+    }
+
     /// The exit code of the process: 1 failed, 2 the command line or a config is wrong, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -37,6 +37,7 @@ pub mod process;
 pub mod random;
 pub mod report;
 pub mod sections;
+pub mod serve;
 pub mod statistics;
 pub mod tensors;
 pub mod trace;

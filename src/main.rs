@@ -32,6 +32,7 @@ enum Command {
     Trace(Box<command::trace::Args>),
     Locate(command::locate::Args),
     MakeCompletions(command::make_completions::Args),
+    Serve(command::serve::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         Command::Trace(args) => command::trace::run(&args),
         Command::Locate(args) => command::locate::run(&args),
         Command::MakeCompletions(args) => command::make_completions::run(&args),
+        Command::Serve(args) => command::serve::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

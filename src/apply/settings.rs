@@ -118,6 +118,11 @@ impl EditorSettings {
         }
     }
 
+    /// Whether a request must name its subject.
+    pub fn needs_subject(&self) -> bool {
+        self.settings.association().is_some()
+    }
+
     /// Where the statistics lie: beside the config, in `folder`, or from the working folder.
     fn statistics_in(&self, folder: &Path) -> Option<PathBuf> {
         let name = self.settings.statistics()?;

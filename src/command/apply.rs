@@ -12,13 +12,14 @@ use serde_json::{Value, json};
 use super::chat::ChatArgs;
 use super::export::{Format, check_folder};
 use super::plan::{PlanArgs, Planning, of_editor};
-use super::{Answer, answers, keep_state, load_edits, print, show_rows, state_is_kept, stop};
+use super::{keep_state, load_edits, print, show_rows, state_is_kept, stop};
 use crate::apply::memory::Elsewhere;
 use crate::apply::{Applied, Editor, Mode, apply};
 use crate::archive::{Archive, Best};
 use crate::config::apply::Config;
 use crate::config::check_flags;
 use crate::data::asking::Asking;
+use crate::data::beside::with_questions;
 use crate::data::pocket;
 use crate::data::record::{EditRecord, Probe};
 use crate::data::source::Source;
@@ -28,6 +29,7 @@ use crate::data::world::Split;
 use crate::device;
 use crate::edit::{Edit, EditRequest, Edited, not_exported};
 use crate::error::{Error, Result};
+use crate::evaluate::answers::{probes_json, said_json};
 use crate::evaluate::looking;
 use crate::evaluate::perplexity::WATCHED_TOKENS;
 use crate::evaluate::probes::{Limits, probe_table};
@@ -128,9 +130,6 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
 }
-
-/// Prompts about other things, for a request that comes with none.
-const UNRELATED: [&str; 3] = ["The capital of Japan is", "Water is made of hydrogen and", "The largest planet is"];
 
 /// Neighbours of each class that a fact of the embedded world is given.
 const NEIGHBOURS: usize = 2;
@@ -367,7 +366,7 @@ impl Job<'_> {
             Mode::Batch => return Ok(look),
             Mode::Sequential if self.args.json => {
                 let table = self.probes(number, after)?;
-                look.immediate = Some(side(after, &table, Side::After)?);
+                look.immediate = Some(said_json(after, &table, Side::After)?);
             }
             Mode::Sequential => {}
             Mode::Single => {
@@ -735,26 +734,14 @@ fn records(args: &Args, model: &str) -> Result<Vec<EditRecord>> {
     {
         return Err(Error::Config(format!("--subject \"{subject}\" does not occur in --prompt \"{prompt}\"")));
     }
-    // Of a fact of the embedded world we know other ways to ask, and its neighbours.
-    let world = pocket::of_model(model).map(|_| pocket::world()).transpose()?;
-    let known = world.as_ref().and_then(|world| world.about(&prompt));
-    let mut record = known.unwrap_or_default();
-    let probe = |prompt: &str| Probe::new(prompt, None);
-    if !args.rephrases.is_empty() {
-        record.rephrases.clone_from(&args.rephrases);
-    }
-    if !args.unrelated.is_empty() {
-        record.locality =
-            [("unrelated".to_owned(), args.unrelated.iter().map(|prompt| probe(prompt)).collect())].into();
-    } else if record.locality.is_empty() {
-        let unrelated = match &world {
-            Some(world) => world.unrelated(&prompt, UNRELATED.len()),
-            None => UNRELATED.map(probe).to_vec(),
-        };
+    let probe = |prompt: &String| Probe::new(prompt, None);
+    let unrelated: Vec<Probe> = args.unrelated.iter().map(probe).collect();
+    let mut record = EditRecord { prompt, rephrases: args.rephrases.clone(), ..EditRecord::default() };
+    if !unrelated.is_empty() {
         record.locality = [("unrelated".to_owned(), unrelated)].into();
     }
+    let mut record = with_questions(record, model)?;
     record.id = "0".into();
-    record.prompt = prompt;
     record.target_new = target;
     record.subject = subject.cloned().or(record.subject);
     record.descriptor = args.descriptor.as_ref().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
@@ -788,17 +775,6 @@ fn beside(path: &Path, what: &str) -> PathBuf {
     path.with_file_name(format!("{stem}-{what}.{rest}"))
 }
 
-/// What a model says to each probe.
-fn side(model: &Edited, table: &[ProbeRow], side: Side) -> Result<Vec<Value>> {
-    let prompts: Vec<String> = table.iter().map(|row| row.prompt.clone()).collect();
-    let said = answers(model, &prompts, usize::MAX)?;
-    let document = |(answer, row): (Answer, &ProbeRow)| {
-        let scored = row.scored(side);
-        json!({"answer": answer.text, "target_probability": scored.probability(), "target_nll": scored.nll()})
-    };
-    Ok(said.into_iter().zip(table).map(document).collect())
-}
-
 fn request_json(
     before: &Edited,
     after: &Edited,
@@ -806,26 +782,14 @@ fn request_json(
     table: &[ProbeRow],
     immediate: Option<&Vec<Value>>,
 ) -> Result<Value> {
-    let (said_before, said_after) = (side(before, table, Side::Before)?, side(after, table, Side::After)?);
-    let probes = table.iter().enumerate().map(|(index, row)| {
-        let mut probe = json!({
-            "kind": row.kind,
-            "class": row.class,
-            "prompt": row.prompt,
-            "target": row.target,
-            "tokenised_apart": row.apart,
-            "before": said_before[index],
-            "after": said_after[index],
-        });
-        if let Some(immediate) = immediate {
-            probe["immediate"] = immediate[index].clone();
-        }
-        probe
-    });
+    let mut probes = probes_json(before, after, table)?;
+    for (probe, immediate) in probes.iter_mut().zip(immediate.into_iter().flatten()) {
+        probe["immediate"] = immediate.clone();
+    }
     Ok(json!({
         "id": record.id,
         "prompt": record.prompt,
         "target_new": record.target_new,
-        "probes": probes.collect::<Vec<Value>>(),
+        "probes": probes,
     }))
 }

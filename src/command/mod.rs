@@ -15,6 +15,7 @@ mod plan;
 pub mod predict;
 pub mod pretrain;
 mod propose;
+pub mod serve;
 pub mod squash;
 pub mod stats;
 mod stats_npz;
@@ -26,19 +27,14 @@ pub mod train;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use unicode_width::UnicodeWidthStr;
-
 use crate::apply::memory::{Elsewhere, bind};
-use crate::edit::generate::Sampling;
 use crate::edit::likelihood::Scored;
-use crate::edit::score::score;
 use crate::edit::{Edit, Edited};
 use crate::error::{Error, Result};
+use crate::evaluate::answers::{Answer, answers};
 use crate::evaluate::protocol::text::says;
 use crate::evaluate::{Kind, ProbeRow, Side};
 use crate::model::chat::Chat;
-use crate::model::separator::writes_no_spaces;
-use crate::model::tokenizer::{Continuation, Tokenizer};
 use crate::report::table::{cut, table};
 
 /// Set while a command keeps its state when it is asked to stop; without it Ctrl-C ends the process at once.
@@ -93,129 +89,20 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// What a model answers to a prompt: its likeliest continuation, and how likely that is.
-pub(crate) struct Answer {
-    /// The text, without the space before it.
-    pub text: String,
-    /// The probability of the whole of it.
-    pub probability: f64,
-    /// Whether the model says more than this.
-    pub goes_on: bool,
-}
-
-impl Answer {
-    /// As tables show it.
-    fn shown(&self) -> String {
-        if self.text.is_empty() && self.goes_on {
-            return "…".into();
-        }
-        if self.text.is_empty() {
-            return "(says nothing)".into();
-        }
-        let more = if self.goes_on { "…" } else { "" };
-        format!("{}{more} {:.0} %", cut(&self.text, SHOWN), 100.0 * self.probability)
+/// An answer as tables show it.
+pub(crate) fn shown_answer(answer: &Answer) -> String {
+    if answer.text.is_empty() && answer.goes_on {
+        return "…".into();
     }
+    if answer.text.is_empty() {
+        return "(says nothing)".into();
+    }
+    let more = if answer.goes_on { "…" } else { "" };
+    format!("{}{more} {:.0} %", cut(&answer.text, SHOWN), 100.0 * answer.probability)
 }
-
-/// Tokens of an answer at most.
-const ANSWER: usize = 12;
 
 /// The width of an answer in a table.
-const SHOWN: usize = 28;
-
-/// Prompts that are answered in one batch.
-const ANSWERED: usize = 32;
-
-/// The likeliest continuation of each prompt, up to the end of the sentence; cut at a word where it takes more than `width` in a terminal, and never
-/// within a letter.
-///
-/// # Errors
-/// A prompt longer than the context.
-pub(crate) fn answers(model: &Edited, prompts: &[String], width: usize) -> Result<Vec<Answer>> {
-    let batches = prompts.chunks(ANSWERED).map(|prompts| answer_batch(model, prompts, width));
-    Ok(batches.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-}
-
-fn answer_batch(model: &Edited, prompts: &[String], width: usize) -> Result<Vec<Answer>> {
-    let tokenizer = &model.base().tokenizer;
-    let prompts = prompts.iter().map(|prompt| tokenizer.encode_prompt(prompt)).collect::<Result<Vec<_>>>()?;
-    // An answer stops where the context does.
-    let room = |ids: &[u32]| ANSWER.min((model.base().decoder.spec.context + 1).saturating_sub(ids.len()));
-    let made = model.go_on(&prompts, room, &model.base().stop_tokens(), &Sampling::default())?;
-    let said: Vec<Said> = made
-        .into_iter()
-        .zip(&prompts)
-        .map(|(made, ids)| Said::cut(tokenizer, made, room(ids), width))
-        .collect::<Result<_>>()?;
-    let rows: Vec<Continuation> = said
-        .iter()
-        .zip(&prompts)
-        .filter(|(said, _)| !said.ids.is_empty())
-        .map(|(said, ids)| Continuation { ids: [ids, said.ids.as_slice()].concat(), prompt: ids.len(), apart: false })
-        .collect();
-    let mut scored = match rows.is_empty() {
-        true => vec![],
-        false => score(&[model], &rows)?.remove(0),
-    }
-    .into_iter();
-    let answer = |said: Said| {
-        let probability = match said.ids.is_empty() {
-            true => 1.0,
-            false => scored.next().map_or(1.0, |scored| scored.probability()),
-        };
-        Answer { text: said.text, probability, goes_on: said.goes_on }
-    };
-    Ok(said.into_iter().map(answer).collect())
-}
-
-/// The beginning of what a model said, as it is shown.
-struct Said {
-    ids: Vec<u32>,
-    text: String,
-    goes_on: bool,
-}
-
-impl Said {
-    /// Of `made`, which were to be `most` tokens, what is an answer.
-    fn cut(tokenizer: &Tokenizer, mut made: Vec<u32>, most: usize, width: usize) -> Result<Self> {
-        // The answer ends with the sentence or the line.
-        let ends = |id: &u32| tokenizer.token(*id).contains(['.', '\n', '?', '!', '。', '？', '！']);
-        let end = made.iter().position(ends);
-        if let Some(end) = end {
-            made.truncate(end.max(1));
-        }
-        if made.is_empty() {
-            return Ok(Said { ids: vec![], text: String::new(), goes_on: false });
-        }
-        let whole = end.is_some() || made.len() < most || tokenizer.labels().is_some();
-        let text = |count: usize| -> Result<String> { Ok(tokenizer.decode(&made[..count])?.trim().to_owned()) };
-        let fits = |count: usize| -> Result<bool> {
-            let text = text(count)?;
-            let at_word = match made.get(count) {
-                Some(next) => tokenizer.token(*next).chars().next().is_none_or(begins_word),
-                None => whole,
-            };
-            let wide = text.width() + usize::from(count < made.len() || !whole);
-            Ok(at_word && wide <= width && !text.is_empty())
-        };
-        let clean = |count: &usize| text(*count).is_ok_and(|text| !text.contains(char::REPLACEMENT_CHARACTER));
-        let mut count = (1..=made.len()).rev().find(clean).unwrap_or(0);
-        for fewer in (1..=count).rev() {
-            if fits(fewer)? {
-                count = fewer;
-                break;
-            }
-        }
-        let (text, goes_on) = (text(count)?, count < made.len() || !whole);
-        made.truncate(count);
-        Ok(Said { ids: made, text, goes_on })
-    }
-}
-
-/// Whether a token that begins with this letter begins a word, so that the text before it can end there.
-fn begins_word(letter: char) -> bool {
-    letter != char::REPLACEMENT_CHARACTER && (!letter.is_alphanumeric() || writes_no_spaces(letter))
-}
+pub(crate) const SHOWN: usize = 28;
 
 /// A before/after table of probes.
 ///
@@ -242,7 +129,7 @@ pub(crate) fn show_rows(before: &Edited, after: &Edited, rows: &[&ProbeRow], cha
         };
         let mark = if as_wished { "✓" } else { "✗" };
         let prompt = chat.map_or(row.prompt.as_str(), |chat| chat.asked.said(&row.prompt));
-        vec![mark.to_owned(), kind.to_owned(), cut(prompt, 56), said_before.shown(), said_after.shown()]
+        vec![mark.to_owned(), kind.to_owned(), cut(prompt, 56), shown_answer(said_before), shown_answer(said_after)]
     });
     let lines: Vec<Vec<String>> = lines.collect();
     Ok(table(&["", "", "prompt", "before", "after"], &lines))
@@ -271,10 +158,7 @@ pub(crate) fn load_edits(
     let mut edited = model;
     for file in files {
         let edit = Edit::load(file, &device)?;
-        // A memory holds each entry once, however often it is named.
-        if edit.memory().is_none()
-            && edited.edits().iter().any(|laid| laid.parts().any(|known| edit.parts().any(|part| part == known)))
-        {
+        if edited.holds(&edit) {
             return Err(Error::file(
                 file,
                 "this edit lies there already, by itself or in a file that holds it; laid down twice it would count twice",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
-use super::{answers, load_edits, print};
+use super::{load_edits, print, shown_answer};
 use crate::apply::memory::Elsewhere;
 use crate::apply::steering::{captured, mean_difference};
 use crate::data::pairs::Pair;
@@ -16,6 +16,7 @@ use crate::data::world::Split;
 use crate::edit::activation::{Action, Intervention, Positions, Until};
 use crate::edit::{Change, Edit, Edited, PassChange, Provenance};
 use crate::error::{Error, Result};
+use crate::evaluate::answers::answers;
 use crate::evaluate::perplexity::{RUIN, WATCHED_TOKENS, WatchedText};
 use crate::evaluate::steered::{Look, Steered};
 use crate::model::load::folder::{Stored, floats};
@@ -184,7 +185,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut rows = vec![];
     let (said_before, said_after) = (answers(&before, &args.prompts, SHOWN)?, answers(&after, &args.prompts, SHOWN)?);
     for (prompt, (before, after)) in args.prompts.iter().zip(said_before.iter().zip(&said_after)) {
-        rows.push(vec![cut(prompt, 56), before.shown(), after.shown()]);
+        rows.push(vec![cut(prompt, 56), shown_answer(before), shown_answer(after)]);
     }
     if let Some(path) = &args.save {
         edit.save(path)?;

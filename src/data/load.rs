@@ -42,6 +42,17 @@ pub fn load_with_form(path: &Path) -> Result<(Option<Form>, Vec<EditRecord>), Da
     parse(path, &fs::read(path).map_err(unreadable)?)
 }
 
+/// One record in emend's own form, the text of a JSON object; `origin` names its place in errors.
+///
+/// # Errors
+/// A text that is not JSON, or not one record.
+pub fn own_record(text: &str, origin: &str) -> Result<EditRecord, DataError> {
+    let mut reader = Reader { form: Some(Form::Own), ..Reader::new(Path::new(origin)) };
+    reader.lines(text)?;
+    let mut records = reader.finish()?;
+    Ok(records.remove(0))
+}
+
 /// Reads to the end; `origin` names the records' place in errors.
 fn from_reader(origin: &Path, mut reader: impl Read) -> Result<(Option<Form>, Vec<EditRecord>), DataError> {
     let mut bytes = vec![];

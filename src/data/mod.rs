@@ -1,6 +1,7 @@
 //! Edit records, and where they come from.
 
 pub mod asking;
+pub mod beside;
 pub mod claim;
 mod completions;
 mod convsent;
@@ -33,6 +34,6 @@ pub mod world;
 mod zsre;
 
 pub use error::DataError;
-pub use load::{load_records, load_with_form};
+pub use load::{load_records, load_with_form, own_record};
 pub use record::{EditRecord, Probe};
 pub use zsre::plain_questions;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, activation};
 
 use super::Edited;
+use super::generate::numbers;
 use super::likelihood::{Scored, score_weights};
 use super::memory::{Answer, Consulted};
 use crate::error::{Error, Result};
@@ -210,7 +211,7 @@ fn score_fixed_answer(
 }
 
 /// Generates the answer to a prompt, token by token.
-pub(super) enum AnswerGenerator {
+pub enum AnswerGenerator {
     /// One model.
     Model(ModelStream),
     /// `(1 − s)` of the first and s of the second.
@@ -220,7 +221,7 @@ pub(super) enum AnswerGenerator {
 }
 
 /// A model on one row of tokens, with the keys and values of those it has read.
-pub(super) struct ModelStream {
+pub struct ModelStream {
     model: Edited,
     past: Past,
     next: Vec<u32>,
@@ -282,7 +283,7 @@ impl AnswerGenerator {
     }
 
     /// The model whose vocabulary the tokens are of.
-    pub(super) fn model(&self) -> &Edited {
+    pub fn model(&self) -> &Edited {
         match self {
             AnswerGenerator::Model(stream) => &stream.model,
             AnswerGenerator::Mixture(own, ..) => &own.model,
@@ -291,7 +292,7 @@ impl AnswerGenerator {
     }
 
     /// Whether the context has room for the tokens that were pushed.
-    pub(super) fn has_room(&self) -> bool {
+    pub fn has_room(&self) -> bool {
         let fits = |stream: &ModelStream| stream.seen + stream.next.len() <= stream.model.base().decoder.spec.context;
         match self {
             AnswerGenerator::Model(stream) => fits(stream),
@@ -301,13 +302,16 @@ impl AnswerGenerator {
     }
 
     /// The logits of the next token; none at the end of a fixed text.
-    pub(super) fn logits(&mut self) -> Result<Option<Vec<f32>>> {
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, or an answer longer than the context.
+    pub fn logits(&mut self) -> Result<Option<Vec<f32>>> {
         Ok(match self {
-            AnswerGenerator::Model(stream) => Some(stream.logits()?.into_data().iter::<f32>().collect()),
+            AnswerGenerator::Model(stream) => Some(numbers(stream.logits()?)),
             AnswerGenerator::Mixture(own, theirs, share) => {
                 let (own, theirs) = (own.logits()?, theirs.logits()?);
                 let (own, theirs) = (activation::log_softmax(own, 1), activation::log_softmax(theirs, 1));
-                Some(mix(own, theirs, *share).into_data().iter::<f32>().collect())
+                Some(numbers(mix(own, theirs, *share)))
             }
             AnswerGenerator::Text(answer, given, model) => answer.get(*given).map(|&token| {
                 let mut logits = vec![OTHERWISE; model.base().decoder.spec.outputs()];
@@ -318,7 +322,7 @@ impl AnswerGenerator {
     }
 
     /// Appends a token to what was generated.
-    pub(super) fn push(&mut self, id: u32) {
+    pub fn push(&mut self, id: u32) {
         match self {
             AnswerGenerator::Model(stream) => stream.next.push(id),
             AnswerGenerator::Mixture(own, theirs, _) => {

@@ -119,6 +119,13 @@ impl Edited {
         self.edits.iter().map(|edit| edit.id().to_owned()).collect()
     }
 
+    /// Whether an edit, or a part of it, lies here already: laid down twice it would count twice. A memory holds each entry once, however
+    /// often it is laid down.
+    pub fn holds(&self, edit: &Edit) -> bool {
+        let known = |laid: &Arc<Edit>| laid.parts().any(|known| edit.parts().any(|part| part == known));
+        edit.memory().is_none() && self.edits.iter().any(known)
+    }
+
     /// The same model with one edit more on top.
     ///
     /// # Errors

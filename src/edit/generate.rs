@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Edited;
 use super::answers::AnswerGenerator;
 use super::memory::Consulted;
+use super::running::RunningRows;
 use crate::error::{Error, Result};
 use crate::model::tap::NoTap;
 use crate::model::tokenizer::Tokenizer;
@@ -62,40 +63,91 @@ impl Sampling {
         Ok(())
     }
 
-    fn choose(&self, logits: &[f32], rng: &mut ChaCha8Rng) -> u32 {
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    /// A token for these logits.
+    pub fn choose(&self, logits: &[f32], rng: &mut ChaCha8Rng) -> u32 {
         if self.temperature == 0.0 {
-            return order.into_iter().min_by(by_logit).unwrap_or(0);
+            return highest(logits, 1).first().copied().unwrap_or(0);
         }
-        order.sort_by(by_logit);
-        if self.top_k > 0 {
-            order.truncate(self.top_k);
-        }
-        let largest = f64::from(logits[order[0] as usize]);
-        let weight = |id: &u32| ((f64::from(logits[*id as usize]) - largest) / self.temperature).exp();
-        let mut weights: Vec<f64> = order.iter().map(weight).collect();
-        let total: f64 = weights.iter().sum();
-        let mut reached = 0.0;
-        let kept = weights.iter().take_while(|weight| {
-            let wanted = reached < self.top_p * total;
-            reached += **weight;
-            wanted
+        let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let weight = |logit: f32| ((f64::from(logit) - largest) / self.temperature).exp();
+        let sum = |ids: &[u32]| -> f64 { ids.iter().map(|&id| weight(logits[id as usize])).sum() };
+        let all = if self.top_k == 0 { logits.len() } else { self.top_k.min(logits.len()) };
+        let total = match all < logits.len() {
+            true => sum(&highest(logits, all)),
+            false => logits.iter().map(|&logit| weight(logit)).sum(),
+        };
+        // The likeliest tokens, as many as together reach a weight: a vocabulary is not sorted whole.
+        let reaching = |wanted: f64| {
+            let mut count = DRAWN.min(all);
+            loop {
+                let ids = highest(logits, count);
+                if count == all || sum(&ids) >= wanted {
+                    return ids;
+                }
+                count = (count * 8).min(all);
+            }
+        };
+        let mut within = total;
+        let nucleus = (self.top_p < 1.0).then(|| {
+            let mut ids = reaching(self.top_p * total);
+            let mut reached = 0.0;
+            let kept = ids.iter().take_while(|&&id| {
+                let wanted = reached < self.top_p * total;
+                reached += weight(logits[id as usize]);
+                wanted
+            });
+            let kept = kept.count();
+            ids.truncate(kept);
+            within = sum(&ids);
+            ids
         });
-        let kept = kept.count();
-        weights.truncate(kept);
-        let mut draw = rng.random::<f64>() * weights.iter().sum::<f64>();
-        for (id, weight) in order.iter().zip(&weights) {
-            draw -= weight;
+        let mut draw = rng.random::<f64>() * within;
+        let ids = nucleus.unwrap_or_else(|| reaching(draw));
+        for &id in &ids {
+            draw -= weight(logits[id as usize]);
             if draw <= 0.0 {
-                return *id;
+                return id;
             }
         }
-        order[kept - 1]
+        ids.last().copied().unwrap_or(0)
     }
 }
 
-fn check_finite(logits: &[f32]) -> Result<()> {
+/// Tokens that are sorted first for a draw.
+const DRAWN: usize = 64;
+
+/// The ids of the `count` highest logits, highest first; of equal ones the lower id.
+pub fn highest(logits: &[f32], count: usize) -> Vec<u32> {
+    let before = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if count == 1 {
+        let better = |best: Option<u32>, (id, logit): (usize, &f32)| match best {
+            Some(known) if logits[known as usize].total_cmp(logit).is_ge() => Some(known),
+            _ => Some(id as u32),
+        };
+        return logits.iter().enumerate().fold(None, better).into_iter().collect();
+    }
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    if count < order.len() && count > 0 {
+        order.select_nth_unstable_by(count, before);
+    }
+    order.truncate(count);
+    order.sort_unstable_by(before);
+    order
+}
+
+/// Logits as numbers, row after row.
+pub fn numbers(logits: Tensor<2>) -> Vec<f32> {
+    // A vocabulary is wide: what is f32 by now is not copied.
+    let data = logits.into_data();
+    let data = if data.dtype() == DType::F32 { data } else { data.convert::<f32>() };
+    data.try_into_vec().unwrap_or_default()
+}
+
+/// Refuses logits that no model says.
+///
+/// # Errors
+/// One that is not finite.
+pub fn check_finite(logits: &[f32]) -> Result<()> {
     if logits.iter().all(|logit| logit.is_finite()) {
         return Ok(());
     }
@@ -104,7 +156,7 @@ fn check_finite(logits: &[f32]) -> Result<()> {
 }
 
 /// The draws of a row: a stream of its own, so that what stands beside it changes nothing.
-fn stream(sampling: &Sampling, row: usize) -> ChaCha8Rng {
+pub fn stream(sampling: &Sampling, row: usize) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
     rng.set_stream(row as u64);
     rng
@@ -115,15 +167,12 @@ fn likeliest(tokenizer: &Tokenizer, logits: Vec<f32>, k: usize) -> Result<Vec<Ca
     check_finite(&logits)?;
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
-    order.truncate(k);
     let candidate = |id: u32| {
         let logit = logits[id as usize];
         let probability = (f64::from(logit - largest).exp() / total) as f32;
         Candidate { id, token: tokenizer.token(id), logit, probability }
     };
-    Ok(order.into_iter().map(candidate).collect())
+    Ok(highest(&logits, k).into_iter().map(candidate).collect())
 }
 
 impl Edited {
@@ -141,11 +190,14 @@ impl Edited {
         let hidden = self.embed(&tokens, &mut NoTap)?;
         let hidden = self.blocks(hidden, 0..self.layers(), tokens.span(), None, &mut NoTap)?;
         let logits = self.head(hidden, &[(0, ids.len() - 1)]);
-        likeliest(&self.base().tokenizer, logits.into_data().iter::<f32>().collect(), k)
+        likeliest(&self.base().tokenizer, numbers(logits), k)
     }
 
     /// For each row of tokens the generator of the answer that a memory names for it; nothing where the weights answer.
-    fn generators(&self, rows: &[Vec<u32>]) -> Result<Vec<Option<(AnswerGenerator, Consulted)>>> {
+    ///
+    /// # Errors
+    /// A prompt that a memory's networks cannot take.
+    pub fn generators(&self, rows: &[Vec<u32>]) -> Result<Vec<Option<(AnswerGenerator, Consulted)>>> {
         if !self.has_memory() {
             return Ok(rows.iter().map(|_| None).collect());
         }
@@ -254,28 +306,19 @@ impl Edited {
         // Each row draws from a stream of its own: what stands beside it changes nothing.
         let mut streams: Vec<_> = (0..rows.len()).map(|row| stream(sampling, row)).collect();
         let mut open = plain.to_vec();
-        let mut past = self.past();
-        let mut next = rows.to_vec();
-        let texts = Tokens::new(next.clone()).texts();
-        let mut seen = vec![0; rows.len()];
+        let prompts: Vec<Vec<u32>> = open.iter().map(|&row| rows[row].clone()).collect();
+        let mut running = RunningRows::new(self, &prompts);
         for _ in 0..count {
-            let places = open.iter().map(|&row| (row, seen[row])).collect();
-            let tokens = Tokens::placed(open.iter().map(|&row| next[row].clone()).collect(), places);
-            let tokens = tokens.of(open.iter().map(|&row| texts[row].clone()));
-            let hidden = self.embed(&tokens, &mut NoTap)?;
-            let hidden = self.blocks(hidden, 0..self.layers(), tokens.span(), Some(&mut past), &mut NoTap)?;
-            let reads: Vec<_> = tokens.ids().iter().enumerate().map(|(row, ids)| (row, ids.len() - 1)).collect();
-            let logits: Tensor<2> = self.head(hidden, &reads);
+            let logits = running.step()?;
             let width = logits.dims()[1];
-            let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+            let logits = numbers(logits);
             check_finite(&logits)?;
             let mut kept = vec![];
             for (index, logits) in logits.chunks(width).enumerate() {
                 let row = open[index];
                 let id = sampling.choose(logits, &mut streams[row]);
                 if !stop.contains(&id) {
-                    seen[row] += next[row].len();
-                    next[row] = vec![id];
+                    running.push(index, id);
                     made[row].push(id);
                     kept.push(index);
                 }
@@ -283,10 +326,8 @@ impl Edited {
             if kept.is_empty() {
                 break;
             }
-            if kept.len() < open.len() {
-                past = past.select(&kept);
-                open = kept.into_iter().map(|index| open[index]).collect();
-            }
+            running.keep(&kept);
+            open = kept.into_iter().map(|index| open[index]).collect();
         }
         Ok(())
     }

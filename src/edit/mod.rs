@@ -18,6 +18,7 @@ pub mod neurons;
 pub mod noise;
 pub mod peft;
 mod request;
+pub mod running;
 pub mod score;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::objective::Objective;
 use crate::error::{Error, Result};
 
+pub use answers::AnswerGenerator;
 pub use change::{Change, Delta, PassChange, RecordDeltas, SharedDeltas};
 pub use edited::Edited;
 pub use memory::{Memory, Route};
@@ -305,7 +307,12 @@ impl Edit {
     /// # Errors
     /// A file that cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        crate::files::write(path, &file::contents(self))
+        crate::files::write(path, &self.bytes())
+    }
+
+    /// What its file holds.
+    pub fn bytes(&self) -> Vec<u8> {
+        file::contents(self)
     }
 
     /// Reads an edit file; its tensors go to `device`.

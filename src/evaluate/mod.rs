@@ -2,6 +2,7 @@
 //! protocol, means with intervals, and tests between two methods.
 
 pub mod aggregate;
+pub mod answers;
 pub mod best;
 mod bootstrap;
 pub mod case;

@@ -537,6 +537,22 @@ impl Tokenizer {
         }
     }
 
+    /// The bytes that a token stands for.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let text = self.token(id);
+        let piece = self.inner.id_to_token(id).filter(|_| text.contains(char::REPLACEMENT_CHARACTER));
+        let bytes = piece.and_then(|piece| match piece.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')) {
+            Some(byte) => u8::from_str_radix(byte, 16).ok().map(|byte| vec![byte]),
+            None => piece.chars().map(byte_level).collect(),
+        });
+        bytes.unwrap_or_else(|| text.into_bytes())
+    }
+
+    /// The token that ends a turn of a chat, where the model has a template and names one.
+    pub fn end_of_turn(&self) -> Option<u32> {
+        self.inner.token_to_id(self.template.as_ref()?.end.as_deref()?)
+    }
+
     /// The text of one token as it stands in a sentence, its leading space included.
     pub fn token(&self, id: u32) -> String {
         if let Some(labels) = &self.labels {

@@ -28,6 +28,43 @@ pub(super) struct Layer {
     pub cells: Vec<Vec<Option<usize>>>,
 }
 
+/// Cells of zeros before and behind those of `x`.
+fn with_cells(x: &Tensor<4>, before: usize, behind: usize) -> Tensor<4> {
+    let [rows, heads, _, width] = x.dims();
+    let zeros = |cells: usize| Tensor::<4>::zeros([rows, heads, cells, width], (&x.device(), x.dtype()));
+    let parts = [(before > 0).then(|| zeros(before)), Some(x.clone()), (behind > 0).then(|| zeros(behind))];
+    let parts: Vec<Tensor<4>> = parts.into_iter().flatten().collect();
+    if parts.len() == 1 { x.clone() } else { Tensor::cat(parts, 2) }
+}
+
+impl Layer {
+    /// So many cells a row, the new ones in front.
+    fn padded(&self, width: usize) -> Layer {
+        let new = width - self.keys.dims()[2];
+        let padded = |row: &Vec<Option<usize>>| std::iter::repeat_n(None, new).chain(row.iter().copied()).collect();
+        Layer {
+            keys: with_cells(&self.keys, new, 0),
+            values: with_cells(&self.values, new, 0),
+            cells: self.cells.iter().map(padded).collect(),
+        }
+    }
+
+    fn drop_gaps(&mut self) {
+        let width = self.keys.dims()[2];
+        let held: Vec<usize> = (0..width).filter(|&cell| self.cells.iter().any(|row| row[cell].is_some())).collect();
+        if held.len() == width {
+            return;
+        }
+        let index: Vec<i64> = held.iter().map(|&cell| cell as i64).collect();
+        let index = Tensor::<1, burn::tensor::Int>::from_data(index.as_slice(), &self.keys.device());
+        self.keys = self.keys.clone().select(2, index.clone());
+        self.values = self.values.clone().select(2, index);
+        for row in &mut self.cells {
+            *row = held.iter().map(|&cell| row[cell]).collect();
+        }
+    }
+}
+
 impl Past {
     /// An empty past of a model with `layers` layers, known by `owner`.
     pub fn new(owner: impl Into<String>, layers: usize) -> Self {
@@ -84,6 +121,58 @@ impl Past {
         let sources =
             if self.sources.is_empty() { vec![] } else { rows.iter().map(|&row| self.sources[row]).collect() };
         Past { owner: self.owner.clone(), layers: layers.collect(), crossed: crossed.collect(), sources }
+    }
+
+    /// The rows of another past of the same model below its own. A row with fewer cells than another is padded in front, with cells that no
+    /// row sees.
+    ///
+    /// # Errors
+    /// A past of another model, or one that holds other layers.
+    pub fn beside(&self, other: &Past) -> Result<Past> {
+        other.check_owner(&self.owner)?;
+        let apart = || Error::Input("pasts that hold different layers cannot stand side by side".into());
+        let layers = self.layers.iter().zip(&other.layers).map(|pair| match pair {
+            (None, None) => Ok(None),
+            (Some(own), Some(theirs)) => {
+                let width = own.keys.dims()[2].max(theirs.keys.dims()[2]);
+                let (own, theirs) = (own.padded(width), theirs.padded(width));
+                Ok(Some(Layer {
+                    keys: Tensor::cat(vec![own.keys, theirs.keys], 0),
+                    values: Tensor::cat(vec![own.values, theirs.values], 0),
+                    cells: own.cells.into_iter().chain(theirs.cells).collect(),
+                }))
+            }
+            _ => Err(apart()),
+        });
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        let crossed = self.crossed.iter().zip(&other.crossed).map(|pair| match pair {
+            (None, None) => Ok(None),
+            (Some([keys, values]), Some([more_keys, more_values])) => {
+                let width = keys.dims()[2].max(more_keys.dims()[2]);
+                // What is real of these is told by its length: padding stands behind.
+                let join = |own: &Tensor<4>, theirs: &Tensor<4>| {
+                    let wide = |x: &Tensor<4>| with_cells(x, 0, width - x.dims()[2]);
+                    Tensor::cat(vec![wide(own), wide(theirs)], 0)
+                };
+                Ok(Some([join(keys, more_keys), join(values, more_values)]))
+            }
+            _ => Err(apart()),
+        });
+        let crossed = crossed.collect::<Result<Vec<_>>>()?;
+        let sources = self.sources.iter().chain(&other.sources).copied().collect();
+        Ok(Past { owner: self.owner.clone(), layers, crossed, sources })
+    }
+
+    /// The same without the cells that are padding in every row.
+    pub fn without_gaps(mut self) -> Past {
+        self.layers.iter_mut().flatten().for_each(Layer::drop_gaps);
+        let source = self.sources.iter().copied().max().unwrap_or(0);
+        for [keys, values] in self.crossed.iter_mut().flatten() {
+            if keys.dims()[2] > source {
+                (*keys, *values) = (keys.clone().narrow(2, 0, source), values.clone().narrow(2, 0, source));
+            }
+        }
+        self
     }
 
     /// What it holds of some layers; nothing of the others.
