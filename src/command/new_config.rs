@@ -180,11 +180,20 @@ fn written(shipped: &Shipped, name: &str, spec: &DecoderSpec, kind: &str) -> Res
         DEPTHS[which]
     );
     if let Some(statistics) = given["editor"].get("statistics").and_then(Value::as_str) {
-        let layers = given["editor"].get("layers").map(ToString::to_string).unwrap_or_default();
-        let layers = layers.trim_matches(['[', ']']).replace(' ', "");
-        let texts = if which == 0 { "pocket" } else { "wikitext" };
+        let layers: Vec<i64> = given["editor"]
+            .get("layers")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_integer)
+            .collect();
+        let layers = match layers.as_slice() {
+            [first, .., last] => format!("{first}..{last}"),
+            one => one.first().map(ToString::to_string).unwrap_or_default(),
+        };
+        let texts = if which == 0 { "pocket" } else { "FILE" };
         text += &format!(
-            "# It needs statistics of the model's keys: `emend stats --model {name} --layers {layers} --text {texts} --out {statistics}`.\n"
+            "# It needs statistics of the model's keys: `emend stats --model {name} --layers {layers} --text {texts} --until 0.02 --out {statistics}`.\n"
         );
     }
     for (section, keys) in every.as_object().into_iter().flatten() {
