@@ -77,8 +77,10 @@ pub fn free_disk(path: &std::path::Path) -> Option<u64> {
         // SAFETY: the name ends with a zero, and the struct is one of numbers that the call fills in.
         unsafe {
             let mut found: libc::statvfs = std::mem::zeroed();
-            (libc::statvfs(name.as_ptr(), &raw mut found) == 0)
-                .then(|| u64::from(found.f_bavail) * u64::from(found.f_frsize))
+            let known = libc::statvfs(name.as_ptr(), &raw mut found) == 0;
+            // The types of both differ from system to system.
+            #[allow(clippy::unnecessary_cast)]
+            known.then(|| found.f_bavail as u64 * found.f_frsize as u64)
         }
     }
     #[cfg(not(unix))]

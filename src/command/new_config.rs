@@ -14,7 +14,8 @@ use crate::config::{self, merge};
 use crate::data::pocket;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::Unread;
+use crate::model::load::checkpoint::Checkpoint;
+use crate::model::load::{hub, pocket as pocket_model};
 use crate::model::stack::spec::DecoderSpec;
 use crate::sections;
 
@@ -47,9 +48,13 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::Config(format!("{} is there already; --force replaces it", out.display())));
     }
     let shipped = Shipped::find(&args.method)?;
-    let model = Unread::open(&args.model)?;
-    let kind = model.checkpoint.config()["model_type"].as_str().unwrap_or_default().to_owned();
-    let text = written(shipped, &args.model, model.checkpoint.spec(), &kind)?;
+    // Shapes are all that is asked for: neither weights nor a tokenizer.
+    let checkpoint = match pocket_model::find(&args.model) {
+        Some(embedded) => embedded.checkpoint()?,
+        None => Checkpoint::open(&hub::resolve(&args.model)?)?,
+    };
+    let kind = checkpoint.config()["model_type"].as_str().unwrap_or_default().to_owned();
+    let text = written(shipped, &args.model, checkpoint.spec(), &kind)?;
     match &args.out {
         Some(out) => files::write(out, text.as_bytes()),
         None => print(&text),
@@ -248,10 +253,11 @@ fn fit(editor: &mut Table, spec: &DecoderSpec, of: usize, depth: usize, kind: &s
         if !spec.mlp.gated {
             weights.retain(|weight| weight.as_str() != Some("mlp.gate"));
         }
-        // An encoder-decoder's weights say in which stack they are.
-        if spec.source.is_some() && spec.layers > 0 {
+        // With two stacks weights say in which they are; a classifier has the encoder alone.
+        if spec.source.is_some() {
+            let stack = if spec.layers > 0 { "decoder" } else { "encoder" };
             for weight in weights {
-                *weight = Value::String(format!("decoder.{}", weight.as_str().unwrap_or_default()));
+                *weight = Value::String(format!("{stack}.{}", weight.as_str().unwrap_or_default()));
             }
         }
     }
@@ -313,6 +319,7 @@ static SOURCES: &[(&str, &str)] = sources![
     "apply/lookup",
     "apply/grace",
     "apply/wise",
+    "apply/side_memory",
     "apply/association",
     "apply/contexts",
     "apply/value",
@@ -343,14 +350,25 @@ static SOURCES: &[(&str, &str)] = sources![
 /// What a key does, as the documentation of its field says: of the method's own files first, of those of [`SOURCES`] then.
 fn docs(method: &str, section: &str, key: &str) -> Option<String> {
     let method = if method.starts_with("ft-") { "fine_tuning" } else { method };
-    let own = |name: &str| name.split('/').any(|part| part == method);
+    let of = |method: &str, name: &str| {
+        name.split('/').any(|part| part == method) || method == "wise" && name == "apply/side_memory"
+    };
+    let own = |name: &str| of(method, name);
     let of_section = |name: &str| match section {
         "data" => name == "config/train",
         "train" => name == "train/settings" || name == "train/schedule",
         "model" => name == "config/mod",
         _ => false,
     };
-    let rank = |name: &str| if of_section(name) { 0 } else { 1 + usize::from(!own(name)) };
+    // Another method's key of the same name may mean another thing.
+    let others = |name: &str| SHIPPED.iter().any(|one| one.method != method && of(one.method, name));
+    let rank = |name: &str| match name {
+        _ if of_section(name) => 0,
+        _ if own(name) => 1,
+        _ if !others(name) => 2,
+        // RLEdit and MALMEN have MEND's keys, for one.
+        _ => 3,
+    };
     let mut sources: Vec<_> = SOURCES.iter().collect();
     sources.sort_by_key(|(name, _)| rank(name));
     if key == "method" {
