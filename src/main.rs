@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use emend::command;
 
 /// Train, apply and compare editors of what a language model believes.
@@ -14,25 +14,30 @@ struct Cli {
     command: Command,
 }
 
+// In the order in which they are met: a first edit, one's own model and facts, comparing, looking inside, the rest.
 #[derive(Debug, Subcommand)]
 enum Command {
-    Train(command::train::Args),
     Apply(Box<command::apply::Args>),
     Predict(command::predict::Args),
+    Serve(command::serve::Args),
     Inspect(command::inspect::Args),
-    Fetch(command::fetch::Args),
-    Pretrain(command::pretrain::Args),
-    Stats(command::stats::Args),
-    Forget(command::forget::Args),
     Squash(command::squash::Args),
-    Steer(command::steer::Args),
     Export(command::export::Args),
     ImportLora(command::import_lora::Args),
+    Forget(command::forget::Args),
+    Doctor(command::doctor::Args),
+    Fetch(command::fetch::Args),
+    NewConfig(command::new_config::Args),
+    Stats(command::stats::Args),
+    Train(command::train::Args),
     Compare(command::compare::Args),
     Trace(Box<command::trace::Args>),
     Locate(command::locate::Args),
+    Steer(command::steer::Args),
     MakeCompletions(command::make_completions::Args),
-    Serve(command::serve::Args),
+    Pretrain(command::pretrain::Args),
+    Completions(command::shell::CompletionsArgs),
+    Man(command::shell::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +63,10 @@ fn main() -> ExitCode {
         Command::Compare(args) => command::compare::run(&args),
         Command::Trace(args) => command::trace::run(&args),
         Command::Locate(args) => command::locate::run(&args),
+        Command::Doctor(args) => command::doctor::run(&args),
+        Command::NewConfig(args) => command::new_config::run(&args),
+        Command::Completions(args) => command::shell::completions(&args, Cli::command()),
+        Command::Man(args) => command::shell::man(&args, Cli::command()),
         Command::MakeCompletions(args) => command::make_completions::run(&args),
         Command::Serve(args) => command::serve::run(&args),
     };

@@ -62,6 +62,34 @@ pub fn memory_at_hand() -> Option<u64> {
     kibibytes("/proc/meminfo", "MemAvailable:")
 }
 
+/// The memory of the machine, in bytes; nothing where the system does not say.
+pub fn memory_of_machine() -> Option<u64> {
+    kibibytes("/proc/meminfo", "MemTotal:")
+}
+
+/// Bytes that can be written where a path lies, or will lie when its folders are made; nothing where the system does not say.
+pub fn free_disk(path: &std::path::Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let there = path.ancestors().find(|path| path.exists())?;
+        let name = std::ffi::CString::new(there.as_os_str().as_bytes()).ok()?;
+        // SAFETY: the name ends with a zero, and the struct is one of numbers that the call fills in.
+        unsafe {
+            let mut found: libc::statvfs = std::mem::zeroed();
+            let known = libc::statvfs(name.as_ptr(), &raw mut found) == 0;
+            // The types of both differ from system to system.
+            #[allow(clippy::unnecessary_cast)]
+            known.then(|| found.f_bavail as u64 * found.f_frsize as u64)
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
+    }
+}
+
 /// Begins to measure [`peak_memory`] anew, and says what the process holds now; nothing where the system cannot.
 pub fn forget_peak_memory() -> Option<u64> {
     std::fs::write("/proc/self/clear_refs", "5").ok()?;

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::memory::{Search, from_archive};
-use super::settings::{MethodSettings, read};
+use super::settings::{MethodSettings, read, written};
 use super::{
     alphaedit, calinet, emmet, fine_tuning, grace, ike, knowledge_neurons, lookup, lora, memit, rome, side_memory,
     t_patcher, ultraedit, wise,
@@ -22,6 +22,8 @@ use crate::network::learned;
 pub(super) struct Method {
     pub name: &'static str,
     pub read: fn(Table, &str) -> Result<Box<dyn MethodSettings>>,
+    /// Every key of the section with its value, those that were not given with their defaults.
+    pub written: fn(Table, &str) -> Result<serde_json::Value>,
     /// Finds the route of a memory that this method made and that was read from a file; nothing where it makes no memories.
     pub consults: Option<Consults>,
     /// What its edits are, where they are more than changes of weights: such an edit cannot be exported.
@@ -49,7 +51,7 @@ static METHODS: [Method; 14] = [
 ];
 
 const fn method<S: MethodSettings + DeserializeOwned + Serialize + 'static>(name: &'static str) -> Method {
-    Method { name, read: read::<S>, consults: None, beyond_weights: None }
+    Method { name, read: read::<S>, written: written::<S>, consults: None, beyond_weights: None }
 }
 
 impl Method {

@@ -107,6 +107,30 @@ impl EditorSettings {
         Ok(EditorSettings { method, settings: (method.read)(table, origin)? })
     }
 
+    /// Every key of a section `[editor]` with its value: those that are not given have their defaults, and those without one are null.
+    ///
+    /// # Errors
+    /// As [`EditorSettings::parse`].
+    pub fn written(mut table: Table, origin: &str) -> Result<serde_json::Value> {
+        let method = find(table.remove("method"), origin)?;
+        (method.written)(table, origin)
+    }
+
+    /// Refuses a method that works on a causal stack for a model whose encoder reads a prompt whole.
+    ///
+    /// # Errors
+    /// Such a model, with the methods that edit it.
+    pub fn check_stack(&self, spec: &DecoderSpec, name: &str) -> Result<()> {
+        if spec.source.is_some() && self.settings.causal() {
+            let message = format!(
+                "this editor works on what a causal stack keeps of a prompt, and {name} has an encoder that reads it whole; mend, malmen, \
+                 rledit, ultraedit, fine_tuning, lora and calinet edit it, and serac, ike and lookup stand beside it"
+            );
+            return Err(Error::Config(message));
+        }
+        Ok(())
+    }
+
     /// Refuses a method whose edits cannot be exported, before any of its work.
     ///
     /// # Errors
@@ -161,13 +185,7 @@ impl EditorSettings {
     /// # Errors
     /// A layer that does not exist, statistics that are missing or of another model.
     pub fn check(&self, model: &Model, name: &str, folder: &Path) -> Result<()> {
-        if model.decoder.spec.source.is_some() && self.settings.causal() {
-            let message = format!(
-                "this editor works on what a causal stack keeps of a prompt, and {name} has an encoder that reads it whole; mend, malmen, \
-                 rledit, ultraedit, fine_tuning, lora and calinet edit it, and serac, ike and lookup stand beside it"
-            );
-            return Err(Error::Config(message));
-        }
+        self.check_stack(&model.decoder.spec, name)?;
         self.check_layers(&model.decoder.spec)?;
         let layers = self.settings.layers().1;
         if layers.windows(2).any(|pair| pair[0] >= pair[1]) {
@@ -210,6 +228,14 @@ pub(super) fn read<S: MethodSettings + DeserializeOwned + Serialize + 'static>(
     origin: &str,
 ) -> Result<Box<dyn MethodSettings>> {
     Ok(Box::new(settings::<S>(table, origin)?))
+}
+
+/// A method's settings out of its section, written down again: every key with its value.
+pub(super) fn written<S: MethodSettings + DeserializeOwned + Serialize + 'static>(
+    table: Table,
+    origin: &str,
+) -> Result<serde_json::Value> {
+    Ok(serde_json::json!(settings::<S>(table, origin)?))
 }
 
 /// A method's settings out of its section; `origin` names its file in errors.

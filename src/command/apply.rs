@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::chat::ChatArgs;
 use super::export::{Format, check_folder};
 use super::plan::{PlanArgs, Planning, of_editor};
+use super::steps::tell_now_and_then;
 use super::{keep_state, load_edits, print, show_rows, state_is_kept, stop};
 use crate::apply::memory::Elsewhere;
 use crate::apply::{Applied, Editor, Mode, apply};
@@ -165,6 +166,7 @@ pub fn run(args: &Args) -> Result<()> {
     let loaded = start.elapsed().as_secs_f64();
 
     count_edits(&bar, cases.len());
+    tell_now_and_then(&bar, "edits");
     let editing = Instant::now();
     // What a long sequence has edited in so far is not lost where it can be kept.
     if args.mode == Mode::Sequential && args.save.is_some() {

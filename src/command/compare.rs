@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::chat::ChatArgs;
 use super::plan::{PlanArgs, Planning};
 use super::print;
+use super::steps::tell_now_and_then;
 use crate::apply::Mode;
 use crate::compare::compared_editor::ComparedEditor;
 use crate::compare::curves::{self, curves};
@@ -217,6 +218,7 @@ fn compare(args: &Args, path: &Path) -> Result<Option<(PathBuf, usize)>> {
             bar.set_style(style);
         }
         bar.set_message(editor.name.clone());
+        tell_now_and_then(&bar, "cases");
         let watch = || bar.inc(1);
         run_cases(made.as_ref(), &base, records, compare.mode, looks, (&run, shard), &watch)?;
         let mut curve = vec![];

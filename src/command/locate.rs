@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::plan::{PlanArgs, Planning, of_editor};
+use super::steps::tell_now_and_then;
 use super::{print, propose};
 use crate::config::check_flags;
 use crate::config::locate::Config;
@@ -198,5 +199,6 @@ pub(super) fn bar(length: usize, message: &str) -> ProgressBar {
         bar.set_style(style);
     }
     bar.set_message(message.to_owned());
+    tell_now_and_then(&bar, "done");
     bar
 }

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::print;
+use super::steps::tell_now_and_then;
 use crate::data::text::Documents;
 use crate::data::world::Split;
 use crate::device;
@@ -92,6 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} completions {per_sec} {eta}") {
         bar.set_style(style);
     }
+    tell_now_and_then(&bar, "completions");
     let (mut made, mut waiting, mut batches) = (Made::default(), vec![], 0);
     let most = args.count.unwrap_or(usize::MAX);
     let edited = Edited::new(model.clone());

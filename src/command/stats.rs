@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::chat::ChatArgs;
 use super::plan::{PlanArgs, Planning};
+use super::steps::tell_now_and_then;
 use super::{keep_state, print, stats_npz, stop};
 use crate::data::asking::Asking;
 use crate::data::text::Documents;
@@ -245,6 +246,7 @@ fn progress_bar(tokens: Option<u64>, known: u64) -> ProgressBar {
     }
     bar.set_position(known);
     bar.reset_eta();
+    tell_now_and_then(&bar, "tokens");
     bar
 }
 

@@ -1,4 +1,4 @@
-//! How far a training is: a bar, or where there is no terminal a line now and then.
+//! How far a long work is: a bar, or where there is no terminal a line now and then.
 
 use std::time::{Duration, Instant};
 
@@ -41,4 +41,33 @@ impl Steps {
         }
         self.bar.set_message(said);
     }
+}
+
+/// Says every half a minute how far a bar is, as long as it is not finished, where no terminal shows it.
+pub(super) fn tell_now_and_then(bar: &ProgressBar, what: &'static str) {
+    if !bar.is_hidden() {
+        return;
+    }
+    let watched = bar.downgrade();
+    std::thread::spawn(move || {
+        let begun = Instant::now();
+        let first = watched.upgrade().map_or(0, |bar| bar.position());
+        let mut told = Instant::now();
+        loop {
+            // Short, so that a line does not follow what ended long ago.
+            std::thread::sleep(Duration::from_secs(1));
+            let Some(bar) = watched.upgrade().filter(|bar| !bar.is_finished()) else { return };
+            if told.elapsed() < TOLD_EVERY {
+                continue;
+            }
+            told = Instant::now();
+            let (done, all) = (bar.position(), bar.length().filter(|all| *all > 0));
+            let rate = done.saturating_sub(first) as f64 / begun.elapsed().as_secs_f64();
+            let of = all.map_or(String::new(), |all| format!(" of {all}"));
+            let left = all.filter(|_| rate > 0.0).map_or(String::new(), |all| {
+                format!(", {} left", HumanDuration(Duration::from_secs_f64(all.saturating_sub(done) as f64 / rate)))
+            });
+            eprintln!("{done}{of} {what}{left}");
+        }
+    });
 }

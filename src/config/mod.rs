@@ -70,7 +70,7 @@ fn table(path: &Path, depth: usize) -> Result<Table> {
 }
 
 /// Lays a table over another, section by section.
-fn merge(under: &mut Table, over: Table) {
+pub(crate) fn merge(under: &mut Table, over: Table) {
     for (key, value) in over {
         match (under.get_mut(&key), value) {
             (Some(Value::Table(under)), Value::Table(over)) => merge(under, over),

@@ -107,8 +107,14 @@ impl Config {
     /// # Errors
     /// Unknown keys, values out of range.
     pub fn read(path: &Path, sets: &[String]) -> Result<Self> {
-        let table: Table = super::read(path, sets)?;
-        let origin = path.display().to_string();
+        Config::of(super::read(path, sets)?, &path.display().to_string())
+    }
+
+    /// From a whole file's table; `origin` names the file in errors.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn of(table: Table, origin: &str) -> Result<Self> {
         // A config of `emend apply` lacks sections: what its method is comes first.
         let named = table.get("editor").and_then(|editor| editor.get("method")).and_then(toml::Value::as_str);
         if let Some(method) = named.filter(|method| needs_no_training(method)) {
@@ -116,16 +122,16 @@ impl Config {
                 "{origin}: editor.method = \"{method}\" needs no training; `emend apply --config` uses it as it is"
             )));
         }
-        let file: File = parse(table.into(), &origin)?;
+        let file: File = parse(table.into(), origin)?;
         let (mut editor, mut train) = (file.editor, file.train);
-        let method = Method::take(&mut editor, &origin)?;
+        let method = Method::take(&mut editor, origin)?;
         choice::check("train", &train, method)?;
         // The editor's own keys stand among those that every training has.
         let own = method.keys().iter().filter_map(|key| Some(((*key).to_owned(), train.remove(*key)?)));
         let own: Table = own.collect();
-        let sections = Sections { editor: &editor, loss: &file.loss, train: &own, origin: &origin };
+        let sections = Sections { editor: &editor, loss: &file.loss, train: &own, origin };
         let editor = Trained::read(method, &sections)?;
-        let train = TrainSettings::read(&train, &origin)?;
+        let train = TrainSettings::read(&train, origin)?;
         let config = Config { model: file.model, editor, data: file.data, train };
         config.data.asking().check("data.")?;
         within("data.rephrases", config.data.rephrases as f64, 0.0, 1e6)?;

@@ -8,6 +8,7 @@ mod common;
 mod compare;
 mod edits;
 mod forms;
+mod front;
 mod hostile_files;
 mod in_context;
 mod learned;

@@ -44,6 +44,11 @@ pub fn find(name: &str) -> Option<&'static Embedded> {
     ALL.iter().find(|embedded| embedded.name == name && !Path::new(name).is_dir())
 }
 
+/// The names of the embedded models.
+pub fn names() -> [&'static str; 2] {
+    [ALL[0].name, ALL[1].name]
+}
+
 impl Embedded {
     /// Its files.
     ///
