@@ -99,13 +99,13 @@ fn hostile_edits() {
 #[test]
 fn hostile_adapters() {
     let place = TestFolder::new();
-    let (adapter, out) = (place.path("adapter"), place.path("in.safetensors"));
+    let (adapter, out, base) = (place.path("adapter"), place.path("in.safetensors"), gpt2());
     stdout(&run(&edit(&Trained::Gpt2.archive(), &["--export", "peft", text(&adapter)])));
     let tensors = adapter.join("adapter_model.safetensors");
     for (what, bytes) in hostile(&std::fs::read(&tensors).unwrap()) {
         println!("{what}");
         std::fs::write(&tensors, bytes).unwrap();
-        let import = ["import-lora", text(&adapter), "--model", text(&gpt2()), "--save", text(&out)];
+        let import = ["import-lora", text(&adapter), "--model", text(&base), "--save", text(&out)];
         refused(&import, 1, &["adapter_model.safetensors"]);
         assert!(!out.exists());
     }
