@@ -23,6 +23,11 @@ pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Option<T> {
     result.ok()
 }
 
+/// The result of `run`, or nothing where it panicked; what it said is printed as ever.
+pub(crate) fn survived<T>(run: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(run)).ok()
+}
+
 /// The result of `run`, or what was said where it or a thread that works for it panicked; nothing is printed. The panics of all
 /// threads are kept silent meanwhile: this is for the start of the program, when no other work runs.
 #[cfg(any(test, feature = "cuda", feature = "wgpu"))]

@@ -53,7 +53,7 @@ pub fn handle_interrupts() {
             eprintln!("error: interrupted");
             std::process::exit(130);
         }
-        eprintln!("stopping: the state is being saved (Ctrl-C again to stop at once)");
+        eprintln!("stopping: what is under way is kept or finished first (Ctrl-C again to stop at once)");
     };
     if let Err(error) = ctrlc::set_handler(handler) {
         tracing::warn!("Ctrl-C will not save the state: {error}");

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::serve::ListenerExt;
+
 use super::{keep_state, print, stop};
 use crate::archive::Archive;
 use crate::config::apply::Config;
@@ -51,7 +53,7 @@ pub struct Args {
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub text_tokens: usize,
     /// The address to listen at; any but this machine's own needs --token
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS", value_parser = address)]
     pub host: IpAddr,
     /// The port to listen at; 0 takes a free one
     #[arg(long, default_value_t = 8399, value_name = "PORT")]
@@ -79,6 +81,10 @@ pub struct Args {
     pub device: String,
 }
 
+fn address(text: &str) -> Result<IpAddr, std::net::AddrParseError> {
+    if text == "localhost" { "127.0.0.1" } else { text }.parse()
+}
+
 /// How long answers that are on their way may take when the server is to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -97,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
     let base = Edited::new(model.clone());
     let name =
         Path::new(args.model.trim_end_matches('/')).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let edits = Arc::new(Edits::open(name.clone(), base.clone(), &args.edit, args.edits.as_deref())?);
+    let edits = Arc::new(Edits::open(name.clone(), base.clone(), &args.edit, args.edits.as_deref(), &args.archives)?);
     let editors = editors(args, &model)?;
     let text = text(args, &model)?;
     if args.edits.is_none() && !editors.is_empty() {
@@ -112,6 +118,7 @@ pub fn run(args: &Args) -> Result<()> {
         editing: Editing::start(workshop)?,
         edits,
         host: args.host,
+        chat: model.tokenizer.chat(None).map_err(|error| error.to_string()),
         token: args.token.clone(),
         max_tokens: args.max_tokens,
         queue: args.queue,
@@ -123,7 +130,8 @@ pub fn run(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(Error::io("the server's threads"))?;
     let served = runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        // Pieces of a stream are small, and each is awaited.
+        let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|stream| drop(stream.set_nodelay(true)));
         let ended = axum::serve(listener, app).with_graceful_shutdown(asked_to_end()).into_future();
         tokio::select! {
             ended = ended => ended,

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::WatchedText;
 use crate::evaluate::answers::probes_json;
 use crate::evaluate::probes::{Limits, probe_table};
-use crate::panics::caught;
+use crate::panics::survived;
 
 /// Requests that may wait.
 const QUEUE: usize = 16;
@@ -58,8 +58,8 @@ pub struct Wanted {
     pub editor: usize,
     /// What is to be edited.
     pub record: EditRecord,
-    /// What the edit is to be called.
-    pub id: String,
+    /// What the edit is to be called; a name is found unless given.
+    pub id: Option<String>,
     /// The model that it is made on; that with all edits that are on unless given.
     pub on: Option<Arc<Edited>>,
     /// What comes of it. The edit is made whether anybody listens or not.
@@ -119,7 +119,7 @@ impl Workshop {
     fn run(&self, queue: &Receiver<Wanted>) {
         for wanted in queue {
             let events = wanted.events.clone();
-            let made = caught(|| self.edit(wanted));
+            let made = survived(|| self.edit(wanted));
             let last = match made {
                 Some(Ok(edit)) => Progress::Done(edit),
                 Some(Err(refusal)) => Progress::Failed(refusal),
@@ -139,7 +139,7 @@ impl Workshop {
         let stage = |name| drop(events.send(Progress::Stage(name, start.elapsed().as_secs_f64())));
         let NamedEditor { name, editor, asking, .. } = &self.editors[editor];
         stage("editing");
-        self.edits.check_free(&id)?;
+        id.as_ref().map_or(Ok(()), |id| self.edits.check_free(id))?;
         let before = match on {
             Some(on) => on,
             None => self.edits.all_on()?,
@@ -156,11 +156,17 @@ impl Workshop {
         for under in &adapted.edits()[before.edits().len()..] {
             self.edits.add(&self.edits.free_id(&format!("{name}-adapted")), under.clone())?;
         }
+        let id = id.unwrap_or_else(|| self.edits.free_id(name));
         self.edits.add(&id, edit)?;
         stage("scoring");
-        let mut report = self.report(&before, &after, &record)?;
-        report["seconds"] = json!(start.elapsed().as_secs_f64());
-        self.edits.report(&id, report)?;
+        // The edit is kept by now, whatever comes of looking at it.
+        match self.report(&before, &after, &record) {
+            Ok(mut report) => {
+                report["seconds"] = json!(start.elapsed().as_secs_f64());
+                self.edits.report(&id, report)?;
+            }
+            Err(error) => tracing::warn!("edit {id} could not be looked at: {error}"),
+        }
         self.edits.describe(&id)
     }
 

@@ -34,6 +34,8 @@ pub struct Edits {
     base: Edited,
     folder: Option<PathBuf>,
     shelf: Mutex<Shelf>,
+    /// Where archives of memories may lie beside the folders that these name.
+    archives: Vec<PathBuf>,
     /// Keeps other servers out of the folder.
     _lock: Option<fs::File>,
 }
@@ -98,11 +100,18 @@ impl Edits {
     ///
     /// # Errors
     /// A given file that cannot be used; a folder that cannot be written, or that another server uses.
-    pub fn open(model: String, base: Edited, given: &[PathBuf], folder: Option<&Path>) -> Result<Self> {
+    pub fn open(
+        model: String,
+        base: Edited,
+        given: &[PathBuf],
+        folder: Option<&Path>,
+        archives: &[PathBuf],
+    ) -> Result<Self> {
         let busy = "another server keeps its edits here; stop it, or use another --edits";
         let lock = folder.map(|folder| files::lock(folder, busy)).transpose()?;
         let shelf = Mutex::new(Shelf { kept: vec![], laid: VecDeque::new() });
-        let edits = Edits { model, base, folder: folder.map(Path::to_owned), shelf, _lock: lock };
+        let (kept_in, archives) = (folder.map(Path::to_owned), archives.to_vec());
+        let edits = Edits { model, base, folder: kept_in, shelf, archives, _lock: lock };
         for path in given {
             let id = bare(&path.file_name().unwrap_or_default().to_string_lossy()).to_owned();
             if id.contains('+') {
@@ -124,8 +133,11 @@ impl Edits {
     /// An edit of a file, as it can be laid on the model.
     fn read(&self, path: &Path, noted: Noted, own: bool) -> Result<Kept> {
         let edit = Edit::load(path, &self.base.base().decoder.device())?;
-        let edit = bind(edit, self.base.base(), Elsewhere::Nowhere, false)?;
-        let edit = Arc::new(edit);
+        let places =
+            std::iter::once(Elsewhere::Nowhere).chain(self.archives.iter().map(|path| Elsewhere::IfMissing(path)));
+        let mut bound = places.map(|elsewhere| bind(edit.clone(), self.base.base(), elsewhere, false));
+        let first = bound.next().unwrap_or_else(|| Ok(edit.clone()));
+        let edit = Arc::new(first.or_else(|error| bound.find_map(Result::ok).ok_or(error))?);
         self.base.with(edit.clone())?;
         Ok(Kept { bytes: files::size(path) as usize, edit, file: Some(path.to_owned()), own, noted })
     }
@@ -198,6 +210,7 @@ impl Edits {
         if let Some(file) = &file {
             files::write(file, &contents)?;
         }
+        self.folder.as_ref().map_or(Ok(()), |folder| files::sync_folder(folder))?;
         let own = file.is_some();
         shelf.kept.push(Kept { edit, file, own, bytes: contents.len(), noted: Noted::new(id) });
         self.note(&shelf)

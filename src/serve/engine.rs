@@ -12,13 +12,14 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::refusal::Refusal;
 use super::text::{Released, StopStrings, TextStream};
 use crate::edit::generate::{Sampling, check_finite, highest, numbers, stream};
 use crate::edit::running::RunningRows;
 use crate::edit::{AnswerGenerator, Edited};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::panics::caught;
+use crate::panics::survived;
 
 /// Tokens of a prompt that are read in one pass; rows that run get a token between two such passes.
 const PIECE: usize = 512;
@@ -149,17 +150,28 @@ impl Engine {
         Ok(Engine(shared))
     }
 
-    /// Takes on the jobs of a request, all or none; whether it does.
-    pub fn submit(&self, jobs: Vec<Job>) -> bool {
+    /// Takes on the jobs of a request, all or none.
+    ///
+    /// # Errors
+    /// Too many wait, or the server is about to end.
+    pub fn submit(&self, jobs: Vec<Job>) -> Result<(), Refusal> {
         let mut waiting = self.0.waiting();
         // Whoever has gone away waits for nothing.
         waiting.jobs.retain(|job| !job.events.is_closed());
-        if waiting.closed || choices(&waiting.jobs) + choices(&jobs) > self.0.limits.queue {
-            return false;
+        if waiting.closed {
+            return Err(Refusal::closing());
+        }
+        if choices(&waiting.jobs) + choices(&jobs) > self.0.limits.queue {
+            return Err(Refusal::overloaded("as many answers wait as may (--queue); try again in a while"));
         }
         waiting.jobs.extend(jobs);
         self.0.wake.notify_one();
-        true
+        Ok(())
+    }
+
+    /// Whether it takes on no more.
+    pub fn is_closed(&self) -> bool {
+        self.0.waiting().closed
     }
 
     /// How many answers are generated now.
@@ -194,7 +206,7 @@ impl Shared {
             }
             self.running.store(stacks.iter().map(Together::count).sum(), Ordering::Relaxed);
             for stack in &mut stacks {
-                match caught(|| stack.turn()) {
+                match survived(|| stack.turn()) {
                     Some(Ok(())) => {}
                     Some(Err(error)) => stack.fail(&error.to_string()),
                     None => stack.fail("the server met an error of its own; the request was not the reason"),
@@ -267,7 +279,11 @@ impl Together {
 
     /// A token for every row, and one piece of what newcomers are to be read of.
     fn turn(&mut self) -> Result<()> {
-        self.read()?;
+        if let Err(error) = self.read() {
+            // A prompt that cannot be read is no fault of the rows that run.
+            let jobs = self.reading.take().into_iter().flat_map(|(_, jobs)| jobs);
+            jobs.for_each(|job| drop(job.events.send(Event::Failed(error.to_string()))));
+        }
         if !self.answers.is_empty() {
             let logits = self.rows.step()?;
             let width = logits.dims()[1];

@@ -27,6 +27,8 @@ use super::openai::{Asked, Endpoint, Fields, Prompt, Reply, broken_off};
 use super::refusal::Refusal;
 use crate::data::own_record;
 use crate::edit::Edited;
+use crate::model::chat::Chat;
+use crate::model::tokens::BEGIN;
 
 /// The page.
 const PAGE: &str = include_str!("page.html");
@@ -41,6 +43,8 @@ pub struct Server {
     pub edits: Arc<Edits>,
     /// The address that it is bound to.
     pub host: IpAddr,
+    /// The model's chat template, or why there is none.
+    pub chat: Result<Chat, String>,
     /// What a request must bear, where there is one.
     pub token: Option<String>,
     /// Tokens of an answer at most.
@@ -195,9 +199,7 @@ struct Prepared {
 async fn answer(server: Arc<Server>, endpoint: Endpoint, body: Bytes) -> Result<Response, Refusal> {
     let own = server.clone();
     let Prepared { jobs, mut reply, stream, mut events } = aside(move || own.prepare(endpoint, &body)).await?;
-    if !server.engine.submit(jobs) {
-        return Err(Refusal::overloaded("as many answers wait as may (--queue); try again in a while"));
-    }
+    server.engine.submit(jobs)?;
     if stream {
         let (sender, receiver) = unbounded_channel();
         tokio::spawn(stream_answer(reply, events, sender));
@@ -259,16 +261,11 @@ impl Server {
         let (sender, events) = unbounded_channel();
         let (mut jobs, mut leads, mut tokens) = (vec![], vec![], 0);
         for prompt in &asked.prompts {
-            let (ids, text) = tokenised(&model, prompt)?;
-            let room = (model.base().decoder.spec.context + 1).saturating_sub(ids.len());
-            if room == 0 {
-                let message = format!(
-                    "the prompt has {} tokens, and the model reads {}; shorten it",
-                    ids.len(),
-                    model.base().decoder.spec.context
-                );
-                return Err(Refusal::field(if endpoint == Endpoint::Chat { "messages" } else { "prompt" }, message));
-            }
+            let (ids, text) = self.tokenised(&model, prompt)?;
+            let room = room(&ids, model.base().decoder.spec.context);
+            let room = room.map_err(|message| {
+                Refusal::field(if endpoint == Endpoint::Chat { "messages" } else { "prompt" }, message)
+            })?;
             tokens += ids.len();
             leads.extend(std::iter::repeat_n(if asked.echo { text } else { String::new() }, asked.choices));
             jobs.push(Job {
@@ -290,27 +287,46 @@ impl Server {
     }
 }
 
-/// A prompt's tokens and text.
-fn tokenised(model: &Edited, prompt: &Prompt) -> Result<(Vec<u32>, String), Refusal> {
-    let tokenizer = &model.base().tokenizer;
-    match prompt {
-        Prompt::Text(text) => {
-            let ids = tokenizer.encode_prompt(text).map_err(|error| Refusal::field("prompt", error.to_string()))?;
-            Ok((ids, text.clone()))
-        }
-        Prompt::Ids(ids) => {
-            let vocabulary = model.base().decoder.spec.vocabulary;
-            if let Some(strange) = ids.iter().find(|id| **id as usize >= vocabulary) {
-                let message = format!("there is no token {strange}; the vocabulary has {vocabulary}");
-                return Err(Refusal::field("prompt", message));
+/// How many tokens may follow a prompt; over an encoder it has a context of its own.
+fn room(ids: &[u32], context: usize) -> Result<usize, String> {
+    let source = ids.iter().position(|id| *id == BEGIN).unwrap_or(0);
+    let room = (context + 1).saturating_sub(ids.len() - source);
+    if room == 0 || source > context {
+        return Err(format!(
+            "the prompt has {} tokens, and the model reads {context}; shorten it",
+            source.max(ids.len() - source)
+        ));
+    }
+    Ok(room)
+}
+
+impl Server {
+    /// A prompt's tokens and text.
+    fn tokenised(&self, model: &Edited, prompt: &Prompt) -> Result<(Vec<u32>, String), Refusal> {
+        let tokenizer = &model.base().tokenizer;
+        match prompt {
+            Prompt::Text(text) => {
+                let ids = tokenizer.encode_prompt(text).map_err(|error| Refusal::field("prompt", error.to_string()))?;
+                Ok((ids, text.clone()))
             }
-            let text = tokenizer.prompt_text(ids).map_err(|error| Refusal::field("prompt", error.to_string()))?;
-            Ok((ids.clone(), text))
-        }
-        Prompt::Messages(messages) => {
-            let wrong = |error: crate::Error| Refusal::field("messages", error.to_string());
-            let text = tokenizer.chat(None).and_then(|chat| chat.render(messages, true)).map_err(wrong)?;
-            Ok((tokenizer.encode_prompt(&text).map_err(wrong)?, text))
+            Prompt::Ids(ids) => {
+                let wrong = |message: String| Err(Refusal::field("prompt", message));
+                if tokenizer.of_pairs() || tokenizer.labels().is_some() {
+                    return wrong("this model has an encoder, which reads a text; give the prompt as a string".into());
+                }
+                let vocabulary = model.base().decoder.spec.vocabulary;
+                if let Some(strange) = ids.iter().find(|id| **id as usize >= vocabulary) {
+                    return wrong(format!("there is no token {strange}; the vocabulary has {vocabulary}"));
+                }
+                let text = tokenizer.prompt_text(ids).map_err(|error| Refusal::field("prompt", error.to_string()))?;
+                Ok((ids.clone(), text))
+            }
+            Prompt::Messages(messages) => {
+                let wrong = |message: String| Refusal::field("messages", message);
+                let chat = self.chat.as_ref().map_err(|message| wrong(message.clone()))?;
+                let text = chat.render(messages, true).map_err(|error| wrong(error.to_string()))?;
+                Ok((tokenizer.encode_prompt(&text).map_err(|error| wrong(error.to_string()))?, text))
+            }
         }
     }
 }
@@ -356,6 +372,9 @@ async fn remove(State(server): Shared, Path(id): Path<String>) -> Result<StatusC
 
 async fn edit(State(server): Shared, headers: HeaderMap, body: Received) -> Result<Response, Refusal> {
     let body = bytes(body)?;
+    if server.engine.is_closed() {
+        return Err(Refusal::closing());
+    }
     let own = server.clone();
     let (wanted, mut events) = aside(move || own.wanted(&body)).await?;
     server.editing.submit(wanted)?;
@@ -411,20 +430,17 @@ impl Server {
                 ..Refusal::missing(format!("there is no editor \"{name}\"; there is {}", names()))
             })?,
         };
-        let id = match fields.text("id")? {
-            Some(id) => {
-                check_id(&id)?;
-                self.edits.check_free(&id)?;
-                id
-            }
-            None => self.edits.free_id(&editors[editor].name),
-        };
+        let id = fields.text("id")?;
+        if let Some(id) = &id {
+            check_id(id)?;
+            self.edits.check_free(id)?;
+        }
         let on = fields.text("on")?.map(|name| self.edits.stack(&name)).transpose()?;
-        let target = fields.take("target");
+        let further = [("target_new", fields.take("target")), ("locality", fields.take("neighbors"))];
         let mut record = fields.rest();
         record.retain(|_, value| !value.is_null());
-        if let Some(target) = target {
-            record.entry("target_new").or_insert(target);
+        for (name, value) in further {
+            value.map(|value| record.entry(name).or_insert(value));
         }
         let record = own_record(&Value::Object(record).to_string(), "the body")
             .map_err(|error| Refusal::bad(error.to_string()))?;
