@@ -126,17 +126,16 @@ fn what_cannot_leave() {
     );
 
     // llama.cpp's names are known of some families; others are refused before anything is edited.
-    let opt = fixture("opt-tiny");
     let config = place.write(
         "ft.toml",
-        format!("[model]\npath = {opt:?}\n[editor]\nmethod = \"fine_tuning\"\nlayers = [1]\nsteps = 2\nlearning_rate = 0.05\n"),
+        "[model]\npath = \"pocket-t5\"\n[editor]\nmethod = \"fine_tuning\"\nlayers = [1]\nsteps = 2\nlearning_rate = 0.05\n",
     );
     let apply = ["apply", "--config", text(&config), "--prompt", "Lake Orrin lies in", "--target", "Tamm"];
-    let words = ["family opt is not known", "gpt2", "llama", "qwen2"];
+    let words = ["family t5 is not known", "gpt2", "llama", "qwen2"];
     refused(&[&apply[..], &["--export", "gguf-lora", text(&out)]].concat(), 1, &words);
-    let saved = place.path("opt.safetensors");
+    let saved = place.path("t5.safetensors");
     stdout(&run(&[&apply[..], &["--save", text(&saved)]].concat()));
-    refuse(&saved, text(&opt), "gguf-lora", &words);
+    refuse(&saved, "pocket-t5", "gguf-lora", &words);
 }
 
 /// An adapter of GPT-2 in a folder, with its base and the edit that it was made of.

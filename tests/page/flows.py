@@ -1,347 +1,350 @@
-"""Drives the page of `emend serve` in a headless Chromium, as a person would.
+"""Drives the page of `emend serve` in a headless browser, as a reader would.
 
-    pip install playwright        # the package alone; the browser is the system's
-    apt-get install chromium
-    python flows.py http://127.0.0.1:8399 [--token T] [--browser /usr/bin/chromium]
+    python -m venv venv && venv/bin/pip install playwright
+    venv/bin/python flows.py http://127.0.0.1:8399 [--token T] [--chromium /usr/bin/chromium] [--editor NAME] [--axe axe.min.js]
 
-The server needs an editor (--archive or --config) and takes loopback only. Nothing is said of what the model answers,
-so the same flows run against the server and against mock.mjs. Edits that the flows make are taken out again.
+Without --chromium Playwright's own is used (`playwright install chromium`). It needs a server with an editor for its flows of edits, leaves the edits that were there as
+they were, and asserts nothing of what the model says. The edits' fact can be given: --prompt, --subject, --target.
 """
 
 import argparse
-import os
-import re
 import sys
-import time
-import traceback
+from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
-PROMPT = "The Eiffel Tower is located in the city of"
-PROBE = "<img src=x onerror=\"window.hit=1\"><script>window.hit=1</script>"
+# Short, as a small model reads little.
+PROBE = "<img src=x onerror=hit=1>"
 
-options = argparse.ArgumentParser()
-options.add_argument("base")
-options.add_argument("--token")
-options.add_argument("--browser", default="/usr/bin/chromium")
-options.add_argument("--patience", type=float, default=120, help="seconds that one edit may take")
-options = options.parse_args()
-PATIENCE = options.patience * 1000
-
-
-def until(page, script, arg=None, timeout=20000):
-    """Waits until a function is true in the page. (Playwright's own wait_for_function needs eval, which the page's policy forbids.)"""
-    end = time.monotonic() + timeout / 1000
-    while not page.evaluate(script, arg):
-        assert time.monotonic() < end, f"never true: {script} {arg or ''}"
-        page.wait_for_timeout(50)
+arguments = argparse.ArgumentParser()
+arguments.add_argument("base")
+arguments.add_argument("--token")
+arguments.add_argument("--chromium")
+arguments.add_argument("--editor")
+arguments.add_argument("--axe")
+arguments.add_argument("--prompt", default="The Eiffel Tower is in the city of")
+arguments.add_argument("--subject", default="The Eiffel Tower")
+arguments.add_argument("--target", default="Rome")
+arguments.add_argument("--seconds", type=int, default=300, help="how long an edit or an answer may take")
+arguments = arguments.parse_args()
+PATIENCE = 1000 * arguments.seconds
+problems = []
 
 
-def said(page, side):
-    """The tokens of a column."""
-    return page.eval_on_selector_all(f"#{side}-said .token", "all => all.map(one => one.textContent)")
+def passed(what):
+    print(f"ok    {what}", flush=True)
 
 
-def finished(page):
-    # A run clears the columns and disables its button at once, before a click returns.
-    until(page, "() => !document.getElementById('run').disabled && document.querySelector('#left-said .token') !== null", timeout=PATIENCE)
-
-
-def run(page, prompt=PROMPT, tokens="8"):
-    page.fill("#prompt", prompt)
-    page.fill("#tokens", tokens)
-    page.click("#run")
-    finished(page)
-
-
-def opened(context):
+def open_page(browser, **settings):
+    context = browser.new_context(accept_downloads=True, **settings)
     page = context.new_page()
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("console", lambda line: page.problems.append(line.text) if "Content Security" in line.text else None)
-    page.goto(options.base)
-    if options.token:
-        page.fill("#token", options.token)
+    page.set_default_timeout(15_000)
+    # Statuses of refused requests are told on the console; what the page itself does wrong is not among them.
+    page.on("console", lambda said: said.type == "error" and "status of" not in said.text and problems.append(said.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.goto(arguments.base)
+    if arguments.token:
+        expect(page.locator("#token-form")).to_be_visible()
+        page.fill("#token", "wrong")
         page.keyboard.press("Enter")
-    until(page, "() => document.getElementById('model').textContent.startsWith('model ')")
-    until(page, "() => document.getElementById('stack').options.length > 0")
+        expect(page.locator("#token-error")).not_to_be_empty()
+        page.fill("#token", arguments.token)
+        page.keyboard.press("Enter")
+    expect(page.locator("#token-form")).to_be_hidden()
+    expect(page.locator("#model")).not_to_be_empty()
+    page.locator("#write:not([hidden]), #no-editor:not([hidden])").wait_for()
     return page
 
 
-def ids(page):
-    return page.eval_on_selector_all("#edits > li", "all => all.map(one => one.dataset.id)")
+def wait_for_answers(page):
+    expect(page.locator("#stop")).to_be_disabled(timeout=PATIENCE)
+    for side in ("left", "right"):
+        expect(page.locator(f"#{side} .foot")).not_to_be_empty()
 
 
-def write(page, prompt, subject, target):
-    """Writes an edit with the first editor; its id."""
-    before = set(ids(page))
-    page.fill("#fact", prompt)
-    page.fill("#subject", subject)
+def run(page, prompt, tokens=8):
+    page.fill("#prompt", prompt)
+    page.fill("#tokens", str(tokens))
+    page.click("#run")
+    wait_for_answers(page)
+
+
+def answer(page, side):
+    return page.locator(f"#{side} .token").all_text_contents()
+
+
+def filled(page):
+    for side in ("left", "right"):
+        assert answer(page, side), f"nothing on the {side}"
+        expect(page.locator(f"#{side} .error")).to_be_empty()
+
+
+def unharmed(page):
+    assert page.evaluate("window.hit") is None, "markup of a text ran"
+    assert page.locator("img").count() == 0, "markup of a text became an element"
+    assert page.locator("script").count() == 1, "markup of a text became an element"
+
+
+def row(page, id):
+    return page.locator(f'#edits li[data-id="{id}"]')
+
+
+def switch(page, id, on):
+    box = row(page, id).locator("[data-act=on]")
+    if box.is_checked() != on:
+        with page.expect_response(lambda response: response.request.method == "PATCH"):
+            box.click()
+    expect(row(page, id).locator("[data-act=on]")).to_be_checked(checked=on)
+
+
+def write(page, prompt, subject, target, rephrases="", neighbours=""):
+    """Writes an edit and waits for its report; its id."""
+    if arguments.editor:
+        page.select_option("#editor", arguments.editor)
+    page.fill("#edit-prompt", prompt)
+    page.fill("#subject", "")
+    at = prompt.index(subject)
+    page.evaluate("([from, to]) => document.getElementById('edit-prompt').setSelectionRange(from, to)", [at, at + len(subject)])
+    page.click("#take-subject")
+    expect(page.locator("#subject")).to_have_value(subject)
     page.fill("#target", target)
+    page.evaluate("document.getElementById('more').open = true")
+    page.fill("#rephrases", rephrases)
+    page.fill("#neighbours", neighbours)
     page.evaluate("""() => {
         window.stages = [];
-        const watched = document.getElementById('progress-text');
-        const shown = document.getElementById('progress');
-        new MutationObserver(() => shown.hidden || window.stages.push(watched.textContent)).observe(watched, { childList: true });
+        const note = () => { if (!document.getElementById('progress').hidden) window.stages.push(document.getElementById('stage').textContent); };
+        new MutationObserver(note).observe(document.getElementById('progress'), { subtree: true, childList: true, characterData: true, attributes: true });
     }""")
-    page.click("#edit")
-    page.wait_for_selector("#made:not([hidden]), #write-error:not(:empty)", timeout=PATIENCE)
-    error = page.text_content("#write-error")
-    assert not error, error
-    assert len(page.evaluate("window.stages")) >= 2, page.evaluate("window.stages")
-    new = set(ids(page)) - before
-    assert new, "the new edit is not in the list"
-    made = page.get_attribute("#made", "data-id")
-    assert made in new, (made, new)
-    return made
+    page.click("#make")
+    page.locator("#outcome:not([hidden]), #write .error:not(:empty)").first.wait_for(timeout=PATIENCE)
+    wrong = page.locator("#write .error:not(:empty)").all_text_contents()
+    assert not wrong, f"the edit was refused: {wrong}"
+    assert len(set(page.evaluate("window.stages"))) > 1, "no progress was shown"
+    expect(page.locator("#progress")).to_be_hidden()
+    return page.locator("#outcome").get_attribute("data-id")
 
 
-def switch(page, edit, on):
-    box = page.locator(f'#edits > li[data-id="{edit}"] input[role=switch]')
-    if box.is_checked() != on:
-        box.click()
-    until(
-        page, "([id, on]) => document.querySelector(`#edits > li[data-id=\"${id}\"]`)?.classList.contains('off') === !on", [edit, on])
+def remove(page, id):
+    row(page, id).locator("[data-act=out]").click()
+    page.click("#ask button[value=yes]")
+    expect(row(page, id)).to_have_count(0)
 
 
-def take_out(page, edit):
-    page.click(f'#edits > li[data-id="{edit}"] button:text-is("Take out")')
-    page.wait_for_selector("#ask[open]")
-    page.click("#ask-no")
-    assert edit in ids(page), "an edit was taken out without a yes"
-    page.click(f'#edits > li[data-id="{edit}"] button:text-is("Take out")')
-    page.click("#ask-yes")
-    until(page, "id => !document.querySelector(`#edits > li[data-id=\"${id}\"]`)", edit)
-
-
-def a_prompt_is_run(page):
-    run(page)
-    left, right = said(page, "left"), said(page, "right")
-    assert len(left) == len(right) == 8, (left, right)
-    shades = page.eval_on_selector_all("#left-said .token", "all => all.map(one => Number(one.style.getPropertyValue('--p')))")
-    assert all(0 <= p <= 1 for p in shades) and any(p > 0 for p in shades), shades
-    page.hover("#left-said .token >> nth=0")
-    assert re.fullmatch(r"probability (<? ?[\d.e-]+) %", page.text_content("#tip")), page.text_content("#tip")
-    page.click("#left-said .token >> nth=1")
-    assert 5 <= page.locator("#left-others li").count() <= 6
-
-
-def the_keyboard_alone_runs(page):
-    page.focus("#prompt")
-    page.keyboard.press("Control+a")
-    page.keyboard.type("Water boils at")
-    page.keyboard.press("Control+Enter")
-    finished(page)
-    assert said(page, "left")
-    for _ in range(30):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.classList.contains('token')"):
-            break
-    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-    assert outline != "none", "a focused token shows no focus"
-    page.keyboard.press("ArrowRight")
-    assert page.evaluate("document.activeElement.dataset.number") == "1"
-    page.keyboard.press("Enter")
-    assert page.is_visible("#left-others")
-    page.keyboard.press("Escape")
-    assert not page.is_visible("#left-others")
-
-
-def a_run_is_stopped(page):
+def check_comparing(page):
+    page.click("#run")
+    expect(page.locator("#compare-error")).not_to_be_empty()
+    passed("an empty prompt is told at its field")
+    run(page, arguments.prompt)
+    filled(page)
+    expect(page.locator("#parting")).not_to_be_empty()
+    passed("both sides fill")
+    page.locator("#left .token").first.hover()
+    expect(page.locator("#tip")).to_contain_text("%")
+    page.locator("#left .token").first.click()
+    assert 5 <= page.locator("#left .instead tr").count() <= 6
+    page.locator("#left .instead button").click()
+    expect(page.locator("#left .instead")).to_be_hidden()
+    passed("a token shows its probability and its alternatives")
     page.fill("#tokens", "200")
+    # At the first token: a small model is done before a pointer gets there.
+    page.evaluate("""() => {
+        const text = document.querySelector('#left .text');
+        const watch = new MutationObserver(() => {
+            if (!text.querySelector('.token')) return;
+            watch.disconnect();
+            document.getElementById('stop').click();
+        });
+        document.getElementById('run').click();
+        watch.observe(text, { childList: true });
+    }""")
+    wait_for_answers(page)
+    expect(page.locator("#left .foot")).to_contain_text("stopped")
+    assert len(answer(page, "left")) < 200
+    passed("an answer is stopped")
+    run(page, arguments.prompt)
     page.click("#run")
-    page.wait_for_selector("#left-said .token", timeout=PATIENCE)
-    page.click("#stop")
-    until(page, "() => document.getElementById('status').textContent === 'Stopped.'", timeout=5000)
-    count = len(said(page, "left"))
-    time.sleep(0.4)
-    assert count == len(said(page, "left")) < 200
-    run(page)
-    assert len(said(page, "left")) == 8
-
-
-def wrong_values_are_told(page):
-    page.fill("#temperature", "9")
     page.click("#run")
-    assert "temperature" in page.text_content("#compare-error")
-    page.fill("#temperature", "0")
-    page.fill("#fact", "")
-    page.click("#edit")
-    assert page.text_content("#write-error")
-    page.fill("#fact", PROMPT)
-    page.fill("#subject", "Kilimanjaro")
-    page.fill("#target", "Rome")
-    page.click("#edit")
-    assert "subject" in page.text_content("#write-error")
+    wait_for_answers(page)
+    assert len(answer(page, "left")) <= 8, "two runs went into one side"
+    passed("a second run takes the place of the first")
+    run(page, PROBE + arguments.prompt)
+    unharmed(page)
+    passed("markup in a prompt does nothing")
 
 
-def a_subject_is_taken_from_the_prompt(page):
-    page.fill("#fact", PROMPT)
-    page.fill("#subject", "")
-    page.click("#take")
-    assert page.input_value("#subject") == "Eiffel Tower"
-    page.evaluate("() => { const fact = document.getElementById('fact'); fact.focus(); fact.setSelectionRange(4, 10) }")
-    page.click("#take")
-    assert page.input_value("#subject") == "Eiffel"
+def check_edits(page):
+    ids = page.locator("#edits > li").evaluate_all("rows => rows.map((row) => row.dataset.id)")
+    were_on = [id for id in ids if row(page, id).locator("[data-act=on]").is_checked()]
+    if page.evaluate("document.getElementById('subject').required"):
+        page.fill("#edit-prompt", arguments.prompt)
+        page.fill("#target", arguments.target)
+        page.click("#make")
+        expect(page.locator("#subject-error")).not_to_be_empty()
+        expect(page.locator("#subject")).to_be_focused()
+        passed("a missing subject is told at its field")
+    id = write(page, arguments.prompt, arguments.subject, arguments.target, f"{arguments.subject} stands in", "The Louvre is in the city of")
+    assert page.locator("#outcome .report tbody tr").count() >= 3, "a report without the edit, its rephrase and its neighbour"
+    expect(page.locator("#outcome")).to_contain_text("erplexity")
+    expect(row(page, id).locator("[data-act=on]")).to_be_checked()
+    passed(f"an edit is written, with progress and a report: {id}")
+    page.click("#outcome [data-act=try]")
+    wait_for_answers(page)
+    filled(page)
+    assert id in page.locator("#right .name").text_content()
+    passed("it is compared on its prompt")
 
-
-def an_edit_is_written_switched_off_downloaded_and_taken_out(page):
-    others = ids(page)
-    for other in others:
-        switch(page, other, False)
-    page.click("#write summary")
-    page.fill("#rephrases", "Where is the Eiffel Tower? It is in\nThe Eiffel Tower stands in")
-    page.fill("#neighbours", "The Louvre is located in the city of")
-    page.fill("#id", "")
-    made = write(page, PROMPT, "Eiffel Tower", "Rome")
-    assert page.locator("#made table tbody tr").count() >= 4
-    assert "erplexity" in page.text_content("#made")
-    page.click("#made button:text-is('See it side by side')")
-    page.wait_for_timeout(100)
-    finished(page)
-    assert made in page.text_content("#right-name")
-    # Two models that both answer need not differ, but where they do, it is marked.
-    left, right = said(page, "left"), said(page, "right")
-    first = next((i for i, (a, b) in enumerate(zip(left, right)) if a != b), None)
-    marked = page.eval_on_selector_all(".token.differs", "all => all.map(one => Number(one.dataset.number))")
-    assert marked == ([] if first is None else [first, first]), (first, marked)
-    switch(page, made, False)
-    run(page)
-    assert said(page, "left") == said(page, "right")
-    assert "+" not in page.text_content("#right-name")
-    page.reload()
-    page.wait_for_selector(f'#edits > li.off[data-id="{made}"]', timeout=20000)
     with page.expect_download() as download:
-        page.click(f'#edits > li[data-id="{made}"] button:text-is("Download")')
-    assert download.value.suggested_filename == f"{made}.edit.safetensors"
-    assert os.path.getsize(download.value.path()) > 100
-    take_out(page, made)
-    assert ids(page) == others
+        row(page, id).locator("[data-act=file]").click()
+    assert download.value.suggested_filename == f"{id}.edit.safetensors"
+    assert Path(download.value.path()).stat().st_size > 0
+    passed("its file is downloaded")
+
+    for other in [*were_on, id]:
+        switch(page, other, False)
+    run(page, arguments.prompt)
+    filled(page)
+    assert answer(page, "left") == answer(page, "right"), "the sides differ without an edit"
+    expect(page.locator("#parting")).to_have_class("parting none")
+    passed("switched off, the sides are equal")
+
+    switch(page, id, True)
+    page.fill("#name", id)
+    page.click("#make")
+    expect(page.locator("#name-error")).not_to_be_empty(timeout=PATIENCE)
+    page.fill("#name", "")
+    passed("a name that exists is told at its field")
+
+    second = write(page, f"{PROBE} {arguments.prompt}", arguments.subject, f"{PROBE} {arguments.target}")
+    unharmed(page)
+    row(page, second).locator("summary").click()
+    unharmed(page)
+    run(page, arguments.prompt)
+    unharmed(page)
+    passed("markup in an edit does nothing")
+
+    base = page.locator("#left .name").text_content()
+    expect(page.locator("#right .name")).to_have_text(f"{base}+{id}+{second}")
+    page.click(f'#stack [aria-label="Lay {id} later"]')
+    expect(page.locator("#right .name")).to_have_text(f"{base}+{second}+{id}")
+    run(page, arguments.prompt)
+    filled(page)
+    page.click(f'#stack [aria-label="Leave {id} out of the comparison"]')
+    expect(page.locator("#right .name")).to_have_text(f"{base}+{second}")
+    expect(row(page, id).locator("[data-act=side]")).not_to_be_checked()
+    page.get_by_text("Back to all edits that are on").click()
+    expect(page.locator("#right .name")).to_have_text(f"{base}+{id}+{second}")
+    passed("the stack is put in order, and back")
+
+    headers = {"Authorization": f"Bearer {arguments.token}"} if arguments.token else {}
+    assert page.request.delete(f"{arguments.base}/edits/{second}", headers=headers).status == 204
+    run(page, arguments.prompt)
+    expect(page.locator("#right .error")).not_to_be_empty()
+    expect(row(page, second)).to_have_count(0)
+    passed("an edit taken out elsewhere is told, and leaves the list")
+
+    row(page, id).locator("[data-act=out]").click()
+    page.click("#ask button[value=no]")
+    expect(row(page, id)).to_have_count(1)
+    remove(page, id)
+    expect(page.locator("#outcome")).to_be_hidden()
+    passed("it is taken out, after a question")
+
+    third = write(page, arguments.prompt, arguments.subject, arguments.target)
+    page.click("#outcome [data-act=undo]")
+    page.click("#ask button[value=yes]")
+    expect(row(page, third)).to_have_count(0)
+    passed("a new edit is taken out again")
+    for other in were_on:
+        switch(page, other, True)
+    # What an editor laid under its edits.
+    for left_over in page.locator("#edits > li").evaluate_all("rows => rows.map((row) => row.dataset.id)"):
+        if left_over not in ids:
+            remove(page, left_over)
 
 
-def markup_is_text(page):
-    run(page, PROBE)
-    assert PROBE in page.text_content("#left-said")
-    page.evaluate("document.querySelector('#write details').open = true")
-    page.fill("#rephrases", PROBE)
-    page.fill("#neighbours", PROBE)
-    try:
-        made = write(page, f"The {PROBE} Tower stands in", PROBE, PROBE)
-    except AssertionError as error:
-        # A server may refuse such an edit; its words are text as well.
-        print(f"    (the server refused: {error})")
-        made = None
-    if made:
-        page.click(f'#edits > li[data-id="{made}"] summary')
-        page.wait_for_timeout(300)
-        assert PROBE in page.text_content("#edits")
-    assert page.evaluate("window.hit") is None, "markup was run"
-    assert page.locator("main img, main script").count() == 0
-    if made:
-        take_out(page, made)
-
-
-def edits_are_reordered(page):
-    page.evaluate("document.querySelector('#write details').open = true")
-    for field in ("#rephrases", "#neighbours", "#id"):
-        page.fill(field, "")
-    one = write(page, PROMPT, "Eiffel Tower", "Rome")
-    two = write(page, "The Louvre is located in the city of", "Louvre", "Berlin")
-    page.select_option("#stack", "on")
-    run(page)
-    name = page.text_content("#right-name")
-    assert name.endswith(f"{one}+{two}"), name
-    page.click(f'#edits > li[data-id="{two}"] button:text-is("Up")')
-    assert ids(page)[-2:] == [two, one]
-    assert page.evaluate("document.activeElement.textContent") in ("Up", "Down"), "the focus is lost"
-    run(page)
-    assert page.text_content("#right-name").endswith(f"{two}+{one}")
-    assert not page.text_content("#right-error")
-    take_out(page, two)
-    take_out(page, one)
-
-
-def the_right_side_is_chosen(page):
-    made = write(page, PROMPT, "Eiffel Tower", "Rome")
-    base = page.text_content("#left-name")
-    for choice, name in (("none", base), (f"only:{made}", f"{base}+{made}")):
-        page.select_option("#stack", choice)
-        run(page)
-        assert page.text_content("#right-name") == name
-    take_out(page, made)
-
-
-def a_chat_is_run_where_there_is_a_template(page):
-    page.wait_for_timeout(1500)
-    if not page.is_visible("#kind"):
-        print("    (the model has no chat template)")
-        return
-    page.check("input[name=kind][value=chat]")
-    run(page, "What is the capital of France?")
-    assert said(page, "left") and said(page, "right")
-    assert not page.text_content("#left-error")
-
-
-def the_theme_changes_and_stays(page):
-    paper = "() => getComputedStyle(document.body).backgroundColor"
-    colours = []
-    for _ in range(2):
-        page.click("#theme")
-        colours.append(page.evaluate(paper))
-    assert colours[0] != colours[1]
+def check_keyboard(page):
+    """Runs, opens a token and reaches every control without a pointer."""
     page.reload()
-    assert page.evaluate(paper) == colours[1]
+    page.locator("#write:not([hidden]), #no-editor:not([hidden])").wait_for()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#prompt")).to_be_focused()
+    page.keyboard.type(arguments.prompt)
+    page.keyboard.press("Tab")
+    page.keyboard.type("6")
+    page.keyboard.press("Control+Enter")
+    wait_for_answers(page)
+    filled(page)
+    seen = []
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        at = page.evaluate("""() => {
+            const element = document.activeElement, style = getComputedStyle(element);
+            if (element === document.body) return null;
+            const label = element.getAttribute('aria-label') || element.labels?.[0]?.textContent || element.textContent;
+            return { label: label.trim(), token: element.classList.contains('token'), outline: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2, id: element.id };
+        }""")
+        if at is None:
+            break
+        assert at["outline"], f"no focus is seen on {at}"
+        assert at["label"], f"no label on {at}"
+        seen.append(at)
+        if at["token"] and sum(one["token"] for one in seen) == 1:
+            first = page.evaluate("document.activeElement.textContent")
+            page.keyboard.press("ArrowRight")
+            expect(page.locator("#left .token").nth(1)).to_be_focused()
+            expect(page.locator("#tip")).to_contain_text("%")
+            page.keyboard.press("Enter")
+            expect(page.locator("#left .instead")).to_be_visible()
+            page.keyboard.press("Enter")
+            expect(page.locator("#left .instead")).to_be_hidden()
+            page.keyboard.press("Home")
+            assert page.evaluate("document.activeElement.textContent") == first
+    names = [one["id"] for one in seen]
+    assert "theme" not in names or names.index("run") < names.index("theme"), "the controls come in a strange order"
+    assert sum(one["token"] for one in seen) == 2, "each side is one stop of the Tab key"
+    if page.locator("#write").is_visible():
+        assert {"editor", "edit-prompt", "subject", "target", "make"} <= set(names), names
+    passed(f"the keyboard alone runs and reaches {len(seen)} controls")
 
 
-def a_reload_in_the_middle_breaks_nothing(page):
-    page.fill("#tokens", "200")
-    page.click("#run")
-    page.wait_for_selector("#left-said .token", timeout=PATIENCE)
-    page.reload()
-    until(page, "() => document.getElementById('stack').options.length > 0")
-    run(page)
+def check_looks(browser):
+    for scheme in ("light", "dark"):
+        for width, height in ((320, 640), (768, 1024), (1280, 900)):
+            page = open_page(browser, viewport={"width": width, "height": height}, color_scheme=scheme)
+            run(page, "abcdefghij" * 5)
+            page.locator("#left .token").first.click()
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, f"wider than {width} pixels"
+            ground = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")
+            if arguments.axe:
+                page.evaluate(Path(arguments.axe).read_text())
+                found = page.evaluate("axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa'] })")
+                wrong = [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found["violations"]]
+                assert not wrong, wrong
+            before = ground()
+            page.click("#theme")
+            assert ground() != before, "the theme does not change"
+            page.reload()
+            assert page.evaluate("document.documentElement.dataset.theme") == ("light" if scheme == "dark" else "dark"), "the theme is forgotten"
+            page.context.close()
+    passed("nothing runs over at 320, 768 and 1280 pixels; light and dark" + ("; axe finds nothing" if arguments.axe else ""))
 
 
-def nothing_is_wider_than_the_screen(page):
-    run(page, "a" * 500, "40")
-    page.click("#right-said .token >> nth=0")
-    for width in (320, 390, 768, 1280):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"wider than {width}"
-
-
-FLOWS = [
-    a_prompt_is_run,
-    the_keyboard_alone_runs,
-    a_run_is_stopped,
-    wrong_values_are_told,
-    a_subject_is_taken_from_the_prompt,
-    an_edit_is_written_switched_off_downloaded_and_taken_out,
-    markup_is_text,
-    edits_are_reordered,
-    the_right_side_is_chosen,
-    a_chat_is_run_where_there_is_a_template,
-    the_theme_changes_and_stays,
-    a_reload_in_the_middle_breaks_nothing,
-    nothing_is_wider_than_the_screen,
-]
-
-failed = 0
 with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=options.browser, args=["--no-sandbox"])
-    for flow in FLOWS:
-        context = browser.new_context(accept_downloads=True, viewport={"width": 1280, "height": 900})
-        begun = time.monotonic()
-        try:
-            page = opened(context)
-            flow(page)
-            assert not page.problems, page.problems
-            print(f"ok      {flow.__name__} ({time.monotonic() - begun:.1f} s)", flush=True)
-        except Exception:
-            failed += 1
-            print(f"FAILED  {flow.__name__}", flush=True)
-            traceback.print_exc()
-        context.close()
+    # In a container there is no sandbox to be had.
+    browser = playwright.chromium.launch(executable_path=arguments.chromium, args=["--no-sandbox"])
+    page = open_page(browser)
+    check_comparing(page)
+    if page.locator("#write").is_visible():
+        check_edits(page)
+    else:
+        expect(page.locator("#no-editor")).to_contain_text("--archive")
+        print("--    the server has no editor: its line is shown, the flows of edits are left out")
+    check_keyboard(page)
+    check_looks(browser)
     browser.close()
-print(f"{len(FLOWS) - failed} passed, {failed} failed")
-sys.exit(failed > 0)
+if problems:
+    sys.exit("the page met errors:\n" + "\n".join(problems))
+print("all passed")
