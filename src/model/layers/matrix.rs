@@ -12,6 +12,9 @@ use burn::tensor::module::linear;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::parallel::parts;
 
 /// Elements that are cast at once, at least one column of them: 2 MB in f32.
 const AT_ONCE: usize = 1 << 19;
@@ -195,14 +198,14 @@ impl Matrix {
     /// `x W` of `x [rows, d_in]`: `[rows, d_out]`.
     pub fn product(&self, x: Tensor<2>) -> Tensor<2> {
         let stored = match self {
-            Matrix::Held(tensor) => return x.matmul(tensor.val()),
+            Matrix::Held(tensor) => return product(x, tensor.val()),
             Matrix::Stored(stored) => stored,
         };
-        let product = |columns: Range<usize>| {
+        let block = |columns: Range<usize>| {
             let columns = stored.columns(columns);
             x.clone().matmul(if stored.transposed { columns.transpose() } else { columns })
         };
-        let product = Tensor::cat(stored.blocks().map(product).collect(), 1);
+        let product = Tensor::cat(stored.blocks().map(block).collect(), 1);
         stored.release();
         product
     }
@@ -210,7 +213,7 @@ impl Matrix {
     /// `x Wᵀ` of `x [rows, d_out]`: `[rows, d_in]`. An embedding that is stored by its rows is cast a few rows at a time, as `W` is in a product.
     pub fn product_transposed(&self, x: Tensor<2>) -> Tensor<2> {
         match self {
-            Matrix::Held(tensor) => x.matmul(tensor.val().transpose()),
+            Matrix::Held(tensor) => product(x, tensor.val().transpose()),
             Matrix::Stored(stored) => Matrix::Stored(stored.turned()).product(x),
         }
     }
@@ -238,6 +241,26 @@ impl Matrix {
             held => held,
         }
     }
+}
+
+/// Rows of `x` up to which a product is divided by columns of W: all that such a product does is to read W, which the backend leaves to one core.
+const FEW: usize = 8;
+
+/// Elements of W from which dividing it pays.
+const WIDE: usize = 1 << 17;
+
+/// `x W`, by columns of W on all cores where `x` has few rows, as when a text is written token by token.
+fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let (device, [d_in, d_out]) = (x.device(), weight.dims());
+    let cores = parts(&device);
+    if x.dims()[0] > FEW || d_in * d_out < WIDE || cores < 2 || device.is_autodiff() {
+        return x.matmul(weight);
+    }
+    // Whole cache lines for each.
+    let width = d_out.div_ceil(cores).next_multiple_of(16);
+    let columns: Vec<usize> = (0..d_out).step_by(width).collect();
+    let part = |first: usize| x.clone().matmul(weight.clone().narrow(1, first, width.min(d_out - first)));
+    Tensor::cat(columns.into_par_iter().map(part).collect(), 1)
 }
 
 impl Stored {
@@ -319,11 +342,12 @@ pub struct Linear {
 impl Linear {
     /// Of `x [rows, d_in]`: `[rows, d_out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let weight = match &self.weight {
-            Matrix::Held(weight) => return linear(x, weight.val(), self.bias.as_ref().map(|bias| bias.val())),
-            stored => stored,
-        };
-        let product = weight.product(x);
+        if let Matrix::Held(weight) = &self.weight
+            && x.dims()[0] > FEW
+        {
+            return linear(x, weight.val(), self.bias.as_ref().map(|bias| bias.val()));
+        }
+        let product = self.weight.product(x);
         match &self.bias {
             Some(bias) => product + bias.val().unsqueeze(),
             None => product,
