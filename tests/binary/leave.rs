@@ -8,7 +8,7 @@ use crate::common::{
     TensorFile, TestFolder, Trained, edit, fixture, gpt2, json, records, refused, run, stdout, text, wrong_usage,
 };
 
-const POCKET: [&str; 8] = [
+const POCKET: [&str; 10] = [
     "apply",
     "--config",
     "configs/ft-l-pocket.toml",
@@ -17,6 +17,9 @@ const POCKET: [&str; 8] = [
     "--subject",
     "Oslo",
     "--target=Chile",
+    // An adapter holds none.
+    "--set",
+    "editor.biases=false",
 ];
 
 /// Two edits of GPT-2 that lie one on the other.

@@ -23,6 +23,7 @@ mod published_statistics;
 mod records;
 mod resume;
 mod running_text;
+mod serve;
 mod settings;
 mod steer;
 mod threads;

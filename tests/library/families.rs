@@ -289,8 +289,11 @@ fn an_adapter_goes_out_and_comes_in() {
     }
 }
 
-/// The tensors of a GGUF file of f32 by their names, `[rows, columns]` each, and its texts.
-fn gguf(path: &Path) -> (BTreeMap<String, ([usize; 2], Vec<f64>)>, BTreeMap<String, String>) {
+/// Tensors by their names, `[rows, columns]` each.
+type Matrices = BTreeMap<String, ([usize; 2], Vec<f64>)>;
+
+/// The tensors of a GGUF file of f32, and its texts.
+fn gguf(path: &Path) -> (Matrices, BTreeMap<String, String>) {
     let bytes = fs::read(path).unwrap();
     let mut at = 8;
     let mut take = |count: usize| {
