@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::chat::ChatArgs;
+use super::steps::bar;
 use super::{load_edits, print};
 use crate::apply::memory::Elsewhere;
 use crate::data::asking::Asking;
@@ -85,6 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
     warn_of_chats(&edited, &asking);
     let mut results = vec![];
     let mut text = String::new();
+    let bar = bar(args.prompts.len(), "prompts");
     for said in &args.prompts {
         let prompt = &match &chat {
             Some(chat) => {
@@ -143,7 +145,9 @@ pub fn run(args: &Args) -> Result<()> {
             result["decoder_token_ids"] = json!(written);
         }
         results.push(result);
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     if args.json {
         let document = json!({
             "model": args.model,

@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use serde_json::json;
 
 use super::print;
+use super::steps::bar;
 use crate::edit::Edit;
 use crate::edit::join::Joined;
 use crate::error::{Error, Result};
@@ -43,6 +44,7 @@ pub fn run(args: &Args) -> Result<()> {
     }) {
         return Err(Error::file(file, "--out is one of the files that are joined; give another name"));
     }
+    let bar = bar(args.files.len(), "edits");
     for file in &args.files {
         let edit = Edit::load(file, &Device::flex())?;
         let (id, base) = (edit.id().to_owned(), edit.provenance.base.clone());
@@ -65,7 +67,9 @@ pub fn run(args: &Args) -> Result<()> {
             other => other,
         })?;
         taken.push((id, base));
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     let edit = joined.edit()?;
     edit.save(&args.out)?;
     let (files, requests) = (taken.len(), edit.provenance.requests.len());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
+use super::steps::bar;
 use super::{load_edits, print, shown_answer};
 use crate::apply::memory::Elsewhere;
 use crate::apply::steering::{captured, mean_difference};
@@ -262,6 +263,7 @@ fn sweep(args: &Args, before: &Edited, interventions: &[Intervention], test: &[P
         tracing::warn!("--text-tokens: there is no text to read; name one with --text");
     }
     let mut found: Vec<Steered> = vec![];
+    let bar = bar(args.sweep.len(), "strengths");
     for &strength in &args.sweep {
         let with_strength = |one: &Intervention| match &one.action {
             Action::Add { vector, .. } => {
@@ -272,7 +274,9 @@ fn sweep(args: &Args, before: &Edited, interventions: &[Intervention], test: &[P
         let interventions = interventions.iter().map(with_strength).collect();
         let model = before.with_change(&PassChange { interventions, ..PassChange::default() })?;
         found.push(look.at(&model, strength)?);
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     if let Some(path) = &args.plot {
         picture::write(path, &[curves(&found, &args.at.join(", "))][..])?;
     }

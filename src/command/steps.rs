@@ -43,6 +43,17 @@ impl Steps {
     }
 }
 
+/// A bar over so many pieces of a work, with a line now and then where no terminal shows it.
+pub(super) fn bar(pieces: usize, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new(pieces as u64);
+    if let Ok(style) = ProgressStyle::with_template(&format!("{{wide_bar}} {{pos}}/{{len}} {what} {{per_sec}} {{eta}}"))
+    {
+        bar.set_style(style);
+    }
+    tell_now_and_then(&bar, what);
+    bar
+}
+
 /// Says every half a minute how far a bar is, as long as it is not finished, where no terminal shows it.
 pub(super) fn tell_now_and_then(bar: &ProgressBar, what: &'static str) {
     if !bar.is_hidden() {

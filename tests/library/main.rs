@@ -18,6 +18,7 @@ mod objectives;
 mod pairs;
 mod plan;
 mod protocols;
+mod running;
 mod sampling;
 mod serac;
 mod sets;
