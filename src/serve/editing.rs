@@ -71,7 +71,9 @@ pub struct Wanted {
 pub enum Progress {
     /// What is being done now.
     Stage(&'static str, f64),
-    /// The edit, as clients are told of it.
+    /// The edit, as soon as it is kept: models may name it from now on.
+    Made(Value),
+    /// The same with what was seen of it.
     Done(Value),
     /// There is none.
     Failed(Refusal),
@@ -158,6 +160,8 @@ impl Workshop {
         }
         let id = id.unwrap_or_else(|| self.edits.free_id(name));
         self.edits.add(&id, edit)?;
+        // Nobody may listen any more.
+        let _ = events.send(Progress::Made(self.edits.describe(&id)?));
         stage("scoring");
         // The edit is kept by now, whatever comes of looking at it.
         match self.report(&before, &after, &record) {

@@ -393,7 +393,7 @@ async fn edit(State(server): Shared, headers: HeaderMap, body: Received) -> Resu
     }
     while let Some(event) = events.recv().await {
         match event {
-            Progress::Stage(..) => {}
+            Progress::Stage(..) | Progress::Made(_) => {}
             Progress::Done(edit) => return Ok((StatusCode::CREATED, Json(edit)).into_response()),
             Progress::Failed(refusal) => return Err(refusal),
         }
@@ -407,6 +407,7 @@ fn said(event: Progress) -> String {
         Progress::Stage(stage, seconds) => {
             ("progress", json!({"stage": stage, "step": null, "of": null, "seconds": seconds}))
         }
+        Progress::Made(edit) => ("made", edit),
         Progress::Done(edit) => ("done", edit),
         Progress::Failed(refusal) => ("error", refusal.json()),
     };
