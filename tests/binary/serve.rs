@@ -286,7 +286,9 @@ fn progress_of_an_edit_is_streamed() {
     let (status, events) =
         server.ask("POST", "/edits", "Content-Type: application/json\r\nAccept: text/event-stream\r\n", &body);
     assert_eq!(status, 200);
-    for told in ["event: progress", "\"queued\"", "\"editing\"", "\"saving\"", "event: made", "\"scoring\"", "event: done"] {
+    for told in
+        ["event: progress", "\"queued\"", "\"editing\"", "\"saving\"", "event: made", "\"scoring\"", "event: done"]
+    {
         assert!(events.contains(told), "{told}: {events}");
     }
     let failed = json!({"prompt": "", "target": "Japan"}).to_string();
