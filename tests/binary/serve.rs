@@ -46,13 +46,53 @@ impl Server {
         Server { child, address }
     }
 
-    /// Status and body of a request, whose lines are given as they are.
-    fn raw(&self, request: &str) -> (u16, String) {
+    /// All that comes of a request, whose lines are given as they are.
+    fn whole(&self, request: &str) -> String {
+        let mut stream = self.open(request);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// A request of which nothing was read yet.
+    fn open(&self, request: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        stream
+    }
+
+    /// A request whose answer comes in pieces.
+    fn stream(&self, path: &str, body: &Value) -> TcpStream {
+        let body = body.to_string();
+        self.open(&format!(
+            "POST {path} HTTP/1.0\r\nHost: {}\r\nContent-Type: application/json\r\nAccept: text/event-stream\r\nContent-Length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        ))
+    }
+
+    /// Waits until the server says so of itself.
+    fn waits_for(&self, name: &str, wanted: u64) {
+        let begin = Instant::now();
+        while self.get("/health")[name] != wanted {
+            assert!(begin.elapsed() < Duration::from_secs(20), "{name} is not {wanted}: {}", self.get("/health"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it; what it told people.
+    fn told(mut self) -> String {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let mut told = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        told
+    }
+
+    /// Status and body of a request.
+    fn raw(&self, request: &str) -> (u16, String) {
+        let answer = self.whole(request);
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
         let body = answer.split_once("\r\n\r\n").unwrap().1.to_owned();
         (status, body)
@@ -261,15 +301,8 @@ fn files_of_edits_are_known_from_the_start() {
     assert_eq!(server.said("pocket+lyon", LYON, 1), " Japan");
     // It is deleted while it answers: that answer ends as it began.
     let body =
-        json!({"model": "pocket+lyon", "prompt": "The", "max_tokens": 60, "temperature": 1, "seed": 1, "stream": true})
-            .to_string();
-    let mut stream = TcpStream::connect(&server.address).unwrap();
-    write!(
-        stream,
-        "POST /v1/completions HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+        json!({"model": "pocket+lyon", "prompt": "The", "max_tokens": 60, "temperature": 1, "seed": 1, "stream": true});
+    let mut stream = server.stream("/v1/completions", &body);
     let (status, _) = server.ask("DELETE", "/edits/lyon", "", "");
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
@@ -286,7 +319,9 @@ fn progress_of_an_edit_is_streamed() {
     let (status, events) =
         server.ask("POST", "/edits", "Content-Type: application/json\r\nAccept: text/event-stream\r\n", &body);
     assert_eq!(status, 200);
-    for told in ["event: progress", "\"queued\"", "\"editing\"", "\"saving\"", "event: made", "\"scoring\"", "event: done"] {
+    for told in
+        ["event: progress", "\"queued\"", "\"editing\"", "\"saving\"", "event: made", "\"scoring\"", "event: done"]
+    {
         assert!(events.contains(told), "{told}: {events}");
     }
     let failed = json!({"prompt": "", "target": "Japan"}).to_string();
@@ -389,40 +424,363 @@ fn endless(place: &TestFolder) -> std::path::PathBuf {
 fn a_client_that_hangs_up_is_noticed() {
     let place = TestFolder::new();
     let server = Server::start(&["--model", text(&endless(&place)), "--max-tokens", "90000"]);
-    let body =
-        json!({"model": "endless", "prompt": "a", "max_tokens": 90_000, "temperature": 1, "stream": true}).to_string();
+    let body = json!({"model": "endless", "prompt": "a", "max_tokens": 90_000, "temperature": 1, "stream": true});
     {
-        let mut stream = TcpStream::connect(&server.address).unwrap();
-        write!(
-            stream,
-            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .unwrap();
+        let mut stream = server.stream("/v1/completions", &body);
         let mut some = [0; 2000];
         stream.read_exact(&mut some).unwrap();
         assert_eq!(server.get("/health")["running"], 1);
     }
-    let begin = Instant::now();
-    while server.get("/health")["running"] != 0 {
-        assert!(begin.elapsed() < Duration::from_secs(20), "the answer goes on though nobody listens");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    server.waits_for("running", 0);
+    server.said("endless", "a", 3);
 }
 
 #[cfg(unix)]
 #[test]
 fn asked_to_end_it_ends_well() {
-    let mut server = Server::start(&["--model", "pocket"]);
-    // SAFETY: the process is a child that still lives.
-    unsafe { libc::kill(server.child.id() as i32, libc::SIGTERM) };
-    let begin = Instant::now();
-    let status = loop {
-        if let Some(status) = server.child.try_wait().unwrap() {
-            break status;
-        }
-        assert!(begin.elapsed() < Duration::from_secs(20));
-        std::thread::sleep(Duration::from_millis(20));
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let mut server = Server::start(&["--model", "pocket"]);
+        // SAFETY: the process is a child that still lives.
+        unsafe { libc::kill(server.child.id() as i32, signal) };
+        let begin = Instant::now();
+        let status = loop {
+            if let Some(status) = server.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(status.code(), Some(0), "signal {signal}");
+    }
+}
+
+/// The text of each answer of a stream, and why it ended.
+fn joined(pieces: &[Value], answers: usize) -> Vec<(String, Value)> {
+    let mut all = vec![(String::new(), Value::Null); answers];
+    for choice in pieces.iter().flat_map(|piece| piece["choices"].as_array().unwrap()) {
+        let (text, reason) = &mut all[choice["index"].as_u64().unwrap() as usize];
+        assert!(reason.is_null(), "{choice} comes behind the end of its answer");
+        *text += choice["text"].as_str().or(choice["delta"]["content"].as_str()).unwrap_or_default();
+        *reason = choice["finish_reason"].clone();
+    }
+    all
+}
+
+#[test]
+fn several_answers_are_streamed_as_they_are_whole() {
+    let server = shared();
+    let ask = |mut body: Value| {
+        let (status, whole) = server.send("POST", "/v1/completions", body.clone());
+        assert_eq!(status, 200, "{whole}");
+        body["stream"] = json!(true);
+        let mut streamed = String::new();
+        server.stream("/v1/completions", &body).read_to_string(&mut streamed).unwrap();
+        (whole["choices"].as_array().unwrap().clone(), pieces(&streamed))
     };
-    assert_eq!(status.code(), Some(0));
+    let body = json!({"model": "pocket", "prompt": ["The", "A"], "n": 2, "max_tokens": 10, "temperature": 1, "seed": 3, "logprobs": 2});
+    let (whole, pieces) = ask(body);
+    let wanted: Vec<(String, Value)> = whole
+        .iter()
+        .map(|choice| (choice["text"].as_str().unwrap().to_owned(), choice["finish_reason"].clone()))
+        .collect();
+    assert_eq!(joined(&pieces, 4), wanted);
+    for (index, choice) in whole.iter().enumerate() {
+        let of = pieces.iter().map(|piece| &piece["choices"][0]).filter(|choice| choice["index"] == index);
+        let tokens: Vec<&Value> = of.filter_map(|choice| choice["logprobs"]["tokens"].as_array()).flatten().collect();
+        assert_eq!(tokens, choice["logprobs"]["tokens"].as_array().unwrap().iter().collect::<Vec<_>>());
+    }
+    // What stops an answer is never shown, not even its beginning; a prompt that is echoed comes first.
+    for (more, text, reason) in [
+        (json!({"stop": "ce", "max_tokens": 6}), " Fran".to_owned(), "stop"),
+        (json!({"max_tokens": 1}), " France".to_owned(), "length"),
+        (json!({"max_tokens": 1, "echo": true}), format!("{LYON} France"), "length"),
+    ] {
+        let mut body = json!({"model": "pocket", "prompt": LYON, "temperature": 0});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (whole, pieces) = ask(body);
+        assert_eq!((&whole[0]["text"], &whole[0]["finish_reason"]), (&json!(text), &json!(reason)));
+        assert_eq!(joined(&pieces, 1), [(text, json!(reason))], "{more}");
+    }
+}
+
+/// The embedded model as a folder, with a template that puts one text behind the other.
+fn talker(place: &TestFolder) -> std::path::PathBuf {
+    let folder = place.path("talker");
+    std::fs::create_dir(&folder).unwrap();
+    let pocket = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/pocket");
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::write(folder.join(name), std::fs::read(pocket.join(name)).unwrap()).unwrap();
+    }
+    let template = "{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}{{ message.content }}{% if not loop.last %} {% endif %}{% endfor %}";
+    std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    folder
+}
+
+#[test]
+fn a_chat_is_answered_as_predict_does() {
+    let place = TestFolder::new();
+    let model = talker(&place);
+    let server = Server::start(&["--model", text(&model)]);
+    let ask = ["predict", "--model", text(&model), "--chat", "--prompt", LYON, "--generate", "6"];
+    let wanted = command_json(&ask)["results"][0]["generated"].as_str().unwrap().to_owned();
+    assert!(wanted.starts_with(" France"), "{wanted}");
+    let messages = json!([{"role": "system", "content": "The city of"}, {"role": "user", "content": "Lyon lies in"}]);
+    let mut body = json!({"model": "talker", "messages": [{"role": "user", "content": LYON}], "max_tokens": 6, "temperature": 0, "logprobs": true, "top_logprobs": 3});
+    for turns in [body["messages"].clone(), messages] {
+        body["messages"] = turns;
+        let (status, answer) = server.send("POST", "/v1/chat/completions", body.clone());
+        assert_eq!((status, &answer["object"]), (200, &json!("chat.completion")), "{answer}");
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["message"], json!({"role": "assistant", "content": wanted, "refusal": null}));
+        let said = choice["logprobs"]["content"].as_array().unwrap();
+        let tokens: String = said.iter().map(|token| token["token"].as_str().unwrap()).collect();
+        assert_eq!(tokens, wanted);
+        for token in said {
+            assert_eq!(token["bytes"], json!(token["token"].as_str().unwrap().as_bytes()));
+            let top = token["top_logprobs"].as_array().unwrap();
+            assert!(top.len() == 3 && top[0]["logprob"] == token["logprob"], "{token}");
+        }
+    }
+    body["stream"] = json!(true);
+    let mut streamed = String::new();
+    server.stream("/v1/chat/completions", &body).read_to_string(&mut streamed).unwrap();
+    let pieces = pieces(&streamed);
+    assert_eq!(pieces[0]["choices"][0]["delta"]["role"], "assistant");
+    assert!(pieces.iter().all(|piece| piece["object"] == "chat.completion.chunk"), "{streamed}");
+    assert_eq!(joined(&pieces, 1)[0].0, wanted);
+    let told = json!({"model": "talker", "messages": [{"role": "tool", "content": "a"}]});
+    let error = server.refuses("POST", "/v1/chat/completions", told, 400, &["no tools here"]);
+    assert_eq!(error["param"], "messages");
+}
+
+#[test]
+fn an_encoder_decoder_answers_texts() {
+    let server = Server::start(&["--model", "pocket-t5"]);
+    let question = "In which country is Lyon?";
+    let predicted = command_json(&["predict", "--model", "pocket-t5", "--prompt", question, "--generate", "4"]);
+    let wanted = predicted["results"][0]["generated"].as_str().unwrap();
+    assert_eq!(server.said("pocket-t5", question, 4), wanted);
+    let ids = json!({"model": "pocket-t5", "prompt": [5, 6]});
+    let error = server.refuses("POST", "/v1/completions", ids, 400, &["encoder", "string"]);
+    assert_eq!(error["param"], "prompt");
+}
+
+/// Fine-tuning that takes a moment.
+fn quick(place: &TestFolder, model: &str) -> String {
+    let config = format!(
+        "[model]\npath = {model:?}\n[editor]\nmethod = \"fine_tuning\"\nlayers = [1]\nweights = [\"mlp.down\"]\nsteps = 1\nlearning_rate = 1e-3\n"
+    );
+    text(&place.write("quick.toml", config)).to_owned()
+}
+
+#[test]
+fn new_edits_lie_on_those_that_are_on() {
+    let place = TestFolder::new();
+    let (quick, ft) = (quick(&place, "pocket"), config("ft-pocket.toml"));
+    let server = Server::start(&["--model", "pocket", "--config", &quick, "--config", &ft, "--text-tokens", "16"]);
+    // Each of another fact: two edits that change the same are one.
+    let edit = |id: &str, city: &str, on: Option<&str>| {
+        let prompt = format!("The city of {city} lies in");
+        server.edit(json!({"editor": "quick", "id": id, "prompt": prompt, "target": "Japan", "on": on}))["computed_on"]
+            .clone()
+    };
+    assert_eq!(edit("a", "Lyon", None), json!([]));
+    assert_eq!(server.send("PATCH", "/edits/a", json!({"on": false})).1["on"], false);
+    assert_eq!(edit("b", "Oslo", None), json!([]));
+    let (status, switched) = server.send("PATCH", "/edits/a", json!({"on": true}));
+    assert_eq!((status, &switched["id"], &switched["on"]), (200, &json!("a"), &json!(true)));
+    assert_eq!(edit("c", "Rosario", None), json!(["a", "b"]));
+    assert_eq!(edit("d", "Bern", Some("pocket+b")), json!(["b"]));
+    assert_eq!(edit("e", "Graz", Some("pocket")), json!([]));
+    let models = server.get("/v1/models")["data"].clone();
+    let models: Vec<&str> = models.as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    let each = ["pocket", "pocket+a", "pocket+b", "pocket+c", "pocket+d", "pocket+e", "pocket+a+b+c+d+e"];
+    assert_eq!(models, each);
+    let health = server.get("/health");
+    assert_eq!(health, json!({"status": "ok", "model": "pocket", "edits": 5, "running": 0, "waiting": 0}));
+    assert_eq!(server.get("/edits/a"), server.get("/edits")["edits"][0]);
+    // The head of a file is text, whatever follows.
+    let mut head = [0; 400];
+    server.open("GET /edits/a/file HTTP/1.0\r\nHost: localhost\r\n\r\n").read_exact(&mut head).unwrap();
+    let head = String::from_utf8_lossy(&head).to_lowercase();
+    assert!(head.contains("content-disposition: attachment; filename=\"a.edit.safetensors\""), "{head}");
+
+    // What cannot be, by its field where it is none of the record's.
+    let fact = || json!({"editor": "quick", "prompt": LYON, "target": "Japan"});
+    for (name, value, status, param) in [
+        ("editor", json!("nobody"), 404, Some("editor")),
+        ("editor", json!(null), 400, Some("editor")),
+        ("editor", json!(5), 400, Some("editor")),
+        ("id", json!("a b"), 400, Some("id")),
+        ("id", json!("../a"), 400, Some("id")),
+        ("id", json!(5), 400, Some("id")),
+        ("id", json!("a"), 409, Some("id")),
+        ("on", json!(5), 400, Some("on")),
+        ("on", json!("nobody"), 404, None),
+        ("on", json!("pocket+nobody"), 404, None),
+        ("prompt", json!(5), 400, None),
+        ("target", json!(null), 400, None),
+    ] {
+        let mut body = fact();
+        body[name] = value;
+        let error = server.refuses("POST", "/edits", body.clone(), status, &[]);
+        assert!(param.is_none_or(|param| error["param"] == param), "{body}: {error}");
+        assert!(!error["message"].as_str().unwrap().is_empty());
+    }
+    for body in [json!({"on": "yes"}), json!({})] {
+        let error = server.refuses("PATCH", "/edits/a", body, 400, &["true or false"]);
+        assert_eq!(error["param"], "on");
+    }
+    for (method, path) in [
+        ("GET", "/edits/nobody"),
+        ("GET", "/edits/nobody/file"),
+        ("DELETE", "/edits/nobody"),
+        ("GET", "/v1/models/pocket+nobody"),
+    ] {
+        let (status, body) = server.ask(method, path, "", "");
+        let error: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &error["error"]["type"]), (404, &json!("not_found")), "{method} {path}");
+    }
+    assert_eq!(server.get("/edits")["edits"].as_array().unwrap().len(), 5);
+}
+
+#[test]
+fn clients_of_different_stacks_do_not_hear_each_other() {
+    let ft = config("ft-pocket.toml");
+    let server = Server::start(&["--model", "pocket", "--config", &ft, "--text-tokens", "16"]);
+    server.edit(json!({"id": "lyon", "prompt": LYON, "target": "Japan"}));
+    let prompts = [LYON, "The city of Oslo lies in", "In which country is Oslo?", "The capital of"];
+    let asked = prompts.iter().flat_map(|prompt| ["pocket", "pocket+lyon"].map(|model| (model, *prompt)));
+    let asked: Vec<(&str, &str)> = asked.collect();
+    let alone: Vec<String> = asked.iter().map(|(model, prompt)| server.said(model, prompt, 8)).collect();
+    assert_ne!(alone[0], alone[1]);
+    let together: Vec<String> = std::thread::scope(|scope| {
+        let server = &server;
+        let clients: Vec<_> =
+            asked.iter().map(|&(model, prompt)| scope.spawn(move || server.said(model, prompt, 8))).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn what_a_killed_server_left_is_put_in_order() {
+    let place = TestFolder::new();
+    let folder = place.path("edits");
+    let ft = config("ft-pocket.toml");
+    let args = ["--model", "pocket", "--config", &ft, "--edits", text(&folder)];
+    let edits = |server: &Server| server.get("/edits")["edits"].as_array().unwrap().clone();
+    {
+        let mut server = Server::start(&args);
+        server.edit(json!({"id": "lyon", "prompt": LYON, "target": "Japan"}));
+        assert_eq!(server.send("PATCH", "/edits/lyon", json!({"on": false})).0, 200);
+        // It is killed while it edits.
+        let body = json!({"id": "oslo", "prompt": "The city of Oslo lies in", "target": "Chile"});
+        let mut stream = BufReader::new(server.stream("/edits", &body));
+        let mut line = String::new();
+        while !line.contains("\"editing\"") {
+            line.clear();
+            assert!(stream.read_line(&mut line).unwrap() > 0, "the stream ended");
+        }
+        server.child.kill().unwrap();
+    }
+    // As if it had been writing just then.
+    let leftover = folder.join(".emend-oslo.edit.safetensors-half");
+    std::fs::write(&leftover, b"half of it").unwrap();
+    {
+        let server = Server::start(&args);
+        assert!(!leftover.exists());
+        // The edit is there whole or not at all, and the other one as it was left.
+        let known = edits(&server);
+        assert_eq!((&known[0]["id"], &known[0]["on"]), (&json!("lyon"), &json!(false)));
+        assert!(known.len() == 1 || (known.len() == 2 && known[1]["id"] == "oslo"), "{known:?}");
+        assert_eq!(server.said("pocket+lyon", LYON, 1), " Japan");
+    }
+    // Notes and files that are broken are told, and keep nobody from the others.
+    std::fs::write(folder.join("serve.json"), b"{\"edits\": [").unwrap();
+    std::fs::write(folder.join("broken.edit.safetensors"), b"no").unwrap();
+    let server = Server::start(&args);
+    let known = edits(&server);
+    assert!(known.iter().any(|edit| edit["id"] == "lyon" && edit["on"] == true), "{known:?}");
+    assert!(known.iter().all(|edit| edit["id"] != "broken"), "{known:?}");
+    let told = server.told();
+    assert!(told.contains("serve.json") && told.contains("left out") && told.contains("broken"), "{told}");
+}
+
+#[test]
+fn an_edit_that_is_taken_out_answers_to_the_end() {
+    let place = TestFolder::new();
+    let model = endless(&place);
+    let quick = quick(&place, text(&model));
+    let server = Server::start(&["--model", text(&model), "--config", &quick, "--max-tokens", "2000"]);
+    server.edit(json!({"id": "x", "prompt": "The tower", "target": "Vell"}));
+    let mut body = json!({"model": "endless+x", "prompt": "a", "max_tokens": 600, "temperature": 1, "seed": 1});
+    let (_, whole) = server.send("POST", "/v1/completions", body.clone());
+    let wanted = whole["choices"][0]["text"].as_str().unwrap().to_owned();
+    body["stream"] = json!(true);
+    let mut stream = server.stream("/v1/completions", &body);
+    let mut begin = [0; 1000];
+    stream.read_exact(&mut begin).unwrap();
+    let (status, _) = server.ask("DELETE", "/edits/x", "", "");
+    assert_eq!(status, 204);
+    server.refuses("POST", "/v1/completions", json!({"model": "endless+x", "prompt": "a"}), 404, &["\"x\""]);
+    // This client reads nothing for now, which keeps no other from being answered.
+    server.said("endless", "b", 3);
+    let mut all = begin.to_vec();
+    stream.read_to_end(&mut all).unwrap();
+    let pieces = pieces(&String::from_utf8(all).unwrap());
+    assert_eq!(joined(&pieces, 1), [(wanted, json!("length"))]);
+}
+
+#[test]
+fn more_than_may_wait_is_told_to_come_again() {
+    let place = TestFolder::new();
+    let model = endless(&place);
+    let limits = ["--max-tokens", "90000", "--concurrency", "1", "--queue", "1"];
+    let server = Server::start(&[&["--model", text(&model)], &limits[..]].concat());
+    let long = json!({"model": "endless", "prompt": "a", "max_tokens": 90_000, "temperature": 1, "stream": true});
+    let running = server.stream("/v1/completions", &long);
+    server.waits_for("running", 1);
+    let waiting = server.stream("/v1/completions", &long);
+    server.waits_for("waiting", 1);
+    let short = json!({"model": "endless", "prompt": "a", "max_tokens": 3});
+    let error = server.refuses("POST", "/v1/completions", short.clone(), 429, &["--queue"]);
+    assert_eq!(error["type"], "overloaded");
+    let body = short.to_string();
+    let head = format!("Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
+    let answer = server.whole(&format!("POST /v1/completions HTTP/1.0\r\n{head}\r\n\r\n{body}"));
+    assert!(answer.to_lowercase().contains("\r\nretry-after: "), "{answer}");
+    // More than could ever wait is another matter.
+    let mut several = short;
+    several["n"] = json!(2);
+    assert_eq!(server.refuses("POST", "/v1/completions", several, 400, &["--queue"])["param"], "n");
+    // Who waits is next, and who waits no more is not.
+    drop(running);
+    server.waits_for("waiting", 0);
+    server.waits_for("running", 1);
+    drop(waiting);
+    server.waits_for("running", 0);
+    server.said("endless", "a", 3);
+}
+
+#[test]
+fn pages_of_the_server_itself_may_write() {
+    let server = shared();
+    let body = json!({"model": "pocket", "prompt": "The", "max_tokens": 1}).to_string();
+    let own = server.address.clone();
+    for (origin, status) in [
+        (format!("http://{own}"), 200),
+        (format!("http://{}:1", own.split(':').next().unwrap()), 403),
+        ("null".to_owned(), 403),
+    ] {
+        let headers = format!("Content-Type: application/json\r\nOrigin: {origin}\r\n");
+        let (found, answer) = server.ask("POST", "/v1/completions", &headers, &body);
+        assert_eq!(found, status, "{origin}: {answer}");
+    }
+    // A browser asks first whether a page may, and hears no word that it may.
+    let asked = "OPTIONS /v1/completions HTTP/1.0\r\nHost: localhost\r\nOrigin: http://elsewhere.example\r\nAccess-Control-Request-Method: POST\r\n\r\n";
+    let answer = server.whole(asked).to_lowercase();
+    assert!(answer.contains(" 403 ") && !answer.contains("access-control-allow"), "{answer}");
+    let large = json!({"prompt": "a".repeat(5000), "target": "b"});
+    server.refuses("POST", "/edits", large, 413, &["--max-body"]);
 }

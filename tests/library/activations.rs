@@ -40,7 +40,7 @@ fn edit(model: &Edited, interventions: Vec<Intervention>) -> Edit {
     Edit::new(provenance, Change::Pass(PassChange { interventions, ..PassChange::default() }), Default::default())
 }
 
-fn with(model: &Edited, at: Site, positions: Positions, until: Until, action: Action) -> Edited {
+pub fn with(model: &Edited, at: Site, positions: Positions, until: Until, action: Action) -> Edited {
     model.with(edit(model, vec![Intervention { at, positions, until, action }])).unwrap()
 }
 
