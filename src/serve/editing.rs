@@ -155,7 +155,8 @@ impl Workshop {
         let (edit, after) = applied.map_err(Error::without_number)?.looks.remove(0);
         stage("saving");
         // What an editor's edits lie on is an edit of its own, which comes first.
-        for under in &adapted.edits()[before.edits().len()..] {
+        let laid = adapted.edits()[before.edits().len()..].iter();
+        for under in laid.filter(|under| !self.edits.knows(under)) {
             self.edits.add(&self.edits.free_id(&format!("{name}-adapted")), under.clone())?;
         }
         let id = id.unwrap_or_else(|| self.edits.free_id(name));

@@ -157,6 +157,10 @@ impl Edits {
             .flatten()
             .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(ENDING)?.to_owned()))
             .collect();
+        if let Some(strange) = found.iter().find(|id| check_id(id).is_err()) {
+            tracing::warn!("left out: {strange}{ENDING}, whose name no model name can hold; give it another");
+        }
+        found.retain(|id| check_id(id).is_ok());
         found.sort();
         let place = |id: &String| notes.edits.iter().position(|noted| noted.id == *id).unwrap_or(usize::MAX);
         found.sort_by_key(place);
@@ -177,6 +181,7 @@ impl Edits {
     fn put(&self, kept: Kept) -> Result<(), Refusal> {
         let mut shelf = self.shelf();
         shelf.check_free(&kept.noted.id)?;
+        shelf.check_new(&kept.edit)?;
         shelf.kept.push(kept);
         Ok(())
     }
@@ -187,6 +192,11 @@ impl Edits {
     /// One has.
     pub fn check_free(&self, id: &str) -> Result<(), Refusal> {
         self.shelf().check_free(id)
+    }
+
+    /// Whether this very edit is there, under any name.
+    pub fn knows(&self, edit: &Edit) -> bool {
+        self.shelf().check_new(edit).is_err()
     }
 
     /// A name that no edit has.
@@ -205,6 +215,7 @@ impl Edits {
     pub fn add(&self, id: &str, edit: Arc<Edit>) -> Result<(), Refusal> {
         let mut shelf = self.shelf();
         shelf.check_free(id)?;
+        shelf.check_new(&edit)?;
         let file = self.folder.as_ref().map(|folder| folder.join(format!("{id}{ENDING}")));
         let contents = edit.bytes();
         if let Some(file) = &file {
@@ -379,6 +390,17 @@ impl Shelf {
             return Err(Refusal { param: Some("id".into()), ..Refusal::new(StatusCode::CONFLICT, message) });
         }
         Ok(())
+    }
+
+    /// The same edit under two names would count twice in a stack of both.
+    fn check_new(&self, edit: &Edit) -> Result<(), Refusal> {
+        match self.kept.iter().find(|kept| kept.edit.id() == edit.id()) {
+            None => Ok(()),
+            Some(known) => Err(Refusal::new(
+                StatusCode::CONFLICT,
+                format!("this very edit is there already, as \"{}\"; switch that one on", known.noted.id),
+            )),
+        }
     }
 
     fn on(&self) -> Vec<String> {

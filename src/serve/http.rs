@@ -436,7 +436,8 @@ impl Server {
             check_id(id)?;
             self.edits.check_free(id)?;
         }
-        let on = fields.text("on")?.map(|name| self.edits.stack(&name)).transpose()?;
+        let on = fields.text("on")?.map(|name| self.edits.stack(&name)).transpose();
+        let on = on.map_err(|refusal| Refusal { param: Some("on".into()), ..refusal })?;
         let further = [("target_new", fields.take("target")), ("locality", fields.take("neighbors"))];
         let mut record = fields.rest();
         record.retain(|_, value| !value.is_null());
